@@ -1,0 +1,1 @@
+"""Glowplug: model servers that scale to zero and come back in seconds."""

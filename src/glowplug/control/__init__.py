@@ -1,0 +1,1 @@
+"""Deployments, router, autoscaler, API."""

@@ -1,0 +1,1 @@
+"""The agent that owns everything on one machine."""

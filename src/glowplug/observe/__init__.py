@@ -1,0 +1,1 @@
+"""Cold-start arithmetic, pictures and metrics."""

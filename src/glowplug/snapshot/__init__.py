@@ -1,0 +1,1 @@
+"""Memory captured after initialisation: key, manifest, store, proof."""

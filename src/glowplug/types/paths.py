@@ -1,0 +1,97 @@
+"""Where state lies on a machine. The only module that spells file names shared between rooms."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_STATE_DIR = Path("/var/lib/glowplug")
+TOOLS_DIR = Path("/usr/local/lib/glowplug/bin")
+
+
+@dataclass(frozen=True)
+class StateDir:
+    """All paths below one state directory. Nothing is created until :meth:`create` is called."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> StateDir:
+        """``GLOWPLUG_STATE`` or the default."""
+        return cls(Path(os.environ.get("GLOWPLUG_STATE", str(DEFAULT_STATE_DIR))).absolute())
+
+    def create(self) -> None:
+        """Make the directories, readable by their owner only."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o700)
+        for directory in (
+            self.images, self.snapshots, self.snapshot_staging, self.replica_logs, self.replicas, self.exits,
+            self.runtime_root,
+        ):  # fmt: skip
+            directory.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def database(self) -> Path:
+        """The control plane's SQLite file."""
+        return self.root / "control.db"
+
+    @property
+    def token(self) -> Path:
+        """The API token, mode 0600."""
+        return self.root / "token"
+
+    @property
+    def images(self) -> Path:
+        """One folder per image."""
+        return self.root / "images"
+
+    @property
+    def snapshots(self) -> Path:
+        """One folder per finished snapshot."""
+        return self.root / "snapshots"
+
+    @property
+    def snapshot_staging(self) -> Path:
+        """Snapshots being written: on the same filesystem as the finished ones, so a rename publishes."""
+        return self.snapshots / ".staging"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of our own processes."""
+        return self.root / "logs"
+
+    @property
+    def replica_logs(self) -> Path:
+        """One log per replica."""
+        return self.logs / "replicas"
+
+    @property
+    def run(self) -> Path:
+        """What is true of this boot only."""
+        return self.root / "run"
+
+    @property
+    def agent_socket(self) -> Path:
+        """The node agent's HTTP socket."""
+        return self.run / "agent.sock"
+
+    @property
+    def supervisor(self) -> Path:
+        """Pid and address of the running supervisor."""
+        return self.run / "supervisor.json"
+
+    @property
+    def exits(self) -> Path:
+        """Exit codes of orphaned sandboxes, noted by the supervisor: one file per pid."""
+        return self.run / "exits"
+
+    @property
+    def replicas(self) -> Path:
+        """One folder per replica."""
+        return self.run / "replicas"
+
+    @property
+    def runtime_root(self) -> Path:
+        """The container runtime's own state."""
+        return self.run / "runsc"

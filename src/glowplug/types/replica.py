@@ -1,0 +1,188 @@
+"""What a running copy looks like from outside: its states, its view, and the node agent's messages.
+
+These are the contract between the control plane and the node agent (see ``docs/architecture.md``).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from glowplug.types.spec import ImageSpec, ServerSpec
+
+
+class Message(BaseModel):
+    """Base of everything processes tell each other: unknown fields are ignored, so old and new can talk."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class ReplicaState(StrEnum):
+    """The life of a replica. Arrows: starting -> ready -> draining -> stopped; any -> failed."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing of it runs any more."""
+        return self in (ReplicaState.STOPPED, ReplicaState.FAILED)
+
+
+class Purpose(StrEnum):
+    """Why a replica exists: to serve callers, or to be captured (it never sees a caller)."""
+
+    SERVE = "serve"
+    CAPTURE = "capture"
+
+
+class StartPath(StrEnum):
+    """How a replica came to life, coldest first."""
+
+    COLD = "cold"
+    CPU_SNAPSHOT = "cpu_snapshot"
+    GPU_SNAPSHOT = "gpu_snapshot"
+    PARKED = "parked"
+
+
+class Stage(StrEnum):
+    """The stages of a cold start, in order."""
+
+    ALLOCATE = "allocate"
+    MOUNT = "mount"
+    HOST_INIT = "host_init"
+    DEVICE_INIT = "device_init"
+    FIRST_ANSWER = "first_answer"
+
+
+class Endpoint(Message):
+    """Where a replica answers: ``host:port`` inside the network namespace file ``netns`` (None: our own)."""
+
+    netns: str | None = None
+    host: str
+    port: int
+
+
+class ErrorInfo(Message):
+    """A :class:`~glowplug.types.errors.GlowplugError` as JSON."""
+
+    code: str
+    message: str
+    remedy: str = ""
+    details: dict[str, Any] = {}
+
+
+class ReplicaView(Message):
+    """Everything the agent tells about one replica. Times are Unix seconds; stages map to seconds."""
+
+    id: str
+    app: str
+    server: str
+    deployment_id: str
+    purpose: Purpose = Purpose.SERVE
+    state: ReplicaState
+    stage: Stage | None = None
+    path: StartPath = StartPath.COLD
+    stages_s: dict[Stage, float] = {}
+    endpoint: Endpoint | None = None
+    created_at: float
+    ready_at: float | None = None
+    ended_at: float | None = None
+    pid: int | None = None
+    memory_bytes: int | None = None
+    exit_code: int | None = None
+    snapshot_id: str | None = None
+    restored_bytes: int = 0
+    fallback_reason: str | None = None
+    error: ErrorInfo | None = None
+
+
+class StartReplica(Message):
+    """Ask an agent for one more copy. ``secrets`` maps names to values; it is never written to a log."""
+
+    replica_id: str
+    app: str
+    deployment_id: str
+    server: ServerSpec
+    image_id: str
+    secrets: dict[str, str] = Field(default={}, repr=False)
+
+
+class NodeView(Message):
+    """A machine: what it has, what is taken, what its runtime is."""
+
+    name: str
+    agent_pid: int
+    version: str
+    cpus: float
+    cpus_used: float
+    memory_bytes: int
+    memory_used_bytes: int
+    gpus: list[str] = []
+    gpus_used: int = 0
+    runtime: str
+    replicas: int = 0
+
+
+class BuildRequest(Message):
+    """Make an image ready on a node."""
+
+    image: ImageSpec
+
+
+class ImageView(Message):
+    """An image a node holds. ``bytes`` counts what it owns itself (0 for bound host folders)."""
+
+    id: str
+    kind: str
+    spec: ImageSpec
+    bytes: int = 0
+    created_at: float = 0.0
+    in_use: bool = False
+
+
+class BuildEvent(Message):
+    """One line of a build's progress stream; the last one holds ``image`` or ``error``."""
+
+    text: str = ""
+    fraction: float | None = None
+    image: ImageView | None = None
+    error: ErrorInfo | None = None
+
+
+class SnapshotStatus(StrEnum):
+    """Whether a snapshot may be restored."""
+
+    CAPTURING = "capturing"
+    GOOD = "good"
+    QUARANTINED = "quarantined"
+
+
+class SnapshotView(Message):
+    """A snapshot a node holds. ``key`` names what must match, ``key_fields`` spells it out."""
+
+    id: str
+    app: str
+    server: str
+    status: SnapshotStatus
+    bytes: int = 0
+    created_at: float = 0.0
+    capture_s: float | None = None
+    frozen_s: float | None = None
+    key: str
+    key_fields: dict[str, str] = {}
+    restores: int = 0
+    failures: int = 0
+    reason: str | None = None
+
+
+class ReplicaEvent(Message):
+    """One line of the agent's watch stream. ``sync`` lines list what exists; ``synced`` ends that list."""
+
+    type: Literal["sync", "synced", "change", "heartbeat"]
+    replica: ReplicaView | None = None

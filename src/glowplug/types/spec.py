@@ -1,0 +1,220 @@
+"""What a deployment *is*: the immutable description that the SDK produces and every room reads.
+
+Everything here crosses process boundaries as JSON, is validated on arrival, refuses unknown fields, and
+carries a version. A secret's *value* is never part of a specification: only its name is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from glowplug.types.ids import NAME_PATTERN
+
+AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00]*$", max_length=4096)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class Spec(BaseModel):
+    """Base of all specifications: frozen, strict about unknown fields, comparable by digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON: equal specifications have equal digests."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class LocalDir(Spec):
+    """A host folder placed, read-only, at ``remote_path`` of an image (a bind, not a copy)."""
+
+    local_path: AbsolutePath
+    remote_path: AbsolutePath
+
+
+class BuildStep(Spec):
+    """One step of :class:`BuildImage`. ``apt``/``pip``: package names; ``run``: shell lines."""
+
+    op: Literal["apt", "pip", "run"]
+    args: list[str] = Field(min_length=1)
+
+
+class DirectoryImage(Spec):
+    """A root filesystem that already lies in a folder on the node."""
+
+    kind: Literal["directory"] = "directory"
+    path: AbsolutePath
+    env: dict[str, str] = {}
+    workdir: AbsolutePath = "/"
+    local_dirs: list[LocalDir] = []
+
+
+class HostPythonImage(Spec):
+    """The node's own /usr plus a virtual environment, bound read-only: nothing is copied or built.
+
+    ``venv`` None means the node's system Python.
+    """
+
+    kind: Literal["host_python"] = "host_python"
+    venv: AbsolutePath | None = None
+    env: dict[str, str] = {}
+    workdir: AbsolutePath = "/"
+    local_dirs: list[LocalDir] = []
+
+
+class BuildImage(Spec):
+    """A Debian root filesystem built on the node by an existing builder (buildah)."""
+
+    kind: Literal["build"] = "build"
+    python: str = Field(default="3.11", pattern=r"^3\.\d+$")
+    steps: list[BuildStep] = []
+    env: dict[str, str] = {}
+    workdir: AbsolutePath = "/"
+    local_dirs: list[LocalDir] = []
+
+
+ImageSpec = Annotated[DirectoryImage | HostPythonImage | BuildImage, Field(discriminator="kind")]
+
+
+class Resources(Spec):
+    """What one replica may use. ``gpu`` names a chip (``"H100"``, ``"H100:2"``); None means no GPU."""
+
+    cpus: float = Field(default=1.0, gt=0, le=1024)
+    memory_bytes: int = Field(default=4 << 30, ge=32 << 20)
+    gpu: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+(:\d+)?$")
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs a replica needs."""
+        if self.gpu is None:
+            return 0
+        return int(self.gpu.partition(":")[2] or 1)
+
+
+class HttpCall(Spec):
+    """One HTTP request to the replica itself: a warm-up, a canary, a hook.
+
+    ``ignore`` names JSON object keys, at any depth, whose values may differ between two right answers
+    (ids, times); it matters for canaries only.
+    """
+
+    method: Literal["GET", "POST", "PUT"] = "GET"
+    path: str = Field(pattern=r"^/[^\s]*$", max_length=4096)
+    json_body: Any = None
+    ignore: list[str] = ["id", "created", "system_fingerprint"]
+
+
+class Hook(Spec):
+    """What to do to a plain command around a snapshot: one of an HTTP call, a signal, a command inside."""
+
+    http: HttpCall | None = None
+    signal: Literal["SIGHUP", "SIGUSR1", "SIGUSR2"] | None = None
+    command: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Hook:
+        if sum(x is not None for x in (self.http, self.signal, self.command)) != 1:
+            raise ValueError("a hook is exactly one of http, signal, command")
+        return self
+
+
+class SnapshotSpec(Spec):
+    """How a server's memory is captured and how a restored copy is proved right."""
+
+    enabled: bool = True
+    warmup: list[HttpCall] = []
+    canary: list[HttpCall] = []
+    before_snapshot: Hook | None = None
+    after_restore: Hook | None = None
+    secrets_in_snapshot: bool = False
+
+
+class Scaling(Spec):
+    """How many replicas, and when. ``target_concurrency``: requests one replica is meant to serve at once."""
+
+    min_replicas: int = Field(default=0, ge=0, le=1000)
+    max_replicas: int = Field(default=4, ge=1, le=1000)
+    buffer_replicas: int = Field(default=0, ge=0, le=1000)
+    scaledown_window_s: float = Field(default=60.0, ge=0)
+    target_concurrency: int = Field(default=16, ge=1, le=100_000)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Scaling:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})"
+            )
+        return self
+
+
+class VolumeSpec(Spec):
+    """A host folder shown to every replica at ``mount_path``."""
+
+    host_path: AbsolutePath
+    mount_path: AbsolutePath
+    read_only: bool = False
+
+
+class CodeSpec(Spec):
+    """User code run by our runner: the folder ``local_dir`` is bound at /app; ``module`` is a file in it.
+
+    ``code_digest`` covers the folder's Python files, so that changed code is another snapshot key.
+    """
+
+    local_dir: AbsolutePath
+    module: str = Field(pattern=r"^[^/\x00]+\.py$")
+    target: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    target_kind: Literal["cls", "function"]
+    code_digest: str
+
+
+class ServerSpec(Spec):
+    """One server of an app: a command that listens on ``port``, and everything needed to run copies of it."""
+
+    version: Literal[1] = 1
+    name: Name
+    image: ImageSpec
+    command: list[str] = Field(min_length=1)
+    port: int = Field(default=8000, ge=1, le=65535)
+    ready: HttpCall = HttpCall(path="/")
+    env: dict[str, str] = {}
+    secrets: list[str] = []
+    volumes: list[VolumeSpec] = []
+    code: CodeSpec | None = None
+    resources: Resources = Resources()
+    scaling: Scaling = Scaling()
+    snapshot: SnapshotSpec = SnapshotSpec()
+    startup_timeout_s: float = Field(default=600.0, gt=0, le=86_400)
+    request_timeout_s: float = Field(default=600.0, gt=0, le=86_400)
+    max_held_requests: int = Field(default=2048, ge=1, le=1_000_000)
+
+    @field_validator("env")
+    @classmethod
+    def _env_names(cls, env: dict[str, str]) -> dict[str, str]:
+        for key in env:
+            if not key or "=" in key or "\0" in key or "\0" in env[key]:
+                raise ValueError(f"environment variable {key!r} is not well formed")
+        return env
+
+
+class AppSpec(Spec):
+    """A whole app: the unit of deployment, versioning and rollback."""
+
+    version: Literal[1] = 1
+    name: Name
+    servers: list[ServerSpec] = Field(min_length=1, max_length=256)
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> AppSpec:
+        names = [server.name for server in self.servers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two servers of app {self.name!r} have one name: {sorted(names)}")
+        return self
+
+    def server(self, name: str) -> ServerSpec | None:
+        """The server called ``name``, or None."""
+        return next((server for server in self.servers if server.name == name), None)
