@@ -1,0 +1,147 @@
+"""The seam between images and containers: what a container can be started from, and who provides it.
+
+Whatever an image is made of (a folder, the host itself, a build; later a lazily filled filesystem), the
+rest of Glowplug sees a :class:`RootFilesystem` that a :class:`Mounter` handed out, and nothing else.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from glowplug.image import overlay
+from glowplug.image.inside import check_destination
+from glowplug.image.job import Job
+from glowplug.image.layout import ImageFolders
+from glowplug.image.lock import held
+from glowplug.image.record import ImageRecord, Lower, read_record
+from glowplug.image.resolve import HOST_ROOT, look_up, trace
+from glowplug.types.clock import Clock, SystemClock
+from glowplug.types.errors import InvalidInput, NotFound
+from glowplug.types.paths import StateDir
+
+MOUNT_TIMEOUT_S = 10.0  # somebody else's mount of the same image takes about a millisecond
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A folder or file of the host shown at ``destination`` of the container."""
+
+    source: Path
+    destination: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True)
+class RootFilesystem:
+    """What a container starts from.
+
+    ``root`` is meant to be mounted read-only with the runtime's own overlay on top. The runtime may create
+    missing mount points in it (runsc does so on the host, whatever its overlay): that never reaches a
+    user's folder. ``binds`` come after the runtime's tmpfs mounts, in this order. ``python`` is the
+    interpreter to run our runner with, None if there is none.
+    """
+
+    root: Path
+    binds: tuple[Bind, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    workdir: str = "/"
+    python: str | None = None
+
+    def check_mount_point(self, destination: str) -> None:
+        """Raise InvalidInput if mounting something more at ``destination`` would change a host's folder.
+
+        The runtime creates missing mount points, and inside a bind that means: on the host.
+        """
+        wanted = HOST_ROOT / trace(Path(check_destination(destination, "mount point")), self.root).end
+        covering = [bind for bind in self.binds if wanted.is_relative_to(bind.destination)]
+        if not covering:
+            return
+        innermost = max(covering, key=lambda bind: len(bind.destination))
+        inner = PurePosixPath("/") / wanted.relative_to(innermost.destination)
+        if look_up(Path(inner), innermost.source) is None:
+            raise InvalidInput(
+                f"{destination} does not exist in {innermost.source}, which is bound read-only at "
+                f"{innermost.destination}.",
+                remedy="Create it there, or choose a path elsewhere.",
+                path=destination,
+            )
+
+
+class Mounter(Protocol):
+    """Gives out root filesystems of images that are ready.
+
+    Duties: ``mount`` is idempotent, safe from several threads and processes, and takes less than 5 ms for
+    an image it knows; what it gives out stays valid until ``unmount``, also across restarts of the
+    process. ``unmount`` of what is not mounted does nothing; running containers are not disturbed by it.
+    """
+
+    def mount(self, image_id: str) -> RootFilesystem:
+        """Raises NotFound if there is no such image or a host folder it stands for has gone."""
+        ...
+
+    def unmount(self, image_id: str) -> None:
+        """Release what ``mount`` set up."""
+        ...
+
+
+class FolderMounter:
+    """Images whose root is a folder here: a built one, a skeleton, or a user's under an overlay."""
+
+    def __init__(self, state: StateDir, clock: Clock | None = None) -> None:
+        self._folders = ImageFolders(state)
+        self._clock = clock or SystemClock()
+
+    def mount(self, image_id: str) -> RootFilesystem:
+        """See :class:`Mounter`."""
+        folder = self._folders.image(image_id)
+        record = read_record(folder, image_id)
+        root = folder / "rootfs"
+        if record.lower is not None:
+            self._mount_overlay(record, record.lower, root)
+        for bind in record.binds:
+            if not Path(bind.source).exists():
+                raise _gone(record.id, bind.source)
+        return RootFilesystem(
+            root=root,
+            binds=tuple(Bind(Path(b.source), b.destination, b.read_only) for b in record.binds),
+            env=dict(record.env),
+            workdir=record.spec.workdir,
+            python=record.python,
+        )
+
+    def unmount(self, image_id: str) -> None:
+        """See :class:`Mounter`."""
+        root = self._folders.image(image_id) / "rootfs"
+        if root.is_mount():
+            with self._exclusively(image_id):
+                overlay.release(root)
+
+    def _mount_overlay(self, record: ImageRecord, lower: Lower, root: Path) -> None:
+        try:
+            is_same = Path(lower.path).stat().st_ino == lower.inode
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise _gone(record.id, lower.path)
+        if root.is_mount():
+            return
+        with self._exclusively(record.id):
+            if not root.is_mount():
+                overlay.mount(Path(lower.path), root.parent / "upper", root.parent / "work", root)
+
+    def _exclusively(self, image_id: str) -> AbstractContextManager[None]:
+        deadline_s = self._clock.monotonic() + MOUNT_TIMEOUT_S
+        job = Job(lambda _text, _fraction: None, self._clock, deadline_s)
+        return held(self._folders.mount_lock(image_id), job, f"waiting for the mount of {image_id}")
+
+
+def _gone(image_id: str, path: str) -> NotFound:
+    return NotFound(
+        f"The folder {path}, which image {image_id} shows, has gone or was replaced.",
+        remedy="Put it back, or deploy again to make an image of what is there now.",
+        image_id=image_id,
+        path=path,
+    )

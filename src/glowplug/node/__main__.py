@@ -1,0 +1,117 @@
+"""``python -m glowplug.node``: run the agent of this machine.
+
+SIGTERM leaves the replicas running for the next agent; SIGINT stops them first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import uvicorn
+
+from glowplug.image.mount import FolderMounter
+from glowplug.image.store import ImageStore
+from glowplug.node.agent import Agent
+from glowplug.node.api import make_app
+from glowplug.observe.metrics import Metrics
+from glowplug.runtime.runsc import Runsc
+from glowplug.snapshot.store import SnapshotStore
+from glowplug.types.clock import SystemClock
+from glowplug.types.errors import Conflict, GlowplugError
+from glowplug.types.paths import StateDir
+
+_LEAVE_DEADLINE_S = 5
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: we decide what a signal means."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main() -> int:
+    """Run until told to leave; 0, or 1 with the reason on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m glowplug.node", description=__doc__)
+    parser.add_argument("--state", type=Path, default=StateDir.from_environment().root)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    state = StateDir(arguments.state.absolute())
+    try:
+        with _only_agent(state):
+            asyncio.run(_serve(state))
+    except GlowplugError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+async def _serve(state: StateDir) -> None:
+    agent = Agent(
+        state=state,
+        runtime=Runsc(state.runtime_root),
+        images=FolderMounter(state),
+        snapshots=SnapshotStore(state),
+        metrics=Metrics(),
+        clock=SystemClock(),
+        version=version("glowplug"),
+    )
+    images = await asyncio.to_thread(ImageStore, state, in_use=agent.images_in_use)
+    leaving: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _leave, leaving, number)
+    await agent.open()
+    state.agent_socket.unlink(missing_ok=True)
+    config = uvicorn.Config(
+        make_app(agent, images),
+        uds=str(state.agent_socket),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_LEAVE_DEADLINE_S,
+        ws_ping_interval=None,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve())
+    serving.add_done_callback(lambda _task: _leave(leaving, signal.SIGTERM))
+    stop_replicas = await leaving is signal.SIGINT
+    await agent.close(stop_replicas=stop_replicas)
+    server.should_exit = True
+    await serving
+
+
+def _leave(leaving: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
+    if not leaving.done():
+        leaving.set_result(number)
+
+
+@contextlib.contextmanager
+def _only_agent(state: StateDir) -> Iterator[None]:
+    """Hold the lock of the state directory. Raises Conflict when another agent has it."""
+    state.create()
+    descriptor = os.open(state.run / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"Another node agent runs on {state.root}.", remedy="`glowplug down` stops it."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""The agent's HTTP API (``docs/architecture.md``), a thin skin over :class:`~glowplug.node.agent.Agent`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated
+
+from fastapi import FastAPI, Query, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from glowplug.image.store import ImageStore
+from glowplug.node import logs
+from glowplug.node.agent import DEFAULT_GRACE_S, Agent
+from glowplug.node.record import ReplicaFolder
+from glowplug.node.terminal import serve_exec
+from glowplug.types.errors import GlowplugError, InvalidInput, NotFound
+from glowplug.types.replica import (
+    BuildEvent,
+    BuildRequest,
+    ErrorInfo,
+    ImageView,
+    NodeView,
+    ReplicaView,
+    SnapshotView,
+    StartReplica,
+)
+
+NDJSON = "application/x-ndjson"
+
+
+def make_app(agent: Agent, images: ImageStore) -> FastAPI:
+    """The ASGI application. ``agent`` is opened and closed by whoever runs it."""
+    app = FastAPI(title="Glowplug node agent", docs_url=None, redoc_url=None)
+    _add_errors(app)
+    _add_replicas(app, agent)
+    _add_images(app, agent, images)
+    _add_snapshots(app, agent)
+    return app
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(GlowplugError)
+    async def typed(_request: Request, error: GlowplugError) -> JSONResponse:
+        return JSONResponse(error.to_dict(), status_code=error.http_status)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        problem = InvalidInput(f"{where}: {first['msg']}", remedy="Correct the request and send it again.")
+        return JSONResponse(problem.to_dict(), status_code=problem.http_status)
+
+
+def _add_replicas(app: FastAPI, agent: Agent) -> None:
+    def with_memory(view: ReplicaView) -> ReplicaView:
+        if view.state.is_final:
+            return view
+        return view.model_copy(update={"memory_bytes": agent.memory_bytes(view.id)})
+
+    @app.get("/v1/node")
+    async def node() -> NodeView:
+        return agent.view()
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        body, content_type = agent.metrics.render()
+        return Response(body, media_type=content_type)
+
+    @app.get("/v1/watch")
+    async def watch() -> StreamingResponse:
+        async def lines() -> AsyncIterator[str]:
+            async for event in agent.table.watch():
+                yield event.model_dump_json() + "\n"
+
+        return StreamingResponse(lines(), media_type=NDJSON)
+
+    @app.get("/v1/replicas")
+    async def replicas() -> list[ReplicaView]:
+        return [with_memory(view) for view in agent.table.list()]
+
+    @app.get("/v1/replicas/{replica_id}")
+    async def replica(replica_id: str) -> ReplicaView:
+        return with_memory(agent.table.get(replica_id))
+
+    @app.post("/v1/replicas", status_code=201)
+    async def start(request: StartReplica) -> ReplicaView:
+        return agent.start(request)
+
+    @app.post("/v1/replicas/{replica_id}/stop", status_code=202)
+    async def stop(
+        replica_id: str, grace_s: Annotated[float, Query(ge=0, le=3600)] = DEFAULT_GRACE_S
+    ) -> ReplicaView:
+        return agent.stop(replica_id, grace_s)
+
+    @app.get("/v1/replicas/{replica_id}/logs")
+    async def read_logs(
+        replica_id: str, tail: Annotated[int, Query(ge=0, le=1_000_000)] = 100, follow: bool = False
+    ) -> StreamingResponse:
+        log = ReplicaFolder(agent.state, _safe_id(replica_id)).log
+        if not log.exists():
+            agent.table.get(replica_id)
+        is_over = _is_over(agent, replica_id)
+        stream = logs.follow(log, tail, is_over if follow else lambda: True)
+        return StreamingResponse(stream, media_type="text/plain; charset=utf-8")
+
+    @app.websocket("/v1/replicas/{replica_id}/exec")
+    async def run(
+        socket: WebSocket,
+        replica_id: str,
+        command: Annotated[list[str], Query()],
+        tty: bool = False,
+        rows: int = 24,
+        cols: int = 80,
+    ) -> None:
+        await serve_exec(socket, lambda: agent.exec_argv(replica_id, command, tty=tty), tty, rows, cols)
+
+
+def _add_images(app: FastAPI, agent: Agent, images: ImageStore) -> None:
+    @app.get("/v1/images")
+    async def listing() -> list[ImageView]:
+        return list(await asyncio.to_thread(images.list))
+
+    @app.get("/v1/images/{image_id}")
+    async def one(image_id: str) -> ImageView:
+        return await asyncio.to_thread(images.get, image_id)
+
+    @app.delete("/v1/images/{image_id}", status_code=204)
+    async def remove(image_id: str) -> None:
+        await asyncio.to_thread(images.remove, image_id)
+
+    @app.post("/v1/images")
+    async def build(request: BuildRequest) -> StreamingResponse:
+        return StreamingResponse(_build_events(images, request), media_type=NDJSON)
+
+
+async def _build_events(images: ImageStore, request: BuildRequest) -> AsyncIterator[str]:
+    """Progress lines, then the image or the error."""
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[BuildEvent] = asyncio.Queue()
+
+    def progress(text: str, fraction: float | None) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, BuildEvent(text=text, fraction=fraction))
+
+    def work() -> BuildEvent:
+        try:
+            return BuildEvent(image=images.ensure(request.image, progress), fraction=1.0)
+        except GlowplugError as error:
+            return BuildEvent(error=ErrorInfo.model_validate(error.to_dict()))
+
+    building = loop.run_in_executor(None, work)
+    while not building.done() or not queue.empty():
+        waiting = asyncio.ensure_future(queue.get())
+        await asyncio.wait([waiting, building], return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            yield waiting.result().model_dump_json() + "\n"
+        else:
+            waiting.cancel()
+    yield (await building).model_dump_json() + "\n"
+
+
+def _add_snapshots(app: FastAPI, agent: Agent) -> None:
+    @app.get("/v1/snapshots")
+    async def listing() -> list[SnapshotView]:
+        stored = await asyncio.to_thread(agent.snapshots.list)
+        known = {view.id for view in stored}
+        return [view for view in agent.captures.views() if view.id not in known] + stored
+
+    @app.get("/v1/snapshots/{snapshot_id}")
+    async def one(snapshot_id: str) -> SnapshotView:
+        return await asyncio.to_thread(agent.snapshots.view, snapshot_id)
+
+    @app.post("/v1/snapshots", status_code=202)
+    async def create(request: StartReplica) -> SnapshotView:
+        return agent.capture(request)
+
+    @app.post("/v1/snapshots/{snapshot_id}/verify")
+    async def verify(snapshot_id: str) -> SnapshotView:
+        snapshot = await asyncio.to_thread(agent.snapshots.get, snapshot_id)
+        with snapshot.pin():
+            await asyncio.to_thread(snapshot.verify)
+        return await asyncio.to_thread(agent.snapshots.view, snapshot_id)
+
+    @app.delete("/v1/snapshots/{snapshot_id}", status_code=204)
+    async def remove(snapshot_id: str, force: bool = False) -> None:
+        await asyncio.to_thread(agent.snapshots.remove, snapshot_id, force)
+
+
+def _is_over(agent: Agent, replica_id: str) -> Callable[[], bool]:
+    def is_over() -> bool:
+        try:
+            return agent.table.get(replica_id).state.is_final
+        except NotFound:
+            return True
+
+    return is_over
+
+
+def _safe_id(replica_id: str) -> str:
+    """Ids become file names: refuse what is not one of ours."""
+    if not replica_id or not all(c.isalnum() or c == "-" for c in replica_id):
+        raise NotFound(f"{replica_id!r} is not a replica id.", remedy="`glowplug ps` lists them.")
+    return replica_id

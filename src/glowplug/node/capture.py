@@ -1,0 +1,283 @@
+"""Capturing snapshots in the background of serving.
+
+A capture replica is started like any other but yields the processor, holds no secrets and never sees a
+caller. It is warmed up, asked its canary twice (an answer that is not repeatable proves nothing), frozen,
+sealed, and restored once on trial before its snapshot can be found by anybody. One capture per key at a time;
+after a failure the key waits, longer each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets as randomness
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from glowplug.image.mount import Mounter
+from glowplug.node.capacity import Capacity
+from glowplug.node.hooks import run_hook
+from glowplug.node.replica import Replica
+from glowplug.node.starter import CANARY_TIMEOUT_S, Starter
+from glowplug.node.talk import Answer, ReplicaTalk
+from glowplug.observe.metrics import Metrics
+from glowplug.snapshot import canary
+from glowplug.snapshot.key import SnapshotKey
+from glowplug.snapshot.manifest import CaptureTimings, ManifestDraft
+from glowplug.snapshot.secrets_scan import find_secrets
+from glowplug.snapshot.staging import Staging
+from glowplug.snapshot.store import SnapshotStore
+from glowplug.types.clock import Clock
+from glowplug.types.errors import Conflict, GlowplugError, ReplicaFailed, SnapshotInvalid, Unavailable
+from glowplug.types.replica import (
+    Purpose,
+    ReplicaState,
+    SnapshotStatus,
+    SnapshotView,
+    Stage,
+    StartReplica,
+)
+from glowplug.types.spec import HttpCall
+
+WARMUP_TIMEOUT_S = 300.0
+FIRST_RETRY_S = 30.0
+SLOWEST_RETRY_S = 3600.0
+
+NewReplica = Callable[[StartReplica, Purpose], Replica]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Attempts:
+    """What happened to the captures of one key so far."""
+
+    failures: int = 0
+    not_before_s: float = 0.0
+    reason: str | None = None
+
+
+@dataclass
+class Captures:
+    """All captures of this node. ``new_replica`` makes the agent's own bookkeeping for one."""
+
+    starter: Starter
+    images: Mounter
+    snapshots: SnapshotStore
+    capacity: Capacity
+    metrics: Metrics
+    clock: Clock
+    new_replica: NewReplica
+    _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _views: dict[str, SnapshotView] = field(default_factory=dict)
+    _attempts: dict[str, _Attempts] = field(default_factory=dict)
+    _waiting: dict[str, StartReplica] = field(default_factory=dict)
+
+    def views(self) -> list[SnapshotView]:
+        """Captures under way, and the last failure of each key that has no snapshot."""
+        return list(self._views.values())
+
+    async def wanted(self, request: StartReplica) -> None:
+        """A replica of this server had to start cold: capture it if that is sensible now, else remember."""
+        if not request.server.snapshot.enabled:
+            return
+        key = await self.starter.in_thread(self.starter.key, request)
+        attempts = self._attempts.get(key.id)
+        if key.id in self._tasks or (attempts and self.clock.monotonic() < attempts.not_before_s):
+            return
+        try:
+            self.begin(key, request)
+        except Unavailable:
+            self._waiting[key.id] = request
+
+    async def room_was_made(self) -> None:
+        """Something ended: try again what found no room."""
+        waiting, self._waiting = self._waiting, {}
+        for key_id, request in waiting.items():
+            if not await self.starter.in_thread(self._exists, key_id):
+                await self.wanted(request)
+
+    def begin(self, key: SnapshotKey, request: StartReplica) -> SnapshotView:
+        """Start capturing now. Raises Conflict (under way) or Unavailable (no room)."""
+        if key.id in self._tasks:
+            raise Conflict(f"Snapshot {key.id} is being captured right now.", snapshot_id=key.id)
+        replica_id = f"{request.app[:20]}-{request.server.name[:20]}-capture-{randomness.token_hex(2)}"
+        self.capacity.reserve(replica_id, request.server.resources)
+        view = SnapshotView(
+            id=key.id,
+            app=request.app,
+            server=request.server.name,
+            status=SnapshotStatus.CAPTURING,
+            created_at=self.clock.wall(),
+            key=key.digest,
+            key_fields=dict(key.fields),
+        )
+        self._views[key.id] = view
+        self._tasks[key.id] = asyncio.create_task(self._run(key, request, replica_id))
+        return view
+
+    async def close(self) -> None:
+        """Give up what is under way, and clean up after it."""
+        self._waiting.clear()
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, key: SnapshotKey, request: StartReplica, replica_id: str) -> None:
+        started = time.monotonic()
+        try:
+            await self._capture(key, request, replica_id)
+        except (GlowplugError, OSError, TimeoutError, aiohttp.ClientError) as error:
+            self._note_failure(key, error)
+        else:
+            self._attempts.pop(key.id, None)
+            self._views.pop(key.id, None)
+            self.metrics.count_capture(succeeded=True, capture_s=time.monotonic() - started)
+            logger.info("captured %s of %s/%s", key.id, request.app, request.server.name)
+        finally:
+            self._tasks.pop(key.id, None)
+            self.capacity.release(replica_id)
+
+    def _note_failure(self, key: SnapshotKey, error: Exception) -> None:
+        attempts = self._attempts.setdefault(key.id, _Attempts())
+        attempts.failures += 1
+        wait_s = min(FIRST_RETRY_S * 2 ** (attempts.failures - 1), SLOWEST_RETRY_S)
+        attempts.not_before_s = self.clock.monotonic() + wait_s
+        attempts.reason = str(error) or type(error).__name__
+        view = self._views[key.id]
+        self._views[key.id] = view.model_copy(
+            update={
+                "status": SnapshotStatus.QUARANTINED,
+                "failures": attempts.failures,
+                "reason": f"capture failed: {attempts.reason} (next try in {wait_s:g} s at the earliest)",
+            }
+        )
+        self.metrics.count_capture(succeeded=False)
+        logger.warning("capture of %s failed: %s", key.id, attempts.reason)
+
+    async def _capture(self, key: SnapshotKey, request: StartReplica, replica_id: str) -> None:
+        keeps_secrets = request.server.snapshot.secrets_in_snapshot
+        quiet = request.model_copy(
+            update={"replica_id": replica_id, "secrets": request.secrets if keeps_secrets else {}}
+        )
+        started = time.monotonic()
+        expected_bytes = request.server.resources.memory_bytes // 4
+        with self.snapshots.begin(key, expected_bytes) as staging:
+            replica = self.new_replica(quiet, Purpose.CAPTURE)
+            try:
+                await self.starter.in_thread(replica.container.allocate)
+                await self.starter.start_cold(replica)
+                answers = await self._prepare(replica)
+                frozen = time.monotonic()
+                replica.stop_watching()
+                await self.starter.in_thread(replica.container.checkpoint, staging.path)
+                frozen_s = time.monotonic() - frozen
+            finally:
+                await self._discard(replica)
+            if not keeps_secrets:
+                await self._refuse_secrets(staging, request.secrets)
+            draft = ManifestDraft(
+                app=request.app,
+                server=request.server.name,
+                deployment=request.deployment_id,
+                canary=answers,
+                timings=CaptureTimings(capture_s=time.monotonic() - started, frozen_s=frozen_s),
+                tools={"runtime": key.fields["runtime"]},
+            )
+            await self._try_and_publish(staging, draft, quiet)
+
+    async def _prepare(self, replica: Replica) -> list[canary.CanaryAnswer]:
+        """Warm up, record the canary, run the hook. No connection is left open."""
+        server = replica.request.server
+        talk = ReplicaTalk(replica.container.endpoint)
+        try:
+            for call in server.snapshot.warmup:
+                _require_success(replica.id, "warm-up", call, await talk.ask(call, WARMUP_TIMEOUT_S))
+            answers = [await self._record_canary(replica.id, talk, call) for call in server.snapshot.canary]
+            if not answers:
+                answers = await self._record_ready(replica.id, talk, server.ready)
+            if server.code is not None:
+                call = HttpCall(method="POST", path="/.glowplug/before_snapshot", json_body={})
+                _require_success(replica.id, "before_snapshot", call, await talk.ask(call, WARMUP_TIMEOUT_S))
+            if server.snapshot.before_snapshot is not None:
+                await run_hook(
+                    server.snapshot.before_snapshot, replica.container, talk, self.starter.exec_argv
+                )
+            return answers
+        finally:
+            await talk.close()
+
+    async def _record_canary(self, replica_id: str, talk: ReplicaTalk, call: HttpCall) -> canary.CanaryAnswer:
+        first = await talk.ask(call, CANARY_TIMEOUT_S)
+        _require_success(replica_id, "canary", call, first)
+        answer = canary.record(call, first.status, first.headers, first.body)
+        second = await talk.ask(call, CANARY_TIMEOUT_S)
+        difference = canary.compare(answer, second.status, second.body)
+        if difference is not None:
+            raise SnapshotInvalid(
+                f"The canary {call.method} {call.path} is not repeatable: asked twice, {difference}.",
+                remedy="Use a canary with one right answer (temperature 0), or list what may differ in ignore=.",
+                replica_id=replica_id,
+            )
+        return answer
+
+    async def _record_ready(
+        self, replica_id: str, talk: ReplicaTalk, ready: HttpCall
+    ) -> list[canary.CanaryAnswer]:
+        """Without a declared canary: the ready call if its answer is repeatable, else that it succeeds."""
+        try:
+            return [await self._record_canary(replica_id, talk, ready)]
+        except SnapshotInvalid:
+            return []
+
+    async def _refuse_secrets(self, staging: Staging, secrets: dict[str, str]) -> None:
+        wanted = {name: value.encode() for name, value in secrets.items()}
+        found = await self.starter.in_thread(find_secrets, staging.path, wanted)
+        if found:
+            names = ", ".join(sorted({hit.name for hit in found}))
+            raise SnapshotInvalid(
+                f"The captured memory holds the secret(s) {names}; the snapshot was thrown away.",
+                remedy="Keep secrets out of env= and of code that runs before the snapshot, or allow it with "
+                "Snapshot(secrets_in_snapshot=True).",
+            )
+
+    async def _try_and_publish(self, staging: Staging, draft: ManifestDraft, request: StartReplica) -> None:
+        """Seal, restore once on trial, publish."""
+        sealed = await self.starter.in_thread(staging.seal, draft)
+        trial = self.new_replica(
+            request.model_copy(update={"replica_id": f"{request.replica_id}-trial"}), Purpose.CAPTURE
+        )
+        try:
+            root = await self.starter.in_thread(self.images.mount, request.image_id)
+            await self.starter.in_thread(trial.container.allocate)
+            await self.starter.start_restored(trial, root, sealed)
+        finally:
+            await self._discard(trial)
+        await self.starter.in_thread(staging.publish)
+
+    async def _discard(self, replica: Replica) -> None:
+        """The replica has done its duty, or failed: nothing of it stays but a line in the table."""
+        replica.stop_watching()
+        await self.starter.in_thread(replica.container.destroy)
+        replica.change(state=ReplicaState.STOPPED, ended_at=self.clock.wall(), pid=None, endpoint=None)
+
+    def _exists(self, key_id: str) -> bool:
+        try:
+            self.snapshots.get(key_id)
+        except GlowplugError:
+            return False
+        return True
+
+
+def _require_success(replica_id: str, what: str, call: HttpCall, answer: Answer) -> None:
+    if not answer.is_success:
+        raise ReplicaFailed(
+            f"The {what} call {call.method} {call.path} was answered with {answer.status}: {answer.text(300)}",
+            remedy="Fix the call in Snapshot(...), or the server.",
+            replica_id=replica_id,
+            stage=Stage.FIRST_ANSWER.value,
+        )

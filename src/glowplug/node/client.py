@@ -1,0 +1,260 @@
+"""The control plane's way to one node agent: its HTTP API over a Unix socket, as typed calls.
+
+Every call has a deadline. An agent that cannot be reached, or does not answer in time, raises Unavailable; an
+error that the agent reports is raised here as the same typed error with the same words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+from websockets.asyncio.client import ClientConnection, unix_connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+
+from glowplug.types.errors import GlowplugError, Unavailable
+from glowplug.types.replica import (
+    BuildEvent,
+    BuildRequest,
+    ImageView,
+    Message,
+    NodeView,
+    ReplicaEvent,
+    ReplicaView,
+    SnapshotView,
+    StartReplica,
+)
+from glowplug.types.spec import ImageSpec
+
+WATCH_SILENCE_LIMIT_S = 5.0
+"""The agent sends a heartbeat each second: five missing ones mean that it hangs."""
+_CONNECT_TIMEOUT_S = 2.0
+_CALL_TIMEOUT_S = 15.0
+_START_TIMEOUT_S = 30.0
+# A step of a build (a pip install of an engine) may say nothing for minutes.
+_BUILD_SILENCE_LIMIT_S = 1800.0
+# Re-hashing: 100 GB at 200 MB/s.
+_VERIFY_TIMEOUT_S = 600.0
+_Message = TypeVar("_Message", bound=Message)
+_REPLICAS = TypeAdapter(list[ReplicaView])
+_IMAGES = TypeAdapter(list[ImageView])
+_SNAPSHOTS = TypeAdapter(list[SnapshotView])
+
+
+class NodeClient:
+    """Calls the agent listening on ``socket_path``. Owns a few connections: :meth:`close` them."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._socket_path = socket_path
+        self._http = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(
+                uds=str(socket_path), limits=httpx.Limits(max_connections=None, max_keepalive_connections=8)
+            ),
+            base_url="http://agent",
+            timeout=_timeout(_CALL_TIMEOUT_S),
+        )
+
+    async def close(self) -> None:
+        """Drop all connections."""
+        await self._http.aclose()
+
+    async def node(self) -> NodeView:
+        """What the machine has and runs."""
+        return NodeView.model_validate(await self._call("GET", "/v1/node"))
+
+    async def watch(self) -> AsyncGenerator[ReplicaEvent, None]:
+        """Events as they happen, first what exists. Raises Unavailable when silent for 5 s, or at the end."""
+        async for line in self._lines("GET", "/v1/watch", silence_limit_s=WATCH_SILENCE_LIMIT_S):
+            yield _parse(ReplicaEvent, line)
+
+    async def replicas(self) -> list[ReplicaView]:
+        """All replicas of the node."""
+        return _REPLICAS.validate_python(await self._call("GET", "/v1/replicas"))
+
+    async def replica(self, replica_id: str) -> ReplicaView:
+        """One replica. Raises NotFound."""
+        return ReplicaView.model_validate(await self._call("GET", f"/v1/replicas/{_part(replica_id)}"))
+
+    async def start_replica(self, order: StartReplica) -> ReplicaView:
+        """Start a replica; repeats of one ``replica_id`` are one start."""
+        answer = await self._call("POST", "/v1/replicas", order, timeout_s=_START_TIMEOUT_S)
+        return ReplicaView.model_validate(answer)
+
+    async def stop_replica(self, replica_id: str, *, grace_s: float) -> ReplicaView:
+        """Begin to stop it: SIGTERM, ``grace_s``, SIGKILL. Raises NotFound."""
+        answer = await self._call("POST", f"/v1/replicas/{_part(replica_id)}/stop?grace_s={grace_s:g}")
+        return ReplicaView.model_validate(answer)
+
+    async def logs(
+        self, replica_id: str, *, tail: int | None = None, follow: bool = False
+    ) -> AsyncGenerator[bytes, None]:
+        """The replica's output, in pieces. With ``follow`` it ends with the replica (or with the caller)."""
+        query = {"follow": "1" if follow else "0"} | ({} if tail is None else {"tail": str(tail)})
+        path = f"/v1/replicas/{_part(replica_id)}/logs?{urlencode(query)}"
+        # A quiet server is not a dead agent: following has no limit on silence, the socket's end ends it.
+        async with self._open("GET", path, silence_limit_s=None if follow else _CALL_TIMEOUT_S) as response:
+            async for chunk in response.aiter_raw():
+                yield chunk
+
+    async def build_image(self, image: ImageSpec) -> AsyncGenerator[BuildEvent, None]:
+        """Make an image ready; the last event holds ``image`` or ``error``."""
+        request = BuildRequest(image=image)
+        async for line in self._lines("POST", "/v1/images", request, silence_limit_s=_BUILD_SILENCE_LIMIT_S):
+            yield _parse(BuildEvent, line)
+
+    async def images(self) -> list[ImageView]:
+        """All images of the node."""
+        return _IMAGES.validate_python(await self._call("GET", "/v1/images"))
+
+    async def image(self, image_id: str) -> ImageView:
+        """One image. Raises NotFound."""
+        return ImageView.model_validate(await self._call("GET", f"/v1/images/{_part(image_id)}"))
+
+    async def delete_image(self, image_id: str) -> None:
+        """Remove an image nothing uses. Raises NotFound, Conflict."""
+        await self._call("DELETE", f"/v1/images/{_part(image_id)}")
+
+    async def snapshots(self) -> list[SnapshotView]:
+        """All snapshots of the node."""
+        return _SNAPSHOTS.validate_python(await self._call("GET", "/v1/snapshots"))
+
+    async def snapshot(self, snapshot_id: str) -> SnapshotView:
+        """One snapshot. Raises NotFound."""
+        return SnapshotView.model_validate(await self._call("GET", f"/v1/snapshots/{_part(snapshot_id)}"))
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Remove a snapshot. Raises NotFound, Conflict."""
+        await self._call("DELETE", f"/v1/snapshots/{_part(snapshot_id)}")
+
+    async def verify_snapshot(self, snapshot_id: str) -> SnapshotView:
+        """Re-hash everything. Raises NotFound."""
+        path = f"/v1/snapshots/{_part(snapshot_id)}/verify"
+        return SnapshotView.model_validate(await self._call("POST", path, timeout_s=_VERIFY_TIMEOUT_S))
+
+    async def create_snapshot(self, order: StartReplica) -> SnapshotView:
+        """Begin to capture now."""
+        answer = await self._call("POST", "/v1/snapshots", order, timeout_s=_START_TIMEOUT_S)
+        return SnapshotView.model_validate(answer)
+
+    @asynccontextmanager
+    async def exec(
+        self, replica_id: str, query: Sequence[tuple[str, str]]
+    ) -> AsyncIterator[ClientConnection]:
+        """The exec socket of a replica (frames as in docs/architecture.md), closed on leaving."""
+        uri = f"ws://agent/v1/replicas/{_part(replica_id)}/exec?{urlencode(query)}"
+        try:
+            connection = await unix_connect(
+                str(self._socket_path),
+                uri,
+                open_timeout=_CALL_TIMEOUT_S,
+                close_timeout=_CONNECT_TIMEOUT_S,
+                compression=None,
+                max_size=None,
+            )
+        except InvalidStatus as error:
+            raise _error_from(error.response.status_code, bytes(error.response.body or b"")) from error
+        except (OSError, TimeoutError, InvalidHandshake) as error:
+            raise self._unavailable(error) from error
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _call(
+        self, method: str, path: str, message: Message | None = None, *, timeout_s: float = _CALL_TIMEOUT_S
+    ) -> Any:
+        try:
+            # httpx bounds single reads; a sender of one byte a second would keep us for ever.
+            async with asyncio.timeout(timeout_s + _CONNECT_TIMEOUT_S):
+                response = await self._http.request(
+                    method, path, json=_json(message), timeout=_timeout(timeout_s)
+                )
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise self._unavailable(error) from error
+        if response.status_code >= 400:
+            raise _error_from(response.status_code, response.content)
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError as error:
+            raise self._unavailable(error) from error
+
+    async def _lines(
+        self, method: str, path: str, message: Message | None = None, *, silence_limit_s: float
+    ) -> AsyncGenerator[str, None]:
+        async with self._open(method, path, message, silence_limit_s=silence_limit_s) as response:
+            async for line in response.aiter_lines():
+                if line:
+                    yield line
+
+    @asynccontextmanager
+    async def _open(
+        self, method: str, path: str, message: Message | None = None, *, silence_limit_s: float | None
+    ) -> AsyncIterator[httpx.Response]:
+        try:
+            async with self._http.stream(
+                method, path, json=_json(message), timeout=_timeout(silence_limit_s)
+            ) as response:
+                if response.status_code >= 400:
+                    raise _error_from(response.status_code, await response.aread())
+                yield response
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            "The node agent does not answer.",
+            remedy="It is restarted by glowplug up; see logs/agent.log in the state directory.",
+            socket=str(self._socket_path),
+            cause=f"{type(error).__name__}: {error}",
+        )
+
+
+def _timeout(read_s: float | None) -> httpx.Timeout:
+    return httpx.Timeout(
+        connect=_CONNECT_TIMEOUT_S, read=read_s, write=_CALL_TIMEOUT_S, pool=_CONNECT_TIMEOUT_S
+    )
+
+
+def _part(identifier: str) -> str:
+    """An id as one part of a path, whatever it holds: also ``..`` must not climb."""
+    return quote(identifier, safe="").replace(".", "%2E")
+
+
+def _json(message: Message | None) -> Any:
+    return None if message is None else message.model_dump(mode="json")
+
+
+def _parse(kind: type[_Message], line: str) -> _Message:
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        raise Unavailable(
+            "The node agent sent something that is no message of ours.",
+            remedy="Restart glowplug, so that agent and control plane are of one version.",
+            cause=str(error),
+        ) from error
+
+
+def _error_from(status: int, body: bytes) -> GlowplugError:
+    try:
+        data = json.loads(body)
+    except ValueError:
+        data = None
+    if isinstance(data, dict) and "code" in data:
+        return GlowplugError.from_dict(data)
+    return Unavailable(
+        f"The node agent answered with status {status}.",
+        remedy="See logs/agent.log in the state directory.",
+        body=body[:500].decode(errors="replace"),
+    )

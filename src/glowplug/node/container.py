@@ -1,0 +1,148 @@
+"""One replica's container, from its folder and namespace to its removal: the owner of everything it uses.
+
+All calls block and are made in threads. :meth:`destroy` may be called at any moment, twice, and by a
+successor of the process that created the container.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from glowplug.image.mount import RootFilesystem
+from glowplug.node.record import ReplicaFolder, write_private
+from glowplug.runtime.cgroup import ReplicaCgroup, cgroup_path
+from glowplug.runtime.network import REPLICA_ADDRESS, ReplicaNetwork
+from glowplug.runtime.port import Runtime, Sandbox, SandboxMount
+from glowplug.types.paths import StateDir
+from glowplug.types.replica import Endpoint
+from glowplug.types.spec import ServerSpec
+
+INSIDE = "/run/glowplug"
+LIBRARY = "/.glowplug/lib"
+CODE = "/app"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.0.1\t{hostname}\n"
+CAPTURE_HOSTNAME = "glowplug"
+
+
+class Container:
+    """The container of one replica of ``server``."""
+
+    def __init__(self, state: StateDir, runtime: Runtime, replica_id: str, server: ServerSpec) -> None:
+        self.id = replica_id
+        self._state = state
+        self._runtime = runtime
+        self._server = server
+        self._network = ReplicaNetwork(replica_id)
+        self.folder = ReplicaFolder(state, replica_id)
+        self.cgroup = ReplicaCgroup(replica_id)
+        self.endpoint = Endpoint(netns=str(self._network.path), host=REPLICA_ADDRESS, port=server.port)
+        self._sandbox: Sandbox | None = None
+
+    def allocate(self) -> None:
+        """Folder and network namespace."""
+        self.folder.create()
+        self._network.create()
+
+    def write_inside(self, secrets: dict[str, str], *, restored: bool) -> None:
+        """Write what a copy may read about itself at /run/glowplug, and its name resolution."""
+        told = {"replica_id": self.id, "restored": restored, "env": self._server.env, "secrets": secrets}
+        write_private(self.folder.inside / "env.json", json.dumps(told))
+        # The captured memory remembers its host name; both names must resolve without a network.
+        hosts = _HOSTS.format(hostname=self.id) + f"127.0.0.1\t{CAPTURE_HOSTNAME}\n"
+        (self.folder.path / "hosts").write_text(hosts)
+        (self.folder.path / "hostname").write_text(f"{self.id}\n")
+        (self.folder.path / "resolv.conf").write_text("")
+
+    def create(self, root: RootFilesystem, secret_env: dict[str, str], cpu_weight: int) -> int:
+        """Create the sandbox, nothing running in it yet; returns its pid."""
+        self._sandbox = self._describe(root, secret_env, cpu_weight)
+        return self._runtime.create(self._sandbox)
+
+    def start(self) -> None:
+        """Run the command, and open our side of the network."""
+        self._runtime.start(self._created())
+        self._network.open_gateway()
+
+    def restore(self, image: Path) -> None:
+        """Fill the sandbox with captured memory, and open our side of the network."""
+        self._runtime.restore(self._created(), image)
+        self._network.open_gateway()
+
+    def checkpoint(self, image: Path) -> None:
+        """Write the memory to ``image``; the application ends."""
+        self._runtime.checkpoint(self.id, image)
+
+    def signal(self, name: str) -> None:
+        """Signal the first process."""
+        self._runtime.signal(self.id, name)
+
+    def stop_sandbox(self) -> None:
+        """Remove the sandbox and what it held, but keep the folder, namespace and log for another try."""
+        self._sandbox = None
+        _remove_sandbox(self._runtime, self.id)
+
+    def destroy(self) -> None:
+        """Remove everything but the log."""
+        self._sandbox = None
+        remove_leftovers(self._state, self._runtime, self.id)
+
+    def _created(self) -> Sandbox:
+        if self._sandbox is None:
+            raise RuntimeError(f"{self.id}: the sandbox was not created")
+        return self._sandbox
+
+    def _describe(self, root: RootFilesystem, secret_env: dict[str, str], cpu_weight: int) -> Sandbox:
+        server = self._server
+        env = {**root.env, **server.env}
+        if server.code is not None:
+            env["PYTHONPATH"] = ":".join(p for p in (LIBRARY, env.get("PYTHONPATH", "")) if p)
+        return Sandbox(
+            id=self.id,
+            directory=self.folder.bundle,
+            root=root.root,
+            args=tuple(server.command),
+            env={**env, **secret_env},
+            workdir=root.workdir,
+            hostname=self.id,
+            netns=self._network.path,
+            cgroup=cgroup_path(self.id),
+            memory_bytes=server.resources.memory_bytes,
+            cpus=server.resources.cpus,
+            log=self.folder.log,
+            mounts=tuple(self._mounts(root)),
+            cpu_weight=cpu_weight,
+            host_changes_volumes=any(not volume.read_only for volume in server.volumes),
+        )
+
+    def _mounts(self, root: RootFilesystem) -> list[SandboxMount]:
+        mounts = [SandboxMount(bind.source, bind.destination, bind.read_only) for bind in root.binds]
+        for name in ("hosts", "hostname", "resolv.conf"):
+            mounts.append(SandboxMount(self.folder.path / name, f"/etc/{name}"))
+        mounts.append(SandboxMount(self.folder.inside, INSIDE))
+        if self._server.code is not None:
+            mounts.append(SandboxMount(_PACKAGE, f"{LIBRARY}/glowplug"))
+            mounts.append(SandboxMount(Path(self._server.code.local_dir), CODE))
+        for volume in self._server.volumes:
+            mounts.append(SandboxMount(Path(volume.host_path), volume.mount_path, volume.read_only))
+        return mounts
+
+
+def remove_leftovers(state: StateDir, runtime: Runtime, replica_id: str) -> None:
+    """Remove everything that a replica of this id may have left, whoever made it; its log stays.
+
+    The folder goes last: as long as it is there, the next agent tries again.
+    """
+    _remove_sandbox(runtime, replica_id)
+    ReplicaNetwork(replica_id).remove()
+    ReplicaFolder(state, replica_id).remove()
+
+
+def _remove_sandbox(runtime: Runtime, replica_id: str) -> None:
+    cgroup = ReplicaCgroup(replica_id)
+    try:
+        runtime.delete(replica_id)
+    finally:
+        cgroup.kill_all()
+        cgroup.remove()

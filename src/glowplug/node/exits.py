@@ -1,0 +1,71 @@
+"""Learning that a sandbox ended, and how, whoever its parent is.
+
+A pidfd becomes readable when its process ends, child or not, so an adopted sandbox is watched like a new
+one. The exit code is known to whoever reaps it: the supervisor, which leaves a note in ``run/exits/<pid>``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+_NOTE_DEADLINE_S = 1.0
+_NOTE_POLL_S = 0.01
+
+
+class ExitWatch:
+    """Watches one process. :meth:`close` must be called when nobody waits any more."""
+
+    def __init__(self, pid: int, notes: Path, watched_since: float) -> None:
+        self._pid = pid
+        self._note = notes / str(pid)
+        self._since = watched_since
+        self._ended = asyncio.Event()
+        try:
+            self._fd: int | None = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._fd = None
+            self._ended.set()
+        else:
+            asyncio.get_running_loop().add_reader(self._fd, self._on_end)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._ended.is_set()
+
+    async def wait(self) -> None:
+        """Until the process has ended."""
+        await self._ended.wait()
+
+    async def exit_code(self) -> int | None:
+        """The exit code (128 + n for signal n), or None if nobody noted it within a second."""
+        deadline = asyncio.get_running_loop().time() + _NOTE_DEADLINE_S
+        while True:
+            code = self._read_note()
+            if code is not None or asyncio.get_running_loop().time() > deadline:
+                return code
+            await asyncio.sleep(_NOTE_POLL_S)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._fd is not None:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = None
+
+    def _on_end(self) -> None:
+        self.close()
+        self._ended.set()
+
+    def _read_note(self) -> int | None:
+        try:
+            note = json.loads(self._note.read_text())
+            if float(note["at"]) < self._since:
+                return None
+            code, signal = note["exit_code"], note["signal"]
+            return int(code) if code is not None else 128 + int(signal)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None

@@ -1,0 +1,86 @@
+"""What the agent writes down about each replica, so that its successor can adopt or clean up.
+
+One folder per replica in ``run/replicas``: it exists before anything of the replica does and is removed
+after everything of it is gone, so a folder without a living sandbox always means "clean this up".
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from glowplug.types.paths import StateDir
+from glowplug.types.replica import Message, ReplicaView
+from glowplug.types.spec import ServerSpec
+
+_FILE = "replica.json"
+
+
+class ReplicaFile(Message):
+    """Everything needed to find a replica's processes again. Secrets are not in it."""
+
+    version: int = 1
+    view: ReplicaView
+    server: ServerSpec
+    image_id: str
+    pid_started_ticks: int | None = None
+
+
+class ReplicaFolder:
+    """The folder of one replica: ``replica.json``, the runtime's ``bundle/`` and ``inside/``."""
+
+    def __init__(self, state: StateDir, replica_id: str) -> None:
+        self.path = state.replicas / replica_id
+        self.bundle = self.path / "bundle"
+        self.inside = self.path / "inside"
+        self.log = state.replica_logs / f"{replica_id}.log"
+
+    def create(self) -> None:
+        """Make the folders, readable by root only: ``inside`` holds secrets."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.bundle, self.inside):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def save(self, record: ReplicaFile) -> None:
+        """Replace ``replica.json`` in one step."""
+        temporary = self.path / f"{_FILE}.new"
+        temporary.write_text(record.model_dump_json())
+        temporary.rename(self.path / _FILE)
+
+    def load(self) -> ReplicaFile | None:
+        """What was written, or None if the agent died before it wrote anything sound."""
+        try:
+            return ReplicaFile.model_validate_json((self.path / _FILE).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def remove(self) -> None:
+        """Remove the folder. The log stays, for whoever asks why."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def pid_start_ticks(pid: int) -> int | None:
+    """When ``pid`` started (clock ticks since boot, proc(5) field 22): tells it from a later namesake."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def is_running(pid: int | None, started_ticks: int | None) -> bool:
+    """Whether that very process is alive."""
+    return pid is not None and started_ticks is not None and pid_start_ticks(pid) == started_ticks
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only root can read, in one step."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.rename(path)

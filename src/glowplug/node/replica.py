@@ -1,0 +1,100 @@
+"""One replica while the agent works on it: what was asked for, what it holds, how long each stage took."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from glowplug.node.container import Container
+from glowplug.node.exits import ExitWatch
+from glowplug.node.record import ReplicaFile, pid_start_ticks
+from glowplug.node.table import ReplicaTable
+from glowplug.types.paths import StateDir
+from glowplug.types.replica import Purpose, ReplicaState, ReplicaView, Stage, StartReplica
+
+BACKGROUND_CPU_WEIGHT = 20
+NORMAL_CPU_WEIGHT = 100
+
+
+class Replica:
+    """A replica in the hands of this agent. Every change of its view is written down and told to watchers."""
+
+    def __init__(
+        self,
+        state: StateDir,
+        table: ReplicaTable,
+        request: StartReplica,
+        container: Container,
+        purpose: Purpose,
+        created_at: float,
+    ) -> None:
+        self._state = state
+        self._table = table
+        self.request = request
+        self.container = container
+        self.exit_watch: ExitWatch | None = None
+        self.stop_requested = asyncio.Event()
+        self.file = ReplicaFile(
+            view=ReplicaView(
+                id=request.replica_id,
+                app=request.app,
+                server=request.server.name,
+                deployment_id=request.deployment_id,
+                purpose=purpose,
+                state=ReplicaState.STARTING,
+                endpoint=container.endpoint,
+                created_at=created_at,
+            ),
+            server=request.server,
+            image_id=request.image_id,
+        )
+        self._table.put(self.file.view)
+
+    @property
+    def id(self) -> str:
+        """The replica's id."""
+        return self.request.replica_id
+
+    @property
+    def view(self) -> ReplicaView:
+        """What everybody else sees of it."""
+        return self.file.view
+
+    @property
+    def cpu_weight(self) -> int:
+        """Captures yield the processor to whoever serves."""
+        return BACKGROUND_CPU_WEIGHT if self.view.purpose is Purpose.CAPTURE else NORMAL_CPU_WEIGHT
+
+    def change(self, **changes: object) -> None:
+        """Change the view, write it down, tell the watchers."""
+        self.file.view = self.file.view.model_copy(update=changes)
+        if self.container.folder.path.exists():
+            self.container.folder.save(self.file)
+        self._table.put(self.file.view)
+
+    def watch_process(self, pid: int) -> ExitWatch:
+        """Remember the sandbox's process and watch for its end."""
+        self.stop_watching()
+        self.exit_watch = ExitWatch(pid, self._state.exits, watched_since=self.view.created_at)
+        self.file.pid_started_ticks = pid_start_ticks(pid)
+        self.change(pid=pid)
+        return self.exit_watch
+
+    def stop_watching(self) -> None:
+        """Forget the process (it is about to be removed on purpose)."""
+        if self.exit_watch is not None:
+            self.exit_watch.close()
+            self.exit_watch = None
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Time a stage; its seconds add to what the same stage took before."""
+        started = time.monotonic()
+        self.change(stage=stage)
+        try:
+            yield
+        finally:
+            spent_s = self.view.stages_s.get(stage, 0.0) + time.monotonic() - started
+            self.change(stages_s={**self.view.stages_s, stage: round(spent_s, 6)})

@@ -1,0 +1,94 @@
+"""The replicas of this node as everybody else sees them, and the stream of what changes.
+
+Lives on the agent's event loop. A watcher that does not keep up is cut off: it comes back and gets the whole
+list again, which is cheaper for everybody than remembering what it missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import Any
+
+from glowplug.types.errors import NotFound
+from glowplug.types.replica import ReplicaEvent, ReplicaView
+
+HEARTBEAT_S = 1.0
+_WATCHER_BACKLOG = 4096
+_KEPT_FINAL = 200
+
+
+class ReplicaTable:
+    """All living replicas, and the last few that ended."""
+
+    def __init__(self) -> None:
+        self._views: OrderedDict[str, ReplicaView] = OrderedDict()
+        self._watchers: set[asyncio.Queue[ReplicaEvent | None]] = set()
+
+    def put(self, view: ReplicaView) -> ReplicaView:
+        """Add or replace one replica and tell the watchers."""
+        self._views[view.id] = view
+        self._views.move_to_end(view.id)
+        self._forget_old()
+        event = ReplicaEvent(type="change", replica=view)
+        for watcher in list(self._watchers):
+            try:
+                watcher.put_nowait(event)
+            except asyncio.QueueFull:
+                self._watchers.discard(watcher)
+                watcher.get_nowait()
+                watcher.put_nowait(None)
+        return view
+
+    def change(self, replica_id: str, **changes: Any) -> ReplicaView:
+        """Replace some fields of one replica. Raises NotFound."""
+        return self.put(self.get(replica_id).model_copy(update=changes))
+
+    def get(self, replica_id: str) -> ReplicaView:
+        """One replica. Raises NotFound."""
+        view = self._views.get(replica_id)
+        if view is None:
+            raise NotFound(
+                f"There is no replica {replica_id} on this node.",
+                remedy="`glowplug ps --all` lists them.",
+                replica_id=replica_id,
+            )
+        return view
+
+    def list(self) -> list[ReplicaView]:
+        """All of them, longest unchanged first."""
+        return list(self._views.values())
+
+    async def watch(self) -> AsyncIterator[ReplicaEvent]:
+        """What exists, then what changes, and a heartbeat each second. Ends when the watcher falls behind."""
+        queue: asyncio.Queue[ReplicaEvent | None] = asyncio.Queue(_WATCHER_BACKLOG)
+        existing = self.list()
+        self._watchers.add(queue)
+        try:
+            for view in existing:
+                yield ReplicaEvent(type="sync", replica=view)
+            yield ReplicaEvent(type="synced")
+            while True:
+                try:
+                    event = await asyncio.wait_for(queue.get(), HEARTBEAT_S)
+                except TimeoutError:
+                    event = ReplicaEvent(type="heartbeat")
+                if event is None:
+                    return
+                yield event
+        finally:
+            self._watchers.discard(queue)
+
+    def end_watches(self) -> None:
+        """Let every watch stream end: the agent is leaving."""
+        for watcher in list(self._watchers):
+            self._watchers.discard(watcher)
+            while watcher.full():
+                watcher.get_nowait()
+            watcher.put_nowait(None)
+
+    def _forget_old(self) -> None:
+        final = [replica_id for replica_id, view in self._views.items() if view.state.is_final]
+        for replica_id in final[: max(0, len(final) - _KEPT_FINAL)]:
+            del self._views[replica_id]

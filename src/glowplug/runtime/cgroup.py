@@ -1,0 +1,73 @@
+"""What the kernel accounts for a replica: memory in use, out-of-memory kills, processes. v1 and v2.
+
+Runtimes create the cgroup from the bundle; this module reads it, and removes what they leave behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+CGROUP_MOUNT = Path("/sys/fs/cgroup")
+_PARENT = "glowplug"
+
+
+def cgroup_path(replica_id: str) -> str:
+    """The path, below each controller, that a replica's processes are put in."""
+    return f"/{_PARENT}/{replica_id}"
+
+
+class ReplicaCgroup:
+    """Readings of one replica's cgroup. A missing file reads as None or zero: the replica is gone."""
+
+    def __init__(self, replica_id: str, mount: Path = CGROUP_MOUNT) -> None:
+        self._relative = cgroup_path(replica_id).lstrip("/")
+        self._mount = mount
+        self._is_v2 = (mount / "cgroup.controllers").exists()
+        self._memory = mount / self._relative if self._is_v2 else mount / "memory" / self._relative
+
+    def memory_bytes(self) -> int | None:
+        """Memory charged to the replica (page cache included), or None when it is gone."""
+        name = "memory.current" if self._is_v2 else "memory.usage_in_bytes"
+        text = _read(self._memory / name)
+        return int(text) if text else None
+
+    def oom_kills(self) -> int:
+        """How often the kernel killed a process of it for lack of memory."""
+        name = "memory.events" if self._is_v2 else "memory.oom_control"
+        for line in _read(self._memory / name).splitlines():
+            key, _, value = line.partition(" ")
+            if key == "oom_kill":
+                return int(value)
+        return 0
+
+    def kill_all(self) -> None:
+        """SIGKILL every process in it: what an interrupted runtime command left behind."""
+        for pid in _read(self._memory / "cgroup.procs").split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+    def remove(self) -> None:
+        """Remove the (empty) directories in every hierarchy."""
+        roots = [self._mount] if self._is_v2 else [path for path in self._mount.iterdir() if path.is_dir()]
+        for root in roots:
+            _remove_tree(root / self._relative)
+
+
+def _remove_tree(directory: Path) -> None:
+    if not directory.is_dir():
+        return
+    for child in directory.iterdir():
+        if child.is_dir():
+            _remove_tree(child)
+    with contextlib.suppress(OSError):  # a process still leaving it: the next clean-up takes it
+        directory.rmdir()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

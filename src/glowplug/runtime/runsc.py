@@ -1,0 +1,192 @@
+"""gVisor's ``runsc`` behind the :class:`~glowplug.runtime.port.Runtime` port.
+
+What is peculiar to it, all measured (``docs/runtime.md``):
+
+* Flags differ between releases; they are chosen from what the installed binary says it knows.
+* On kernels where ``/proc/sys/net/core/rmem_default`` shows in every network namespace (6.18 does), runsc
+  20240729 mistakes a private namespace for the host's and refuses to start; it is hidden in a private mount
+  namespace around the commands that look (``create``, ``start``, ``restore``).
+* stdout and stderr go to a file opened with O_APPEND: no process of ours stands between the application and
+  its log, so nothing breaks when the agent dies. (Without O_APPEND the sandbox writes from offset 0.)
+* ``delete`` waits for the sandbox and its gofer to be *reaped*, up to two minutes: somebody must be their
+  subreaper (the supervisor is).
+* Its error texts end in pages of Go panics; the first line that says something is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from functools import cached_property
+from pathlib import Path
+
+from glowplug.runtime.bundle import write_bundle
+from glowplug.runtime.port import Sandbox
+from glowplug.types.errors import DeadlineExceeded, RuntimeFailed, SystemUnfit
+from glowplug.types.identity import RuntimeIdentity
+from glowplug.types.paths import TOOLS_DIR
+
+_HIDING_SYSCTL = (
+    "unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro,size=4k none /proc/sys/net && exec "$0" "$@"',
+)  # fmt: skip
+_QUICK_S = 30.0
+_MEMORY_S = 600.0
+_FLAGS = {
+    "platform": "systrap",
+    "network": "sandbox",
+    "net-disconnect-ok": "true",
+    "overlay2": "root:memory",
+    "dcache": "8000",
+}
+
+
+def find_runsc() -> Path:
+    """``GLOWPLUG_RUNSC``, our own tools folder, or PATH. Raises SystemUnfit."""
+    named = os.environ.get("GLOWPLUG_RUNSC")
+    candidates = [named] if named else [str(TOOLS_DIR / "runsc"), shutil.which("runsc")]
+    for candidate in candidates:
+        if candidate and os.access(candidate, os.X_OK):
+            return Path(candidate)
+    raise SystemUnfit(
+        "No usable runsc (gVisor) was found.",
+        remedy="Run `glowplug doctor --fix` to install one.",
+        tried=candidates,
+    )
+
+
+class Runsc:
+    """One runsc binary and one state folder. Implements :class:`~glowplug.runtime.port.Runtime`."""
+
+    def __init__(self, root: Path, binary: Path | None = None) -> None:
+        self._root = root
+        self._binary = binary or find_runsc()
+
+    def identity(self) -> RuntimeIdentity:
+        """Version as the binary prints it, and the flags that shape a memory image."""
+        return RuntimeIdentity("runsc", self._version, tuple(self._common_flags))
+
+    def create(self, sandbox: Sandbox) -> int:
+        """``runsc create``: the sandbox process exists, the application does not run yet."""
+        bundle = write_bundle(sandbox)
+        pid_file = sandbox.directory / "sandbox.pid"
+        command = ["create", "--bundle", str(bundle), "--pid-file", str(pid_file), sandbox.id]
+        self._run(command, sandbox=sandbox, timeout_s=_QUICK_S)
+        return int(pid_file.read_text())
+
+    def start(self, sandbox: Sandbox) -> None:
+        """``runsc start``."""
+        self._run(["start", sandbox.id], sandbox=sandbox, timeout_s=_QUICK_S)
+
+    def restore(self, sandbox: Sandbox, image: Path) -> None:
+        """``runsc restore`` into a created container; returns once all pages are read."""
+        command = ["restore", "--detach", "--bundle", str(sandbox.directory), "--image-path", str(image)]
+        self._run([*command, sandbox.id], sandbox=sandbox, timeout_s=_MEMORY_S)
+
+    def checkpoint(self, sandbox_id: str, image: Path) -> None:
+        """``runsc checkpoint``, uncompressed: a quarter of a second per GB instead of seconds."""
+        command = ["checkpoint", "--image-path", str(image)]
+        for flag, value in (("compression", "none"), ("exclude-committed-zero-pages", "true")):
+            if flag in self._checkpoint_flags:
+                command.append(f"--{flag}={value}")
+        self._run([*command, sandbox_id], timeout_s=_MEMORY_S)
+
+    def signal(self, sandbox_id: str, name: str) -> None:
+        """``runsc kill``."""
+        self._run(["kill", sandbox_id, name.removeprefix("SIG")], timeout_s=_QUICK_S)
+
+    def delete(self, sandbox_id: str, *, force: bool = True) -> None:
+        """``runsc delete``; absent containers are fine."""
+        command = ["delete", *(["--force"] if force else []), sandbox_id]
+        self._run(command, timeout_s=_QUICK_S)
+
+    def exec_argv(self, sandbox_id: str, command: list[str], *, tty: bool) -> list[str]:
+        """``runsc exec``. The caller runs it, and must have ended it before any checkpoint (see facts)."""
+        flags = ["--tty"] if tty else []
+        return [str(self._binary), *self._global_flags(), "exec", *flags, sandbox_id, *command]
+
+    @cached_property
+    def _version(self) -> str:
+        return self._text(["--version"]).splitlines()[0].removeprefix("runsc version").strip()
+
+    @cached_property
+    def _common_flags(self) -> list[str]:
+        known = set(re.findall(r"^\s+-([a-zA-Z0-9-]+)", self._text(["flags"]), re.MULTILINE))
+        return [f"--{name}={value}" for name, value in _FLAGS.items() if name in known]
+
+    @cached_property
+    def _checkpoint_flags(self) -> set[str]:
+        return set(re.findall(r"^\s+-([a-zA-Z0-9-]+)", self._text(["help", "checkpoint"]), re.MULTILINE))
+
+    def _text(self, args: list[str]) -> str:
+        try:
+            done = subprocess.run(
+                [str(self._binary), *args], capture_output=True, text=True, timeout=_QUICK_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise SystemUnfit(
+                f"{self._binary} does not run: {error}",
+                remedy="Run `glowplug doctor --fix` to install one that does.",
+            ) from error
+        return done.stdout + done.stderr
+
+    def _global_flags(self, sandbox: Sandbox | None = None) -> list[str]:
+        access = "shared" if sandbox is not None and sandbox.host_changes_volumes else "exclusive"
+        return [f"--root={self._root}", *self._common_flags, f"--file-access-mounts={access}"]
+
+    def _run(
+        self,
+        command: list[str],
+        *,
+        timeout_s: float,
+        sandbox: Sandbox | None = None,
+    ) -> None:
+        """Run one runsc command to its end: its own words to a JSON log, the application's to its log."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        words = self._root / f".words-{command[-1]}-{command[0]}"
+        words.unlink(missing_ok=True)
+        argv = [] if sandbox is None else [*_HIDING_SYSCTL]
+        argv += [str(self._binary), *self._global_flags(sandbox)]
+        argv += [f"--log={words}", "--log-format=json", *command]
+        with contextlib.ExitStack() as stack:
+            output = subprocess.DEVNULL
+            if sandbox is not None:
+                output = os.open(sandbox.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                stack.callback(os.close, output)
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
+            )
+            try:
+                code = process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise DeadlineExceeded(
+                    f"`runsc {command[0]}` did not finish within {timeout_s:g} s.", sandbox=command[-1]
+                ) from None
+            said = _last_words(words)
+            words.unlink(missing_ok=True)
+        if code != 0:
+            raise RuntimeFailed(
+                f"`runsc {command[0]}` failed (exit code {code}): {said or 'it gave no reason'}",
+                sandbox=command[-1],
+                exit_code=code,
+            )
+
+
+def _last_words(log: Path) -> str:
+    """The message of the last error (or fatal) entry in runsc's JSON log, cut to one line."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", "warning"):
+                return str(entry.get("msg", "")).strip().splitlines()[0][:500]
+    return ""

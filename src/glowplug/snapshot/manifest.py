@@ -1,0 +1,158 @@
+"""What a snapshot says about itself, in a form that proves it was not altered.
+
+``manifest.json`` names every file with its length and hash, the key, the canary's answers and how the
+capture went. It holds a hash of itself and exists in exactly one encoding, so a single changed byte,
+anywhere, is noticed. The format is a written contract with a test vector: ``docs/snapshot-format.md``.
+Reading treats the bytes as hostile and raises SnapshotInvalid, never anything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from glowplug.snapshot.canary import CanaryAnswer
+from glowplug.snapshot.canonical import blake3_hex, canonical_json, parse_json
+from glowplug.snapshot.key import SnapshotKey
+from glowplug.types.errors import SnapshotInvalid
+
+FORMAT: Final = 1
+MANIFEST_NAME = "manifest.json"
+STATUS_NAME = "status.json"
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_FILES = 1024
+
+SNAPSHOT_ID_PATTERN = r"^sn-[0-9a-f]{16}$"
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Part):
+    """One file: its length and the BLAKE3 of its content."""
+
+    bytes: int = Field(ge=0)
+    blake3: Digest
+
+
+class CaptureTimings(_Part):
+    """How the capture went: ``capture_s`` in all, of which the replica stood still for ``frozen_s``."""
+
+    capture_s: Seconds = 0.0
+    frozen_s: Seconds = 0.0
+
+
+@dataclass(frozen=True)
+class ManifestDraft:
+    """What whoever captured knows; key, files, time and integrity are added when it is sealed."""
+
+    app: str
+    server: str
+    deployment: str
+    canary: list[CanaryAnswer] = field(default_factory=list)
+    timings: CaptureTimings = field(default_factory=CaptureTimings)
+    tools: dict[str, str] = field(default_factory=dict)
+
+
+class Manifest(_Part):
+    """A parsed manifest: everything but the integrity hash, which only exists in the encoding."""
+
+    format: Literal[1] = FORMAT
+    id: str = Field(pattern=SNAPSHOT_ID_PATTERN)
+    app: str = Field(max_length=256)
+    server: str = Field(max_length=256)
+    deployment: str = Field(max_length=256)
+    key: dict[str, str]
+    created_at: Seconds
+    files: dict[FileName, FileEntry] = Field(min_length=1, max_length=MAX_FILES)
+    canary: list[CanaryAnswer] = []
+    timings: CaptureTimings = CaptureTimings()
+    tools: dict[str, str] = {}
+
+    @field_validator("files")
+    @classmethod
+    def _not_our_own(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        if reserved := sorted({MANIFEST_NAME, STATUS_NAME} & files.keys()):
+            raise ValueError(f"file names {reserved} are reserved")
+        return files
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry.bytes for entry in self.files.values())
+
+    @property
+    def snapshot_key(self) -> SnapshotKey:
+        """The key this snapshot was captured under."""
+        return SnapshotKey(self.key)
+
+    def encode(self) -> bytes:
+        """The one encoding: canonical JSON with ``integrity``, and a newline."""
+        content = self.model_dump()
+        return canonical_json({**content, "integrity": blake3_hex(canonical_json(content))}) + b"\n"
+
+    @classmethod
+    def decode(cls, raw: bytes, snapshot_id: str) -> Manifest:
+        """Read hostile bytes found where ``snapshot_id`` should be. Raises SnapshotInvalid."""
+        if len(raw) > MAX_MANIFEST_BYTES:
+            raise invalid(snapshot_id, f"is larger than {MAX_MANIFEST_BYTES} bytes")
+        try:
+            data = parse_json(raw)
+        except ValueError as error:
+            raise invalid(snapshot_id, f"is not JSON (cut off or altered): {str(error)[:200]}") from error
+        if not isinstance(data, dict):
+            raise invalid(snapshot_id, "is not a JSON object")
+        _check_format(data, snapshot_id)
+        _check_integrity(data, raw, snapshot_id)
+        data.pop("integrity")
+        try:
+            manifest = cls.model_validate(data)
+        except ValidationError as error:
+            raise invalid(snapshot_id, f"has wrong content: {_first_problem(error)}") from error
+        _check_ids(manifest, snapshot_id)
+        return manifest
+
+
+def invalid(snapshot_id: str, problem: str, *, file: str = MANIFEST_NAME) -> SnapshotInvalid:
+    """The error for a snapshot whose ``file`` has a ``problem``, with the way out."""
+    return SnapshotInvalid(
+        f"Snapshot {snapshot_id}: {file} {problem}.",
+        remedy=f"Run `glowplug snapshot rm {snapshot_id}`; the next cold start captures it anew.",
+        snapshot_id=snapshot_id,
+        file=file,
+        problem=problem,
+    )
+
+
+def _check_format(data: dict[str, Any], snapshot_id: str) -> None:
+    found = data.get("format")
+    if type(found) is not int or found != FORMAT:
+        raise invalid(snapshot_id, f"has format {str(found)[:40]}, and this Glowplug reads {FORMAT} only")
+
+
+def _check_integrity(data: dict[str, Any], raw: bytes, snapshot_id: str) -> None:
+    content = {name: value for name, value in data.items() if name != "integrity"}
+    if data.get("integrity") != blake3_hex(canonical_json(content)):
+        raise invalid(snapshot_id, "was altered: its integrity hash does not match its content")
+    if canonical_json(data) + b"\n" != raw:
+        raise invalid(snapshot_id, "was altered: it is not in canonical form")
+
+
+def _check_ids(manifest: Manifest, snapshot_id: str) -> None:
+    if manifest.id != manifest.snapshot_key.id:
+        raise invalid(snapshot_id, f"has id {manifest.id}, but its key makes {manifest.snapshot_key.id}")
+    if manifest.id != snapshot_id:
+        raise invalid(snapshot_id, f"belongs to snapshot {manifest.id}")
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])[:200]
+    return f"{where}: {first['msg'][:200]}"
