@@ -1,1 +1,1 @@
-"""Cold-start arithmetic, pictures and metrics."""
+"""Seeing it: the arithmetic, pictures, metrics and traces of cold starts. Reads records, changes nothing."""

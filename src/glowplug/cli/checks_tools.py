@@ -1,0 +1,136 @@
+"""Checks of programs and libraries: what is missing here can mostly be installed by ``doctor --fix``."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import re
+import sys
+from pathlib import Path
+
+from glowplug.cli.checks import Check, Finding, Fix, fail, ok, warn
+from glowplug.cli.machine import Completed, Machine
+from glowplug.types.paths import TOOLS_DIR
+
+RUNSC = TOOLS_DIR / "runsc"
+_OLDEST_RUNSC = "20240101"  # Debian 12's own, of 2022, cannot restore what it checkpoints
+_TRY_S = 20.0
+
+
+def tool_checks() -> list[Check]:
+    """Checks of what must or may be installed."""
+    return [
+        Check(
+            "runsc",
+            "gVisor's runtime: isolates replicas, captures and restores their memory.",
+            "glowplug doctor --fix installs Debian's backport into " + str(TOOLS_DIR),
+            _runsc,
+            Fix(installs_runsc=True),
+        ),
+        Check(
+            "sandbox",
+            "A sandbox with /bin/true was started to see whether runsc works on this kernel.",
+            "Read what runsc says (found); in a container it needs CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
+            _sandbox,
+        ),
+        _debian_tool("buildah", "Builds images for Image.debian_slim()."),
+        _debian_tool("mmdebstrap", "Makes the base root filesystem for Image.debian_slim()."),
+        _debian_tool("nft", "Optional, for filtering the traffic of replicas.", package="nftables"),
+        Check(
+            "erofs and fuse",
+            "Optional: lazily loaded images will need both.",
+            "A kernel with CONFIG_EROFS_FS and CONFIG_FUSE_FS.",
+            _filesystems,
+        ),
+        Check(
+            "gpu",
+            "Optional: servers that ask for a GPU.",
+            "Install NVIDIA's driver; nvidia-smi must list the GPU.",
+            _gpu,
+        ),
+        Check("python", "Glowplug itself.", "Python 3.11 or newer.", _python),
+        Check(
+            "matplotlib",
+            "Optional: glowplug coldstarts --plot.",
+            "pip install 'glowplug[plot]'",
+            _matplotlib,
+        ),
+    ]
+
+
+def find_runsc(machine: Machine) -> Path | None:
+    """The one the agent will use: the named one, ours, any other (a distribution's own may be too old)."""
+    named = machine.variable("GLOWPLUG_RUNSC")
+    return machine.which(named) if named else machine.which(str(RUNSC)) or machine.which("runsc")
+
+
+def start_sandbox(machine: Machine, runsc: Path, root: Path) -> Completed:
+    """Run /bin/true in a sandbox without a network; ``root`` is a scratch folder for runsc's state."""
+    return machine.run(
+        [
+            str(runsc), "--root", str(root), "--platform=systrap", "--network=none",
+            "do", "/bin/true",
+        ],
+        _TRY_S,
+    )  # fmt: skip
+
+
+def _runsc(machine: Machine) -> Finding:
+    path = find_runsc(machine)
+    if path is None:
+        return fail("not installed")
+    done = machine.run([str(path), "--version"], _TRY_S)
+    version = re.search(r"runsc version (\S+)", done.output)
+    if not done.is_good or version is None:
+        return fail(f"{path} does not run: {done.last_line}")
+    found = f"{version[1]} at {path}"
+    date = re.search(r"20\d{6}", version[1])
+    if date is not None and date[0] < _OLDEST_RUNSC:
+        return fail(f"{found}: too old")
+    return ok(found)
+
+
+def _sandbox(machine: Machine) -> Finding:
+    path = find_runsc(machine)
+    if path is None:
+        return fail("no runsc to try")
+    scratch = machine.run(["mktemp", "-d"], _TRY_S)
+    if not scratch.is_good:
+        return fail(f"no scratch folder: {scratch.last_line}")
+    done = start_sandbox(machine, path, Path(scratch.last_line))
+    machine.run(["rm", "-rf", scratch.last_line], _TRY_S)
+    return ok("started and ended") if done.is_good else fail(done.last_line or f"exit code {done.code}")
+
+
+def _debian_tool(name: str, why: str, package: str | None = None) -> Check:
+    def probe(machine: Machine) -> Finding:
+        path = machine.which(name)
+        return ok(str(path)) if path else warn("not installed")
+
+    package = package or name
+    return Check(name, why, f"apt-get install {package}", probe, Fix(packages=(package,)))
+
+
+def _filesystems(machine: Machine) -> Finding:
+    known = (machine.read(Path("/proc/filesystems")) or "").split()
+    missing = [name for name in ("erofs", "fuse") if name not in known]
+    return warn("no " + ", no ".join(missing)) if missing else ok("both known to the kernel")
+
+
+def _gpu(machine: Machine) -> Finding:
+    tool = machine.which("nvidia-smi")
+    if tool is None:
+        return ok("none: CPU only")
+    done = machine.run([str(tool), "--query-gpu=name,driver_version", "--format=csv,noheader"], _TRY_S)
+    if not done.is_good:
+        return warn(f"nvidia-smi fails: {done.last_line}")
+    return ok("; ".join(line.strip() for line in done.output.splitlines() if line.strip()) or "none listed")
+
+
+def _python(machine: Machine) -> Finding:
+    found = f"{platform.python_version()} at {sys.executable}"
+    return ok(found) if sys.version_info >= (3, 11) else fail(found)
+
+
+def _matplotlib(machine: Machine) -> Finding:
+    return ok("installed") if importlib.util.find_spec("matplotlib") else warn("not installed")

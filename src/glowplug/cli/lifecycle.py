@@ -1,0 +1,118 @@
+"""``up``, ``down`` and ``status``: whether Glowplug runs on this machine at all."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from glowplug.cli.options import JsonOption, session_of
+from glowplug.cli.output import Row, print_json, print_table
+from glowplug.cli.session import Session
+from glowplug.cli.text import format_age
+from glowplug.control.messages import NodeStatus, StatusView
+from glowplug.engine import embedded
+from glowplug.observe.waterfall import format_bytes
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+
+
+def up(
+    context: typer.Context,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on (default: 127.0.0.1); 0.0.0.0 needs the token.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port (default: 8080); 0 takes a free one.")
+    ] = None,
+    foreground: Annotated[
+        bool,
+        typer.Option("--foreground", "-f", help="Stay here and show the logs; for systemd and containers."),
+    ] = False,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds until everything must answer.")
+    ] = embedded.START_TIMEOUT_S,
+) -> None:
+    """Start Glowplug on this machine, unless it runs already, and wait until it answers."""
+    session = session_of(context)
+
+    def announce(address: embedded.Address) -> None:
+        text = f"Glowplug answers at {address.url} (state: {session.state.root})"
+        session.out.print(text, soft_wrap=True, markup=False)
+        session.say("Next: glowplug deploy app.py, or glowplug run -- COMMAND", style="bright_black")
+
+    if foreground:
+        code = embedded.run_foreground(session.state, host, port, on_ready=announce, timeout_s=timeout_s)
+        raise typer.Exit(code)
+    announce(embedded.up(session.state, host, port, timeout_s=timeout_s))
+
+
+def down(
+    context: typer.Context,
+    keep_replicas: Annotated[
+        bool, typer.Option("--keep-replicas", help="Leave replicas running; the next `up` adopts them.")
+    ] = False,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds until everything must have ended.")
+    ] = embedded.STOP_TIMEOUT_S,
+) -> None:
+    """Stop Glowplug and every replica, and check that nothing is left."""
+    session = session_of(context)
+    did_run = embedded.down(session.state, timeout_s=timeout_s, keep_replicas=keep_replicas)
+    session.say("Stopped." if did_run else "Nothing was running.")
+
+
+def status(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Show the nodes, the apps and what each server is doing."""
+    session = session_of(context)
+    with session.client() as client:
+        view = client.status()
+        if as_json:
+            print_json(session, view)
+        else:
+            _print_status(session, client.url, view)
+
+
+def _print_status(session: Session, url: str, view: StatusView) -> None:
+    session.out.print(
+        Text(f"Glowplug {view.version} at {url}, up for {format_age(view.uptime_s)}\n"), soft_wrap=True
+    )
+    print_table(
+        session,
+        ["NODE", "AGENT", "CPUS", "MEMORY", "GPUS", "RUNTIME"],
+        map(_node_row, view.nodes),
+        "No node.",
+    )
+    session.out.print()
+    servers: list[Row] = [
+        [
+            f"{app.name}/{server.name}", f"v{app.version}", str(server.ready), str(server.starting),
+            str(server.desired), str(server.in_flight), str(server.held), server.url,
+            Text(server.error.message, "red") if server.error else "",
+        ]
+        for app in view.apps
+        for server in app.servers
+    ]  # fmt: skip
+    columns = ["SERVER", "VERSION", "READY", "STARTING", "WANTED", "IN FLIGHT", "HELD", "PATH", "ERROR"]
+    print_table(session, columns, servers, "No app is deployed: glowplug deploy app.py")
+
+
+def _node_row(node: NodeStatus) -> Row:
+    known = node.view
+    state = Text("reachable", "green") if node.is_reachable else Text("unreachable", "red")
+    if known is None:
+        return [node.name, state, "", "", "", ""]
+    return [
+        node.name,
+        state,
+        f"{known.cpus_used:g} of {known.cpus:g}",
+        f"{format_bytes(known.memory_used_bytes)} of {format_bytes(known.memory_bytes)}",
+        f"{known.gpus_used} of {len(known.gpus)}",
+        known.runtime,
+    ]

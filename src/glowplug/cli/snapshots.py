@@ -1,0 +1,194 @@
+"""``snapshot ls|show|verify|create|rm``: the captured memories that restores start from."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from glowplug.cli.client import ApiClient
+from glowplug.cli.options import (
+    JsonOption,
+    OptionalAppArgument,
+    ServerArgument,
+    SnapshotArgument,
+    SnapshotsArgument,
+    session_of,
+)
+from glowplug.cli.output import Row, print_json, print_table
+from glowplug.cli.progress import shown_progress
+from glowplug.cli.session import Session
+from glowplug.cli.targets import ServerTarget
+from glowplug.cli.text import format_age, format_seconds
+from glowplug.observe.waterfall import format_bytes, printable
+from glowplug.types.clock import SystemClock
+from glowplug.types.errors import DeadlineExceeded, InvalidInput, NotFound, SnapshotInvalid
+from glowplug.types.replica import SnapshotStatus, SnapshotView
+
+_LOOK_EVERY_S = 0.5
+_STYLES = {
+    SnapshotStatus.CAPTURING: "yellow",
+    SnapshotStatus.GOOD: "green",
+    SnapshotStatus.QUARANTINED: "red",
+}
+
+commands = typer.Typer(help="Captured memories: list, inspect, verify, create, remove.", no_args_is_help=True)
+
+
+@commands.command("ls")
+def list_snapshots(
+    context: typer.Context, app: OptionalAppArgument = None, as_json: JsonOption = False
+) -> None:
+    """List snapshots."""
+    session = session_of(context)
+    with session.client() as client:
+        views = [view for view in client.snapshots() if app in (None, view.app)]
+    if as_json:
+        print_json(session, views)
+        return
+    now = SystemClock().wall()
+    rows: list[Row] = [
+        [
+            view.id, f"{view.app}/{view.server}", Text(view.status.value, _STYLES[view.status]),
+            format_bytes(view.bytes), format_age(now - view.created_at),
+            format_seconds(view.capture_s) if view.capture_s is not None else "",
+            str(view.restores), str(view.failures), view.reason or "",
+        ]
+        for view in views
+    ]  # fmt: skip
+    columns = ["SNAPSHOT", "SERVER", "STATUS", "SIZE", "AGE", "CAPTURE", "RESTORES", "FAILURES", "REASON"]
+    print_table(session, columns, rows, "No snapshots: one is captured after a server's first cold start.")
+
+
+@commands.command()
+def show(context: typer.Context, snapshot: SnapshotArgument, as_json: JsonOption = False) -> None:
+    """Show one snapshot and everything its key says must match."""
+    session = session_of(context)
+    with session.client() as client:
+        view = client.snapshot(snapshot)
+    _print_one(session, view, as_json)
+
+
+@commands.command()
+def verify(context: typer.Context, snapshot: SnapshotArgument, as_json: JsonOption = False) -> None:
+    """Read a snapshot again and compare every hash; exit code 1 when it is not good."""
+    session = session_of(context)
+    with session.client() as client, shown_progress(session, f"Verifying {snapshot}") as report:
+        report("hashing every file", None)
+        view = client.verify_snapshot(snapshot)
+    if view.status is not SnapshotStatus.GOOD:
+        raise SnapshotInvalid(
+            f"Snapshot {view.id} is {view.status.value}: {view.reason or 'no reason given'}.",
+            remedy=f"Remove it (glowplug snapshot rm {view.id}); the next cold start captures a new one.",
+            snapshot=view.id,
+        )
+    if as_json:
+        print_json(session, view)
+    else:
+        session.say(f"Snapshot {view.id} is good ({format_bytes(view.bytes)}).")
+
+
+@commands.command()
+def create(
+    context: typer.Context,
+    target: ServerArgument,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds the capture may take.")
+    ] = 1800.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Capture a server's memory now, and wait until the snapshot is good."""
+    session = session_of(context)
+    with session.client() as client:
+        server = _one_server(client, ServerTarget.parse(target))
+        view = client.create_snapshot(server.app, server.server or "")
+        view = _await_capture(session, client, view, timeout_s)
+    if as_json:
+        print_json(session, view)
+    else:
+        session.say(f"Captured {view.id} ({format_bytes(view.bytes)}).")
+
+
+@commands.command("rm")
+def remove(context: typer.Context, snapshots: SnapshotsArgument) -> None:
+    """Remove snapshots; the next cold start captures a new one."""
+    session = session_of(context)
+    with session.client() as client:
+        for snapshot_id in snapshots:
+            client.remove_snapshot(snapshot_id)
+            session.say(f"Removed {snapshot_id}.")
+
+
+def _one_server(client: ApiClient, target: ServerTarget) -> ServerTarget:
+    """``target`` with its server named: an app with one server needs no name."""
+    active = next((view for view in client.deployments(target.app) if view.active), None)
+    if active is None:
+        raise NotFound(
+            f"No app {target.app!r} is deployed.", remedy="`glowplug deployments` lists apps.", app=target.app
+        )
+    if target.server is not None:
+        return target
+    if len(active.servers) != 1:
+        raise InvalidInput(
+            f"App {target.app!r} has several servers: {', '.join(active.servers)}.",
+            remedy=f"Say which: {target.app}/{active.servers[0]}.",
+        )
+    return ServerTarget(target.app, active.servers[0])
+
+
+def _await_capture(session: Session, client: ApiClient, view: SnapshotView, timeout_s: float) -> SnapshotView:
+    deadline = time.monotonic() + timeout_s
+    with shown_progress(session, f"Capturing {view.app}/{view.server}") as report:
+        report("starting, warming up, freezing, hashing, trial restore", None)
+        while view.status is SnapshotStatus.CAPTURING:
+            if time.monotonic() >= deadline:
+                raise DeadlineExceeded(
+                    f"Snapshot {view.id} was not finished within {timeout_s:.0f} s.",
+                    remedy="It goes on in the background: `glowplug snapshot ls` tells.",
+                    stage="capture",
+                    snapshot=view.id,
+                )
+            time.sleep(_LOOK_EVERY_S)
+            view = _look_again(client, view)
+    if view.status is SnapshotStatus.QUARANTINED:
+        raise SnapshotInvalid(
+            f"The capture of {view.app}/{view.server} failed: {view.reason or 'no reason given'}.",
+            remedy="The agent's log says more; the server goes on with cold starts.",
+            snapshot=view.id,
+        )
+    return view
+
+
+def _look_again(client: ApiClient, view: SnapshotView) -> SnapshotView:
+    # Through the list: a snapshot can be asked for by its id only once it is finished.
+    found = next((other for other in client.snapshots() if other.id == view.id), None)
+    if found is None:
+        raise SnapshotInvalid(
+            f"The capture of {view.app}/{view.server} ended without a snapshot.",
+            remedy="The agent's log says why; the server goes on with cold starts.",
+            snapshot=view.id,
+        )
+    return found
+
+
+def _print_one(session: Session, view: SnapshotView, as_json: bool) -> None:
+    if as_json:
+        print_json(session, view)
+        return
+    facts = {
+        "id": view.id,
+        "server": f"{view.app}/{view.server}",
+        "status": view.status.value,
+        "size": format_bytes(view.bytes),
+        "captured": f"{format_age(SystemClock().wall() - view.created_at)} ago",
+        "capture": format_seconds(view.capture_s) if view.capture_s is not None else "",
+        "frozen": format_seconds(view.frozen_s) if view.frozen_s is not None else "",
+        "restores": f"{view.restores}, of which failed: {view.failures}",
+        "reason": view.reason or "",
+        "key": view.key,
+    }
+    rows: list[Row] = [[Text(name, "bold"), value] for name, value in facts.items() if value]
+    rows += [[Text(f"  {printable(name)}", "bright_black"), value] for name, value in view.key_fields.items()]
+    print_table(session, ["", ""], rows, "")

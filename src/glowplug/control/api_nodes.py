@@ -1,0 +1,243 @@
+"""The part of the control API that the node agents answer: replicas, logs, exec, images, snapshots, nodes.
+
+Lists are put together from all nodes; a single thing is asked of each node until one knows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Query, Response, WebSocket
+from starlette.websockets import WebSocketDisconnect
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from glowplug.control.answers import deny_websocket
+from glowplug.control.messages import CaptureRequest
+from glowplug.control.plane import ControlPlane
+from glowplug.control.streams import NDJSON, Stream, ndjson
+from glowplug.node.client import NodeClient
+from glowplug.types.errors import GlowplugError, NotFound, Unavailable
+from glowplug.types.ids import new_replica_id
+from glowplug.types.replica import (
+    BuildEvent,
+    BuildRequest,
+    ImageView,
+    NodeView,
+    ReplicaView,
+    SnapshotView,
+    StartReplica,
+)
+
+log = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
+_INTERNAL_ERROR = 1011
+
+
+class _Nodes:
+    """All agents, asked together."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._links = plane.links
+
+    async def gather(self, ask: Callable[[NodeClient], Awaitable[list[_Item]]]) -> list[_Item]:
+        """The lists of all nodes as one."""
+        lists = await asyncio.gather(*(ask(link.client) for link in self._links))
+        return [item for found in lists for item in found]
+
+    async def find(self, ask: Callable[[NodeClient], Awaitable[_Item]]) -> _Item:
+        """The first node's answer that is not NotFound."""
+        missing: NotFound | None = None
+        for link in self._links:
+            try:
+                return await ask(link.client)
+            except NotFound as error:
+                missing = error
+        raise missing or Unavailable("There is no node.", remedy="Run glowplug up.")
+
+    async def client_of(self, replica_id: str) -> NodeClient:
+        """The agent that has this replica. Raises NotFound."""
+        if len(self._links) == 1:
+            return self._links[0].client
+
+        async def ask(client: NodeClient) -> NodeClient:
+            await client.replica(replica_id)
+            return client
+
+        return await self.find(ask)
+
+    @property
+    def first(self) -> NodeClient:
+        """Where new things are made."""
+        return self._links[0].client
+
+
+def node_routes(plane: ControlPlane) -> APIRouter:
+    """All routes, without their prefix."""
+    routes = APIRouter()
+    nodes = _Nodes(plane)
+    _add_replicas(routes, plane, nodes)
+    _add_exec(routes, nodes)
+    _add_images(routes, nodes)
+    _add_snapshots(routes, plane, nodes)
+    return routes
+
+
+def _add_replicas(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> None:
+    @routes.get("/nodes")
+    async def all_nodes() -> list[NodeView]:
+        """The machines."""
+
+        async def one(client: NodeClient) -> list[NodeView]:
+            return [await client.node()]
+
+        return await nodes.gather(one)
+
+    @routes.get("/replicas")
+    async def replicas() -> list[ReplicaView]:
+        """All replicas, capture replicas too."""
+        return await nodes.gather(lambda client: client.replicas())
+
+    @routes.get("/replicas/{replica_id}")
+    async def replica(replica_id: str) -> ReplicaView:
+        """One replica."""
+        return await nodes.find(lambda client: client.replica(replica_id))
+
+    @routes.post("/replicas/{replica_id}/stop", status_code=202)
+    async def stop(replica_id: str, grace_s: Annotated[float, Query(ge=0, le=3600)] = 10.0) -> ReplicaView:
+        """Stop one replica: it finishes what it is doing within `grace_s`, and gets nothing new."""
+        known = plane.fleet.replicas.get(replica_id)
+        if known is None:
+            return await nodes.find(lambda client: client.stop_replica(replica_id, grace_s=grace_s))
+        plane.fleet.drain(known, grace_s)
+        return known.view
+
+    @routes.get("/replicas/{replica_id}/logs", response_class=Stream)
+    async def logs(
+        replica_id: str, tail: Annotated[int | None, Query(ge=0)] = None, follow: bool = False
+    ) -> Response:
+        """Its output as text; with `follow`, until it ends."""
+        client = await nodes.client_of(replica_id)
+        return Stream(client.logs(replica_id, tail=tail, follow=follow), "text/plain; charset=utf-8")
+
+
+def _add_images(routes: APIRouter, nodes: _Nodes) -> None:
+    @routes.get("/images")
+    async def images() -> list[ImageView]:
+        """All images."""
+        return await nodes.gather(lambda client: client.images())
+
+    @routes.get("/images/{image_id}")
+    async def image(image_id: str) -> ImageView:
+        """One image."""
+        return await nodes.find(lambda client: client.image(image_id))
+
+    @routes.delete("/images/{image_id}", status_code=204)
+    async def delete_image(image_id: str) -> None:
+        """Remove an image that nothing uses."""
+        await nodes.find(lambda client: client.delete_image(image_id))
+
+    @routes.post(
+        "/images",
+        response_class=Stream,
+        responses={200: {"model": BuildEvent, "description": "NDJSON of build events"}},
+    )
+    async def build(request: BuildRequest) -> Response:
+        """Make an image ready; the last line holds the image or the error."""
+        return Stream(ndjson(_build(nodes.first, request)), NDJSON)
+
+
+async def _build(client: NodeClient, request: BuildRequest) -> AsyncGenerator[BuildEvent, None]:
+    async with aclosing(client.build_image(request.image)) as events:
+        async for event in events:
+            yield event
+
+
+def _add_snapshots(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> None:
+    @routes.get("/snapshots")
+    async def snapshots() -> list[SnapshotView]:
+        """All snapshots."""
+        return await nodes.gather(lambda client: client.snapshots())
+
+    @routes.get("/snapshots/{snapshot_id}")
+    async def snapshot(snapshot_id: str) -> SnapshotView:
+        """One snapshot."""
+        return await nodes.find(lambda client: client.snapshot(snapshot_id))
+
+    @routes.delete("/snapshots/{snapshot_id}", status_code=204)
+    async def delete_snapshot(snapshot_id: str) -> None:
+        """Remove a snapshot."""
+        await nodes.find(lambda client: client.delete_snapshot(snapshot_id))
+
+    @routes.post("/snapshots/{snapshot_id}/verify")
+    async def verify(snapshot_id: str) -> SnapshotView:
+        """Hash everything again."""
+        return await nodes.find(lambda client: client.verify_snapshot(snapshot_id))
+
+    @routes.post("/snapshots", status_code=202)
+    async def capture(request: CaptureRequest) -> SnapshotView:
+        """Capture the active version of a server now."""
+        version = plane.fleet.target(request.app, request.server).version
+        order = StartReplica(
+            replica_id=new_replica_id(request.app, request.server),
+            app=request.app,
+            deployment_id=version.deployment_id,
+            server=version.spec,
+            image_id=version.image_id,
+            secrets=version.secrets if version.spec.snapshot.secrets_in_snapshot else {},
+        )
+        return await nodes.first.create_snapshot(order)
+
+
+def _add_exec(routes: APIRouter, nodes: _Nodes) -> None:
+    @routes.websocket("/replicas/{replica_id}/exec")
+    async def run(socket: WebSocket, replica_id: str) -> None:
+        """Carry an exec socket to the agent and back, frame by frame."""
+        try:
+            client = await nodes.client_of(replica_id)
+            async with client.exec(replica_id, socket.query_params.multi_items()) as agent:
+                await socket.accept()
+                await _bridge(socket, agent)
+        except GlowplugError as error:
+            await socket.receive()
+            await deny_websocket(socket.scope, socket.send, error)
+
+
+async def _bridge(socket: WebSocket, agent: ClientConnection) -> None:
+    pumps = {
+        asyncio.ensure_future(_to_agent(socket, agent)),
+        asyncio.ensure_future(_to_caller(agent, socket)),
+    }
+    try:
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+    code = agent.close_code if agent.close_code not in (None, 1005, 1006) else 1000
+    # The caller may have closed first: then there is nobody to tell.
+    with suppress(RuntimeError, OSError, WebSocketDisconnect):
+        await socket.close(code if agent.close_code != 1006 else _INTERNAL_ERROR)
+
+
+async def _to_agent(socket: WebSocket, agent: ClientConnection) -> None:
+    while True:
+        message: dict[str, Any] = dict(await socket.receive())
+        if message["type"] == "websocket.disconnect":
+            return
+        text = message.get("text")
+        await agent.send(message["bytes"] if text is None else text)
+
+
+async def _to_caller(agent: ClientConnection, socket: WebSocket) -> None:
+    with suppress(ConnectionClosed):
+        async for frame in agent:
+            if isinstance(frame, str):
+                await socket.send_text(frame)
+            else:
+                await socket.send_bytes(frame)

@@ -1,0 +1,147 @@
+"""The way to one replica: a pool of keep-alive connections that start inside its network namespace.
+
+One channel belongs to one replica and dies with it. It turns the many ways in which a connection can fail
+into the two that the router must tell apart: :class:`ConnectFailed` (the replica saw nothing of the
+request, any request may go elsewhere) and :class:`ExchangeBroken` (it may have seen it: only a repeatable
+request may).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import aiohttp
+from aiohttp.connector import AddrInfoType
+from multidict import CIMultiDict
+from yarl import URL
+
+from glowplug.node.netns_socket import NamespaceSockets
+from glowplug.types.errors import DeadlineExceeded, InvalidInput, Unavailable
+from glowplug.types.replica import Endpoint
+
+# Model servers commonly close idle connections after 5 s (uvicorn) or 2 s (gunicorn). Staying below means
+# that we hang up first, and a request never meets a connection that is just being closed.
+_KEEP_ALIVE_S = 1.5
+_CONNECT_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 5.0
+# A thousand released requests must not knock all at once: small servers have listen backlogs of 5 to 128, and
+# what does not fit comes back a second later.
+_CONNECTS_AT_ONCE = 64
+_SKIPPED_AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_MAX_HEADER_BYTES = 64 << 10
+
+
+class ConnectFailed(Unavailable):
+    """No connection to the replica could be made: it saw nothing of the request."""
+
+
+class ExchangeBroken(Unavailable):
+    """The connection broke after the request may have reached the replica."""
+
+
+class _Connector(aiohttp.TCPConnector):
+    """A TCP connector whose sockets start in a namespace, and that opens a bounded number at a time."""
+
+    def __init__(self, sockets: NamespaceSockets) -> None:
+        self._namespace_sockets = sockets
+        self._connects = asyncio.Semaphore(_CONNECTS_AT_ONCE)
+        super().__init__(
+            limit=0, keepalive_timeout=_KEEP_ALIVE_S, use_dns_cache=False, socket_factory=self._open_socket
+        )
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        async with self._connects:
+            return await super().connect(req, traces, timeout)
+
+    def _open_socket(self, address: AddrInfoType) -> Any:
+        return self._namespace_sockets.open(address[0], address[1], address[2])
+
+
+class ReplicaChannel:
+    """Sends requests to one replica. Owns its connections and its hold on the namespace: :meth:`close`.
+
+    Raises OSError when the namespace does not exist (any more).
+    """
+
+    def __init__(self, replica_id: str, endpoint: Endpoint, *, silence_limit_s: float) -> None:
+        self.endpoint = endpoint
+        self._replica_id = replica_id
+        self._sockets = NamespaceSockets(endpoint.netns)
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        self._base = f"http://{host}:{endpoint.port}"
+        self._silence_limit_s = silence_limit_s
+        self._session = aiohttp.ClientSession(
+            connector=_Connector(self._sockets),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=_SKIPPED_AUTO_HEADERS,
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=silence_limit_s
+            ),
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+        )
+
+    async def request(
+        self, method: str, target: str, headers: CIMultiDict[str], body: bytes | AsyncIterator[bytes] | None
+    ) -> aiohttp.ClientResponse:
+        """Send a request and wait for the head of its answer; the caller closes or releases the response."""
+        try:
+            return await self._session.request(
+                method,
+                URL(self._base + target, encoded=True),
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self.translate(error) from error
+
+    async def websocket(
+        self, target: str, headers: CIMultiDict[str], subprotocols: Iterable[str]
+    ) -> aiohttp.ClientWebSocketResponse:
+        """Open a WebSocket. Raises as :meth:`request`, and WSServerHandshakeError when it is denied."""
+        try:
+            return await self._session.ws_connect(
+                URL(self._base + target, encoded=True),
+                headers=headers,
+                protocols=tuple(subprotocols),
+                autoclose=False,
+                autoping=True,
+                max_msg_size=0,
+                compress=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_TIMEOUT_S),
+            )
+        except aiohttp.WSServerHandshakeError:
+            raise
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self.translate(error) from error
+
+    def translate(self, error: Exception) -> Exception:
+        """Our word for what aiohttp raised."""
+        details = {"replica_id": self._replica_id, "cause": f"{type(error).__name__}: {error}"}
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            return ConnectFailed(f"Replica {self._replica_id} takes no connections.", **details)
+        if isinstance(error, aiohttp.SocketTimeoutError):
+            return DeadlineExceeded(
+                f"Replica {self._replica_id} sent nothing for {self._silence_limit_s:g} s.",
+                remedy=f"See its log (glowplug logs {self._replica_id}), or raise request_timeout_s.",
+                stage="answer",
+                replica_id=self._replica_id,
+            )
+        if isinstance(error, aiohttp.InvalidURL | UnicodeError) or (
+            isinstance(error, ValueError) and not isinstance(error, aiohttp.ClientError)
+        ):
+            return InvalidInput("The request cannot be forwarded as it is.", **details)
+        return ExchangeBroken(
+            f"The connection to replica {self._replica_id} broke before its answer.", **details
+        )
+
+    async def close(self) -> None:
+        """Close every connection and let go of the namespace."""
+        await self._session.close()
+        self._sockets.close()

@@ -1,0 +1,138 @@
+"""Cold-start records: opened when a replica is needed, closed at its first answer, saved to the store.
+
+The agent knows where the seconds between accepting a start and being ready went; only the router knows the
+seconds before (from holding the request) and after (to the first byte of the answer). A record is both: the
+first is added to ``allocate``, the last to ``first_answer``, so that the stages add up to ``total_s``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass
+from typing import Protocol
+
+from glowplug.observe.metrics import Metrics
+from glowplug.types.clock import Clock
+from glowplug.types.coldstart import ColdStartRecord, Outcome
+from glowplug.types.errors import GlowplugError
+from glowplug.types.replica import ReplicaView, Stage, StartPath
+
+log = logging.getLogger(__name__)
+
+_UNSAVED_LIMIT = 10_000
+
+
+class RecordStore(Protocol):
+    """Where closed records go. Called from one task at a time."""
+
+    async def add_cold_start(self, record: ColdStartRecord) -> None:
+        """Keep the record. Raises GlowplugError."""
+        ...
+
+
+@dataclass(eq=False)
+class OpenColdStart:
+    """A cold start under way. Monotonic seconds; ``posted_at_s`` is when the agent was asked."""
+
+    id: str
+    app: str
+    server: str
+    deployment_id: str
+    opened_at_s: float
+    started_at: float
+    replica_id: str = ""
+    node: str = ""
+    posted_at_s: float | None = None
+    ready_at_s: float | None = None
+
+
+class ColdStartLog:
+    """Opens and closes records. :meth:`run` saves the closed ones and is somebody's task."""
+
+    def __init__(self, store: RecordStore, clock: Clock, metrics: Metrics) -> None:
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._closed: asyncio.Queue[ColdStartRecord] = asyncio.Queue(_UNSAVED_LIMIT)
+
+    def open(self, app: str, server: str, deployment_id: str) -> OpenColdStart:
+        """A replica is needed now."""
+        return OpenColdStart(
+            id=secrets.token_hex(8),
+            app=app,
+            server=server,
+            deployment_id=deployment_id,
+            opened_at_s=self._clock.monotonic(),
+            started_at=self._clock.wall(),
+        )
+
+    def answered(self, started: OpenColdStart, view: ReplicaView) -> None:
+        """The first byte of the first answer is here."""
+        now_s = self._clock.monotonic()
+        stages = dict(view.stages_s)
+        if started.posted_at_s is not None:
+            waited_s = max(started.posted_at_s - started.opened_at_s, 0.0)
+            stages[Stage.ALLOCATE] = stages.get(Stage.ALLOCATE, 0.0) + waited_s
+        if started.ready_at_s is not None:
+            answer_s = max(now_s - started.ready_at_s, 0.0)
+            stages[Stage.FIRST_ANSWER] = stages.get(Stage.FIRST_ANSWER, 0.0) + answer_s
+        self._close(started, Outcome.ANSWERED, view, stages, None)
+
+    def failed(self, started: OpenColdStart, view: ReplicaView | None, *, error: str) -> None:
+        """The start went wrong, or nobody could wait any longer."""
+        self._close(started, Outcome.FAILED, view, dict(view.stages_s) if view else {}, error)
+
+    def abandoned(self, started: OpenColdStart, view: ReplicaView | None = None) -> None:
+        """Everybody who waited has gone away."""
+        self._close(started, Outcome.ABANDONED, view, dict(view.stages_s) if view else {}, None)
+
+    async def run(self) -> None:
+        """Save closed records until cancelled; what is left then is saved by :meth:`flush`."""
+        while True:
+            await self._save(await self._closed.get())
+
+    async def flush(self) -> None:
+        """Save what is closed and not saved yet."""
+        while not self._closed.empty():
+            await self._save(self._closed.get_nowait())
+
+    def _close(
+        self,
+        started: OpenColdStart,
+        outcome: Outcome,
+        view: ReplicaView | None,
+        stages_s: dict[Stage, float],
+        error: str | None,
+    ) -> None:
+        record = ColdStartRecord(
+            id=started.id,
+            app=started.app,
+            server=started.server,
+            deployment_id=started.deployment_id,
+            replica_id=started.replica_id,
+            node=started.node,
+            path=view.path if view else StartPath.COLD,
+            outcome=outcome,
+            started_at=started.started_at,
+            total_s=self._clock.monotonic() - started.opened_at_s,
+            stages_s=stages_s,
+            bytes_by_tier={"ssd": view.restored_bytes} if view and view.restored_bytes else {},
+            snapshot_id=view.snapshot_id if view else None,
+            fallback_reason=view.fallback_reason if view else None,
+            error=error,
+        )
+        self._metrics.observe_cold_start(record)
+        if record.fallback_reason:
+            self._metrics.count_fallback(record.fallback_reason)
+        try:
+            self._closed.put_nowait(record)
+        except asyncio.QueueFull:
+            log.error("cold-start record %s is lost: %d others wait to be saved", record.id, _UNSAVED_LIMIT)
+
+    async def _save(self, record: ColdStartRecord) -> None:
+        try:
+            await self._store.add_cold_start(record)
+        except GlowplugError as error:
+            log.error("cold-start record %s is lost: %s", record.id, error)

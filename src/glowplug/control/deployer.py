@@ -1,0 +1,177 @@
+"""Deploying, rolling back and removing apps: the only writer of deployments.
+
+One deployment of an app at a time: a second one is refused while the first builds, so that the first is never
+overtaken by its own later half. Nothing is stored before every image is there; storing and activating is one
+transaction. A deployment cancelled half way (its caller hung up) leaves the app as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+
+from glowplug.control.fleet import Fleet
+from glowplug.control.messages import DeployEvent, DeploymentView
+from glowplug.control.node_link import NodeLink
+from glowplug.control.store import Deployment, Store
+from glowplug.control.target import ServerVersion, error_info
+from glowplug.types.clock import Clock
+from glowplug.types.errors import Conflict, GlowplugError, InvalidInput, Unavailable
+from glowplug.types.ids import check_name
+from glowplug.types.spec import AppSpec, ServerSpec
+
+log = logging.getLogger(__name__)
+
+Events = AsyncGenerator[DeployEvent, None]
+
+
+class Deployer:
+    """Changes what is deployed, in the store and then in the fleet."""
+
+    def __init__(self, store: Store, fleet: Fleet, links: Sequence[NodeLink], clock: Clock) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._links = links
+        self._clock = clock
+        self._busy: set[str] = set()
+
+    async def load(self) -> None:
+        """Route to what the database says is active; called once, before anything else."""
+        for deployment in await self._store.active_deployments():
+            await self._activate(deployment)
+
+    def check(self, spec: AppSpec, secrets: dict[str, str]) -> None:
+        """Refuse at once what cannot be deployed. Raises InvalidInput or Conflict."""
+        check_name(spec.name, "app")
+        for server in spec.servers:
+            missing = sorted(set(server.secrets) - secrets.keys())
+            if missing:
+                raise InvalidInput(
+                    f"Server {server.name!r} asks for secrets that were not given: {', '.join(missing)}.",
+                    remedy="Send their values with the deployment.",
+                    server=server.name,
+                    missing=missing,
+                )
+        if spec.name in self._busy:
+            raise self._conflict(spec.name)
+
+    async def deploy(self, spec: AppSpec, secrets: dict[str, str]) -> Events:
+        """Build, store, activate. The last event holds ``deployment`` or ``error``."""
+        try:
+            self.check(spec, secrets)
+            with self._alone(spec.name):
+                images: dict[str, str] = {}
+                async with aclosing(self._build_all(spec, images)) as events:
+                    async for event in events:
+                        yield event
+                deployment = await self._store.add_deployment(spec, images, secrets, self._clock.wall())
+                await self._activate(deployment)
+                log.info("deployed %s", deployment.id)
+        except GlowplugError as error:
+            log.warning("deploying %s failed: %s", spec.name, error)
+            yield DeployEvent(text="failed", error=error_info(error))
+            return
+        yield DeployEvent(text=f"{deployment.id} is active", fraction=1.0, deployment=self.view(deployment))
+
+    async def rollback(self, app: str, version: int | None) -> DeploymentView:
+        """Make an earlier version active. Raises NotFound or Conflict."""
+        with self._alone(app):
+            deployment = await self._store.activate(app, version)
+            await self._activate(deployment)
+        log.info("rolled %s back to version %d", app, deployment.version)
+        return self.view(deployment)
+
+    async def remove(self, app: str) -> None:
+        """Undeploy. Raises NotFound or Conflict."""
+        with self._alone(app):
+            await self._store.deactivate(app)
+            self._fleet.remove(app)
+        log.info("removed %s", app)
+
+    async def list(self, app: str | None) -> list[DeploymentView]:
+        """Versions, newest first."""
+        return [self.view(deployment) for deployment in await self._store.deployments(app)]
+
+    def view(self, deployment: Deployment) -> DeploymentView:
+        """The deployment, with the reason why it does not start, if that is so."""
+        servers = [server.name for server in deployment.spec.servers]
+        targets = self._fleet.apps.get(deployment.app, {}) if deployment.active else {}
+        errors = [target.error for target in targets.values() if target.error is not None]
+        return DeploymentView(
+            id=deployment.id,
+            app=deployment.app,
+            version=deployment.version,
+            active=deployment.active,
+            created_at=deployment.created_at,
+            servers=servers,
+            urls={name: f"/{deployment.app}/{name}" for name in servers},
+            spec_digest=deployment.spec_digest,
+            error=errors[0] if errors else None,
+        )
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    async def _activate(self, deployment: Deployment) -> None:
+        secrets = await self._store.secrets(deployment.id)
+        versions = [
+            ServerVersion(
+                deployment_id=deployment.id,
+                spec=server,
+                image_id=deployment.images[server.name],
+                secrets={name: secrets[name] for name in server.secrets if name in secrets},
+            )
+            for server in deployment.spec.servers
+        ]
+        self._fleet.activate(deployment.app, versions)
+
+    async def _build_all(self, spec: AppSpec, images: dict[str, str]) -> Events:
+        """Make every image ready on every node, one build per different image; fills ``images``."""
+        built: dict[str, str] = {}
+        jobs = [(server, link) for server in spec.servers for link in self._links]
+        for done, (server, link) in enumerate(jobs):
+            key = f"{link.name} {server.image.digest()}"
+            if key not in built:
+                yield DeployEvent(text=f"image of {server.name}", fraction=done / len(jobs))
+                async with aclosing(self._build(server, link, built, key, done, len(jobs))) as events:
+                    async for event in events:
+                        yield event
+            if images.setdefault(server.name, built[key]) != built[key]:
+                raise Unavailable(
+                    f"The nodes disagree about the id of server {server.name!r}'s image.",
+                    remedy="Run one version of Glowplug on all nodes.",
+                )
+
+    async def _build(
+        self, server: ServerSpec, link: NodeLink, built: dict[str, str], key: str, done: int, jobs: int
+    ) -> Events:
+        async with aclosing(link.client.build_image(server.image)) as events:
+            async for event in events:
+                if event.error is not None:
+                    raise GlowplugError.from_dict(event.error.model_dump())
+                if event.image is not None:
+                    built[key] = event.image.id
+                fraction = None if event.fraction is None else (done + event.fraction) / jobs
+                yield DeployEvent(text=event.text, fraction=fraction)
+        if key not in built:
+            raise Unavailable(
+                f"The node's build of server {server.name!r}'s image ended without a result.",
+                remedy="See logs/agent.log in the state directory, and deploy again.",
+            )
+
+    @contextmanager
+    def _alone(self, app: str) -> Iterator[None]:
+        if app in self._busy:
+            raise self._conflict(app)
+        self._busy.add(app)
+        try:
+            yield
+        finally:
+            self._busy.discard(app)
+
+    def _conflict(self, app: str) -> Conflict:
+        return Conflict(
+            f"App {app!r} is being deployed by somebody else right now.",
+            remedy="Wait until that is done, then deploy again.",
+            app=app,
+        )

@@ -1,0 +1,292 @@
+"""All replicas and targets: what the agents' watch streams say, applied to where requests go.
+
+The agents own the truth about replicas; this is a copy that follows their events. A replica of an agent that
+does not answer stays here and keeps its requests: only the agent itself (or its absence from a fresh list)
+ends a replica. Everything happens in one event loop; nothing waits except :meth:`wait_until` and the closing
+of channels, which runs in tasks owned here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator
+
+from glowplug.control.channel import ExchangeBroken, ReplicaChannel
+from glowplug.control.cold_start_log import ColdStartLog
+from glowplug.control.replica_entry import Drain, Replica
+from glowplug.control.target import ServerVersion, Target
+from glowplug.control.timings import Timings
+from glowplug.types.clock import Clock
+from glowplug.types.errors import DeadlineExceeded, NotFound
+from glowplug.types.replica import ErrorInfo, Purpose, ReplicaState, ReplicaView
+
+log = logging.getLogger(__name__)
+
+
+class Fleet:
+    """Targets by app and server, replicas by id. ``on_change`` is called after anything moved."""
+
+    def __init__(self, *, clock: Clock, timings: Timings, cold_starts: ColdStartLog) -> None:
+        self.replicas: dict[str, Replica] = {}
+        self.apps: dict[str, dict[str, Target]] = {}
+        self.on_change: Callable[[], None] = lambda: None
+        self._clock = clock
+        self._timings = timings
+        self._cold_starts = cold_starts
+        self._waiters: set[asyncio.Event] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    # -- targets ---------------------------------------------------------------------------------------------
+
+    def targets(self) -> Iterator[Target]:
+        """Every server of every deployed app."""
+        for servers in self.apps.values():
+            yield from servers.values()
+
+    def target(self, app: str, server: str) -> Target:
+        """The named server. Raises NotFound."""
+        servers = self.apps.get(app)
+        if servers is None:
+            raise NotFound(
+                f"No app {app!r} is deployed.",
+                remedy="Deploy it, or see glowplug status for what is.",
+                app=app,
+            )
+        if server not in servers:
+            raise NotFound(
+                f"App {app!r} has no server {server!r}.",
+                remedy=f"It has: {', '.join(sorted(servers))}.",
+                app=app,
+                server=server,
+            )
+        return servers[server]
+
+    def activate(self, app: str, versions: Iterable[ServerVersion]) -> None:
+        """Make these the servers of ``app``. Servers that are no longer among them lose their callers."""
+        before = self.apps.get(app, {})
+        after: dict[str, Target] = {}
+        for version in versions:
+            target = before.get(version.spec.name)
+            if target is None:
+                target = Target(
+                    app,
+                    version,
+                    clock=self._clock,
+                    timings=self._timings,
+                    cold_starts=self._cold_starts,
+                    on_demand=self._changed,
+                )
+            else:
+                target.activate(version)
+            after[version.spec.name] = target
+        self.apps[app] = after
+        self._adopt_orphans(app)
+        for name in before.keys() - after.keys():
+            self._close_target(before[name])
+        self._changed()
+
+    def remove(self, app: str) -> None:
+        """Forget the app. Its replicas become orphans, which the reconciler stops."""
+        for target in self.apps.pop(app, {}).values():
+            self._close_target(target)
+        self._changed()
+
+    def target_of(self, replica: Replica) -> Target | None:
+        """Where the replica belongs; None for an orphan."""
+        return self.apps.get(replica.view.app, {}).get(replica.view.server)
+
+    # -- replicas --------------------------------------------------------------------------------------------
+
+    def expect(self, replica: Replica) -> None:
+        """A replica the agent is about to be asked for: it counts from now on."""
+        self._add(replica)
+        self._changed()
+
+    def forget(self, replica: Replica) -> None:
+        """The agent never took it."""
+        self._remove(replica)
+        self._changed()
+
+    def apply(self, node: str, view: ReplicaView) -> None:
+        """The agent of ``node`` says what this replica is now."""
+        if view.purpose is Purpose.CAPTURE:
+            return
+        replica = self.replicas.get(view.id)
+        if replica is None:
+            if view.state.is_final:
+                return
+            replica = Replica(view, node)
+            self._add(replica)
+            self._moved(replica, None)
+        else:
+            was, replica.view = replica.view.state, view
+            self._moved(replica, was)
+        if replica.accepted_at_s is None:
+            replica.accepted_at_s = self._clock.monotonic()
+        self._changed()
+
+    def synced(self, node: str, present: set[str], listed_at_s: float) -> None:
+        """The agent has listed all it has; of ours, those it accepted before and does not list are gone."""
+        for replica in list(self.replicas.values()):
+            known_before = replica.accepted_at_s is not None and replica.accepted_at_s < listed_at_s
+            if replica.node == node and known_before and replica.id not in present:
+                error = ErrorInfo(
+                    code="replica_failed",
+                    message=f"Replica {replica.id} vanished while its agent was away.",
+                    remedy="See the agent's log.",
+                )
+                gone = {"state": ReplicaState.FAILED, "error": error}
+                self.apply(node, replica.view.model_copy(update=gone))
+        self._changed()
+
+    def drain(self, replica: Replica, grace_s: float) -> None:
+        """No more requests for this replica; it is stopped when idle, at the latest after ``grace_s``."""
+        deadline_s = self._clock.monotonic() + grace_s
+        target = self.target_of(replica)
+        if target is not None:
+            target.drain(replica, deadline_s)
+        elif replica.drain is None:
+            replica.drain = Drain(deadline_s)
+        self._changed()
+
+    async def wait_until(self, is_met: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Wait for a condition on this fleet. Raises DeadlineExceeded naming ``what``."""
+        changed = asyncio.Event()
+        self._waiters.add(changed)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not is_met():
+                    await changed.wait()
+                    changed.clear()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{what} took longer than {timeout_s:g} s.", remedy="See glowplug ps.", stage="stop"
+            ) from None
+        finally:
+            self._waiters.discard(changed)
+
+    async def close(self) -> None:
+        """Close every channel. Replicas keep running: they are the agents'."""
+        for replica in list(self.replicas.values()):
+            self._close_channel(replica)
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=2.0)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _moved(self, replica: Replica, was: ReplicaState | None) -> None:
+        state = replica.view.state
+        if state is ReplicaState.READY:
+            self._reachable(replica)
+            if was is not ReplicaState.READY:
+                self._got_ready(replica)
+        elif state.is_final:
+            self._ended(replica, was)
+        target = self.target_of(replica)
+        if target is not None:
+            target.recompute()
+
+    def _reachable(self, replica: Replica) -> None:
+        """Open the way to a ready replica, or a new way if it has moved."""
+        replica.suspect_until_s = 0.0
+        endpoint = replica.view.endpoint
+        if replica.channel is not None and replica.channel.endpoint == endpoint:
+            return
+        self._close_channel(replica)
+        if endpoint is None:
+            log.error("replica %s is ready but its agent tells no endpoint", replica.id)
+            return
+        target = self.target_of(replica)
+        silence_s = target.version.spec.request_timeout_s if target else self._timings.stop_grace_s
+        try:
+            replica.channel = ReplicaChannel(replica.id, endpoint, silence_limit_s=silence_s)
+        except OSError as error:
+            log.error("replica %s cannot be reached: %s", replica.id, error)
+
+    def _got_ready(self, replica: Replica) -> None:
+        replica.ready_at_s = self._clock.monotonic()
+        if replica.cold_start is not None:
+            replica.cold_start.ready_at_s = replica.ready_at_s
+        target = self.target_of(replica)
+        if target is not None:
+            target.got_ready(is_current=target.is_current(replica))
+        log.info("replica %s is ready", replica.id)
+
+    def _ended(self, replica: Replica, was: ReplicaState | None) -> None:
+        self._remove(replica)
+        view = replica.view
+        error = view.error or ErrorInfo(
+            code="replica_failed",
+            message=f"Replica {replica.id} ended without saying why.",
+            remedy=f"See its log: glowplug logs {replica.id}.",
+        )
+        target = self.target_of(replica)
+        is_failure = view.state is ReplicaState.FAILED and replica.drain is None
+        if is_failure:
+            log.warning("replica %s failed: %s", replica.id, error.message)
+        if target is not None:
+            self._account_for_end(target, replica, error, is_failure=is_failure)
+        replica.interrupt_all(
+            ExchangeBroken(
+                f"Replica {replica.id} ended before it answered.", remedy=error.remedy, replica_id=replica.id
+            )
+        )
+
+    def _account_for_end(
+        self, target: Target, replica: Replica, error: ErrorInfo, *, is_failure: bool
+    ) -> None:
+        if not is_failure:
+            target.nobody_waits_for(replica)
+            target.early_deaths = 0
+        elif replica.ready_at_s is None and target.is_current(replica):
+            target.start_failed(replica.id, error, replica)
+        else:
+            if replica.cold_start is not None:
+                self._cold_starts.failed(replica.cold_start, replica.view, error=error.message)
+                replica.cold_start = None
+            if replica.ready_at_s is not None:
+                target.died_when_ready(self._clock.monotonic() - replica.ready_at_s)
+
+    def _add(self, replica: Replica) -> None:
+        self.replicas[replica.id] = replica
+        target = self.target_of(replica)
+        if target is not None:
+            target.replicas[replica.id] = replica
+            target.recompute()
+
+    def _remove(self, replica: Replica) -> None:
+        self.replicas.pop(replica.id, None)
+        target = self.target_of(replica)
+        if target is not None:
+            target.replicas.pop(replica.id, None)
+            target.recompute()
+        self._close_channel(replica)
+
+    def _adopt_orphans(self, app: str) -> None:
+        for replica in self.replicas.values():
+            if replica.view.app == app:
+                target = self.target_of(replica)
+                if target is not None:
+                    target.replicas[replica.id] = replica
+        for target in self.apps[app].values():
+            target.recompute()
+
+    def _close_target(self, target: Target) -> None:
+        target.fail_held(
+            lambda: NotFound(
+                f"{target.name} was removed while the request waited.", remedy="Deploy it again."
+            )
+        )
+
+    def _close_channel(self, replica: Replica) -> None:
+        channel, replica.channel = replica.channel, None
+        if channel is not None:
+            task = asyncio.get_running_loop().create_task(channel.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    def _changed(self) -> None:
+        for waiter in self._waiters:
+            waiter.set()
+        self.on_change()

@@ -1,0 +1,90 @@
+"""The control plane's own metrics: what happened to requests, what replicas there are, the router's overhead.
+
+The router counts in plain integers, because its path is hot; this collector reads them when Prometheus asks.
+Cold starts and fallbacks are :class:`glowplug.observe.metrics.Metrics`, in the same registry.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from glowplug.control.fleet import Fleet
+from glowplug.control.target import Target
+
+OVERHEAD_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0)
+
+
+class OverheadHistogram:
+    """Seconds a warm request spent in the router itself, not in waiting for the replica."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(OVERHEAD_BUCKETS_S) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """One more request."""
+        self._counts[bisect_left(OVERHEAD_BUCKETS_S, seconds)] += 1
+        self._sum_s += seconds
+
+    def family(self) -> HistogramMetricFamily:
+        """As Prometheus wants it: cumulative buckets."""
+        buckets = []
+        total = 0
+        for bound, count in zip([*map(str, OVERHEAD_BUCKETS_S), "+Inf"], self._counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        return HistogramMetricFamily(
+            "glowplug_router_overhead_seconds",
+            "Seconds a warm request spent in the router itself.",
+            buckets=buckets,
+            sum_value=self._sum_s,
+        )
+
+
+class FleetCollector(Collector):
+    """Reads the fleet's counters at the moment of a scrape. Counters of removed apps end with them."""
+
+    def __init__(self, fleet: Fleet, overhead: OverheadHistogram) -> None:
+        self._fleet = fleet
+        self._overhead = overhead
+
+    def collect(self) -> Iterable[Metric]:
+        """All metric families."""
+        labels = ("app", "server")
+        requests = CounterMetricFamily(
+            "glowplug_requests",
+            "Requests by class of the answer's status (0xx: the caller left first, 1xx: WebSocket).",
+            labels=(*labels, "status_class"),
+        )
+        held = CounterMetricFamily("glowplug_requests_held", "Requests that waited.", labels=labels)
+        retried = CounterMetricFamily("glowplug_requests_retried", "Attempts repeated.", labels=labels)
+        rejected = CounterMetricFamily(
+            "glowplug_requests_rejected", "Requests refused because the queue was full.", labels=labels
+        )
+        waiting = GaugeMetricFamily("glowplug_held_requests", "Requests waiting now.", labels=labels)
+        in_flight = GaugeMetricFamily("glowplug_in_flight_requests", "Requests in flight now.", labels=labels)
+        desired = GaugeMetricFamily("glowplug_replicas_desired", "Replicas wanted.", labels=labels)
+        replicas = GaugeMetricFamily("glowplug_replicas", "Replicas by state.", labels=(*labels, "state"))
+        for target in self._fleet.targets():
+            names = (target.app, target.server)
+            for status_class, count in enumerate(target.counters.by_status_class):
+                requests.add_metric((*names, f"{status_class}xx"), count)
+            held.add_metric(names, target.counters.held)
+            retried.add_metric(names, target.counters.retried)
+            rejected.add_metric(names, target.counters.rejected)
+            waiting.add_metric(names, len(target.held))
+            in_flight.add_metric(names, target.in_flight)
+            desired.add_metric(names, target.desired)
+            for state, count in _states(target).items():
+                replicas.add_metric((*names, state), count)
+        yield from (requests, held, retried, rejected, waiting, in_flight, desired, replicas)
+        yield self._overhead.family()
+
+
+def _states(target: Target) -> Counter[str]:
+    return Counter(replica.view.state.value for replica in target.replicas.values())

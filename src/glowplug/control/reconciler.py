@@ -1,0 +1,230 @@
+"""Makes what is there what should be there: starts, replaces and drains replicas through the agents.
+
+Level-triggered: every pass compares the whole table with the autoscaler's wishes, so a lost event, a restart
+of an agent or of this process changes nothing. It never starts anything on a node whose list of replicas it
+has not seen, and never stops a replica with requests in flight unless somebody asked for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+
+from glowplug.control.fleet import Fleet
+from glowplug.control.node_link import NodeLink
+from glowplug.control.replica_entry import Replica
+from glowplug.control.target import Target, error_info
+from glowplug.control.timings import Timings
+from glowplug.types.clock import Clock
+from glowplug.types.errors import GlowplugError, NotFound, ResourceExhausted, Unavailable
+from glowplug.types.ids import new_replica_id
+from glowplug.types.replica import ReplicaState, ReplicaView, Stage, StartReplica
+
+log = logging.getLogger(__name__)
+
+_STOP_RETRY_S = 1.0
+
+
+class Reconciler:
+    """Owns the tasks that talk to agents. :meth:`run` is somebody's task; :meth:`wake` hurries it."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        links: Sequence[NodeLink],
+        *,
+        clock: Clock,
+        timings: Timings,
+        new_id: Callable[[str, str], str] = new_replica_id,
+    ) -> None:
+        self._fleet = fleet
+        self._links = links
+        self._clock = clock
+        self._timings = timings
+        self._new_id = new_id
+        self._wake = asyncio.Event()
+        self._calls: set[asyncio.Task[None]] = set()
+        fleet.on_change = self.wake
+
+    def wake(self) -> None:
+        """Something changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Pass after pass until cancelled; then the calls under way are cancelled too."""
+        try:
+            while True:
+                self.reconcile()
+                try:
+                    async with asyncio.timeout(self._timings.tick_s):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+                finally:
+                    self._wake.clear()
+        finally:
+            for call in self._calls:
+                call.cancel()
+            await asyncio.gather(*self._calls, return_exceptions=True)
+
+    def reconcile(self) -> None:
+        """One pass over everything. Starts calls to agents, waits for none."""
+        now_s = self._clock.monotonic()
+        for target in self._fleet.targets():
+            self._scale(target, now_s)
+        for replica in list(self._fleet.replicas.values()):
+            if replica.drain is None and self._fleet.target_of(replica) is None:
+                self._fleet.drain(replica, self._timings.stop_grace_s)
+            self._stop_if_drained(replica, now_s)
+
+    # -- one target ----------------------------------------------------------------------------------------
+
+    def _scale(self, target: Target, now_s: float) -> None:
+        if not any(link.is_synced for link in self._links):
+            # We do not know what exists. Requests wait; starting copies of what is there would be worse.
+            target.start_problem = "the node's agent does not answer"
+            return
+        live = target.live()
+        outdated = target.outdated()
+        self._settle(target, live)
+        wanted = self._wanted(target, live, outdated)
+        if wanted > len(live) and now_s >= target.retry_at_s:
+            for _ in range(wanted - len(live)):
+                self._start(target)
+        elif wanted < len(live):
+            self._shrink(target, live, len(live) - wanted)
+        self._retire(target, outdated, has_successor=any(r.is_serving for r in live), wanted=wanted)
+
+    def _wanted(self, target: Target, live: list[Replica], outdated: list[Replica]) -> int:
+        load = target.load()
+        decision = target.autoscaler.decide(load, target.last_activity_s)
+        wanted = decision.desired
+        if target.is_stopped and not load.concurrency:
+            wanted = 0
+        nobody_waits = not target.held and not live and not outdated
+        if target.is_crash_looping and nobody_waits and not target.version.spec.scaling.min_replicas:
+            # A further attempt is made for the next request.
+            wanted = 0
+        target.desired = wanted
+        return wanted
+
+    def _settle(self, target: Target, live: list[Replica]) -> None:
+        """Release who waited for a suspicion to pass; close records that no answer will close."""
+        if target.held:
+            if target.pick() is not None:
+                target.release_held()
+            return
+        for replica in live:
+            if replica.cold_start is not None and replica.is_serving and not replica.in_flight:
+                target.nobody_waits_for(replica)
+
+    def _shrink(self, target: Target, live: list[Replica], surplus: int) -> None:
+        idle = [replica for replica in live if not replica.in_flight]
+        # Those still starting help least, then suspects, then the oldest.
+        idle.sort(key=lambda r: (not r.is_starting, -r.suspect_until_s, r.view.created_at))
+        for replica in idle[:surplus]:
+            self._fleet.drain(replica, target.version.spec.request_timeout_s)
+
+    def _retire(self, target: Target, outdated: list[Replica], *, has_successor: bool, wanted: int) -> None:
+        for replica in outdated:
+            is_needed = wanted and not has_successor and not replica.is_starting
+            if not is_needed and (has_successor or not replica.in_flight):
+                self._fleet.drain(replica, target.version.spec.request_timeout_s)
+
+    # -- one replica ----------------------------------------------------------------------------------------
+
+    def _start(self, target: Target) -> None:
+        link = min(
+            (link for link in self._links if link.is_synced),
+            key=lambda link: sum(1 for r in self._fleet.replicas.values() if r.node == link.name),
+        )
+        version = target.version
+        view = ReplicaView(
+            id=self._new_id(target.app, target.server),
+            app=target.app,
+            server=target.server,
+            deployment_id=version.deployment_id,
+            state=ReplicaState.STARTING,
+            stage=Stage.ALLOCATE,
+            created_at=self._clock.wall(),
+        )
+        order = StartReplica(
+            replica_id=view.id,
+            app=target.app,
+            deployment_id=version.deployment_id,
+            server=version.spec,
+            image_id=version.image_id,
+            secrets=version.secrets,
+        )
+        replica = Replica(view, link.name)
+        self._fleet.expect(replica)
+        target.take_cold_start(replica)
+        self._call(self._ask_to_start(link, target, replica, order))
+
+    async def _ask_to_start(
+        self, link: NodeLink, target: Target, replica: Replica, order: StartReplica
+    ) -> None:
+        log.info("starting replica %s on node %s", replica.id, link.name)
+        try:
+            view = await link.client.start_replica(order)
+        except (Unavailable, ResourceExhausted) as error:
+            # No agent or no room: nobody's fault but the moment's. Wait a little, keep the callers.
+            self._refused(target, replica, error)
+        except GlowplugError as error:
+            if replica.accepted_at_s is None:
+                log.warning("replica %s was refused: %s", replica.id, error)
+                self._fleet.forget(replica)
+                target.start_failed(replica.id, error_info(error), replica)
+        else:
+            if replica.accepted_at_s is None:
+                self._fleet.apply(link.name, view)
+
+    def _refused(self, target: Target, replica: Replica, error: GlowplugError) -> None:
+        if replica.accepted_at_s is not None:
+            return
+        log.warning("replica %s cannot be started now: %s", replica.id, error)
+        self._fleet.forget(replica)
+        target.give_back_cold_start(replica)
+        target.start_problem = error.message
+        target.retry_at_s = self._clock.monotonic() + self._timings.backoff_first_s
+        idle = [r for r in target.outdated() if r.is_serving and not r.in_flight]
+        if idle:
+            # The old version may be what takes the room: it makes way as soon as it has nothing to do.
+            self._fleet.drain(idle[0], target.version.spec.request_timeout_s)
+
+    def _stop_if_drained(self, replica: Replica, now_s: float) -> None:
+        drain = replica.drain
+        if drain is None or now_s < drain.next_stop_at_s:
+            return
+        if replica.in_flight and now_s < drain.deadline_s:
+            return
+        link = next((link for link in self._links if link.name == replica.node), None)
+        if link is None or not link.is_synced:
+            return
+        drain.next_stop_at_s = now_s + _STOP_RETRY_S
+        if replica.view.state is not ReplicaState.DRAINING:
+            self._call(self._ask_to_stop(link, replica))
+
+    async def _ask_to_stop(self, link: NodeLink, replica: Replica) -> None:
+        log.info("stopping replica %s", replica.id)
+        try:
+            view = await link.client.stop_replica(replica.id, grace_s=self._timings.stop_grace_s)
+        except NotFound:
+            gone = replica.view.model_copy(update={"state": ReplicaState.STOPPED})
+            self._fleet.apply(link.name, gone)
+        except GlowplugError as error:
+            log.warning("replica %s cannot be stopped now: %s", replica.id, error)
+        else:
+            if replica.id in self._fleet.replicas and replica.view.state is not ReplicaState.DRAINING:
+                self._fleet.apply(link.name, view)
+
+    def _call(self, call: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._call_ended)
+
+    def _call_ended(self, task: asyncio.Task[None]) -> None:
+        self._calls.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a call to an agent broke", exc_info=error)

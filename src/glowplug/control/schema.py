@@ -1,0 +1,64 @@
+"""The control plane's tables. A change here raises ``SCHEMA_VERSION`` and comes with a migration."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    text,
+)
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
+
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("app", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("spec_digest", String(64), nullable=False),
+    Column("images", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("active", Boolean, nullable=False),
+    UniqueConstraint("app", "version", name="one_row_per_version"),
+    # The database itself refuses a second active version, whatever our code or a second process does.
+    Index(
+        "one_active_per_app",
+        "app",
+        unique=True,
+        sqlite_where=text("active"),
+        postgresql_where=text("active"),
+    ),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("deployment_id", String(80), primary_key=True),
+    Column("name", String(256), primary_key=True),
+    Column("value", String, nullable=False),
+)
+
+cold_starts = Table(
+    "cold_starts",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("app", String(64), nullable=False),
+    Column("server", String(64), nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("record", JSON, nullable=False),
+    Index("cold_starts_by_time", "started_at"),
+)

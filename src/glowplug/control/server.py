@@ -1,0 +1,217 @@
+"""Serving the control plane: one port, one process, uvicorn with httptools and uvloop.
+
+``/api``, ``/metrics`` and the documentation are the API (guarded by the token off this machine), everything
+else is the router. On SIGTERM the port closes first, then what is in flight gets ten seconds, then who still
+waits for a replica is told to come back; a second signal ends it at once. When the port is inherited
+(``--fd``) its other holder keeps it open, so that nobody is refused while we restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from glowplug.control.access import Gate, load_or_create_token
+from glowplug.control.answers import Receive, Scope, Send, deny_websocket, send_error
+from glowplug.control.api import make_api
+from glowplug.control.plane import ControlPlane
+from glowplug.control.router import ABORT_EXTENSION
+from glowplug.control.store import database_url
+from glowplug.control.timings import Timings
+from glowplug.types.clock import Clock, SystemClock
+from glowplug.types.errors import GlowplugError, SystemUnfit
+from glowplug.types.ids import RESERVED_NAMES
+from glowplug.types.paths import StateDir
+
+log = logging.getLogger(__name__)
+
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_GRACE_S = 10
+_REFUSE_HELD_BEFORE_END_S = 1.0
+# Longer than common clients and proxies keep idle connections, so that they hang up first.
+_KEEP_ALIVE_S = 75
+_BACKLOG = 4096
+_GUARDED = frozenset({"api", "metrics"})
+_WEBSOCKET_MESSAGE_LIMIT_BYTES = 64 << 20
+# Requests make few reference cycles: looking for them rarely keeps collections out of the latency's tail.
+_GC_ALLOCATIONS = 50_000
+
+
+class Dispatcher:
+    """Sends a request to the API or the router by its path's first part, which no app may be named."""
+
+    def __init__(self, api: Application, router: Application, gate: Gate) -> None:
+        self._api = api
+        self._router = router
+        self._gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request or one WebSocket."""
+        first = scope["path"].split("/", 2)[1] if scope["path"].startswith("/") else ""
+        if first not in RESERVED_NAMES:
+            await self._router(scope, receive, send)
+            return
+        if first in _GUARDED:
+            try:
+                self._gate.check(scope)
+            except GlowplugError as error:
+                await _refuse(scope, receive, send, error)
+                return
+        await self._api(scope, receive, send)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, plus the means to break a connection whose answer cannot be completed."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server; it leaves signals to us afterwards, so that everything is released before we end."""
+
+    def __init__(self, config: uvicorn.Config, plane: ControlPlane) -> None:
+        super().__init__(config)
+        self._plane = plane
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Only set flags: see ``netns_socket.py`` on why handlers must not raise."""
+        loop = asyncio.get_running_loop()
+        caught = (signal.SIGTERM, signal.SIGINT)
+        try:
+            for number in caught:
+                loop.add_signal_handler(number, self.handle_exit, number, None)
+        except (ValueError, RuntimeError):
+            # Not the main thread (tests): whoever runs us sets should_exit.
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number in caught:
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, let requests finish, refuse those that wait for a replica before time is up."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(_GRACE_S - _REFUSE_HELD_BEFORE_END_S, self._plane.refuse_held)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+
+async def serve(
+    state: StateDir,
+    listener: socket.socket,
+    *,
+    clock: Clock | None = None,
+    timings: Timings | None = None,
+    on_server: Callable[[uvicorn.Server], None] = lambda _server: None,
+) -> bool:
+    """Serve until told to end. Takes over ``listener``. False says that a part broke: restart us."""
+    clock = clock or SystemClock()
+    _raise_file_limit()
+    gate = Gate(load_or_create_token(state.token))
+    plane = ControlPlane(
+        database_url=database_url(state.database),
+        agent_socket=state.agent_socket,
+        clock=clock,
+        timings=timings,
+    )
+    is_broken = False
+    async with plane:
+        server = _Server(_config(Dispatcher(make_api(plane, clock), plane.router, gate)), plane)
+
+        def broken() -> None:
+            nonlocal is_broken
+            is_broken = server.should_exit = True
+
+        plane.on_broken = broken
+        on_server(server)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GC_ALLOCATIONS, 20, 20)
+        host, port = listener.getsockname()[:2]
+        log.info("serving on %s port %s", host, port)
+        await server.serve(sockets=[listener])
+    return not is_broken
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """A listening socket of our own. Raises SystemUnfit."""
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG
+        )
+    except OSError as error:
+        raise SystemUnfit(
+            f"Cannot listen on {host} port {port}: {error.strerror or error}.",
+            remedy="Stop what uses the port, or choose another with --port.",
+        ) from error
+
+
+def inherit_listener(descriptor: int) -> socket.socket:
+    """The listening socket a parent left us as an open descriptor. Raises SystemUnfit."""
+    try:
+        listener = socket.socket(fileno=descriptor)
+        is_listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise SystemUnfit(
+            f"Descriptor {descriptor} is no socket: {error.strerror}.", remedy="Start us with glowplug up."
+        ) from error
+    if not is_listening:
+        raise SystemUnfit(
+            f"The socket at descriptor {descriptor} does not listen.", remedy="Start us with glowplug up."
+        )
+    listener.setblocking(False)
+    return listener
+
+
+def _config(application: Application) -> uvicorn.Config:
+    return uvicorn.Config(
+        application,
+        loop="none",
+        http=_Protocol,
+        ws="websockets-sansio",
+        ws_max_size=_WEBSOCKET_MESSAGE_LIMIT_BYTES,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        # Peers are judged by their real address, and headers pass as the replica sent them.
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, error: GlowplugError) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await deny_websocket(scope, send, error)
+    else:
+        await send_error(send, error)
+
+
+def _raise_file_limit() -> None:
+    """Every request in flight takes two descriptors: use all we may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,303 @@
+"""What must survive a restart of the control plane: deployments, their secrets, cold-start records.
+
+SQLite in the state directory, or PostgreSQL by URL. A deployment is written once and never changed; only
+which one is active moves, in one transaction, and the database itself refuses two. Methods are safe to call
+at the same time, from several processes too: who loses a race gets Conflict and has changed nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, Engine, create_engine, delete, event, func, insert, inspect, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from glowplug.control import schema
+from glowplug.types.coldstart import ColdStartRecord
+from glowplug.types.errors import Conflict, GlowplugError, NotFound, SystemUnfit
+from glowplug.types.ids import new_deployment_id
+from glowplug.types.spec import AppSpec
+
+DATABASE_URL_VARIABLE = "GLOWPLUG_DATABASE_URL"
+_KEPT_COLD_STARTS = 100_000
+_BUSY_TIMEOUT_S = 10
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One immutable version of an app. ``images`` maps servers to image ids."""
+
+    id: str
+    app: str
+    version: int
+    spec: AppSpec
+    spec_digest: str
+    images: dict[str, str]
+    created_at: float
+    active: bool
+
+
+def database_url(database: Path) -> str:
+    """Where to keep state: ``GLOWPLUG_DATABASE_URL``, or SQLite at ``database``."""
+    url = os.environ.get(DATABASE_URL_VARIABLE, "")
+    if not url:
+        return f"sqlite:///{database}"
+    for plain in ("postgres://", "postgresql://"):
+        if url.startswith(plain):
+            return f"postgresql+psycopg://{url.removeprefix(plain)}"
+    return url
+
+
+class Store:
+    """The tables, as typed calls. Blocking work runs in threads; :meth:`close` when done.
+
+    Opening creates what is missing. Raises SystemUnfit for a database we cannot use.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._engine = self._open(url)
+
+    async def close(self) -> None:
+        """Let go of the database."""
+        await asyncio.to_thread(self._engine.dispose)
+
+    # -- deployments -----------------------------------------------------------------------------------------
+
+    async def add_deployment(
+        self, spec: AppSpec, images: dict[str, str], secrets: dict[str, str], created_at: float
+    ) -> Deployment:
+        """Write the next version of the app and make it the active one. Raises Conflict."""
+        return await self._transact(lambda c: _add_deployment(c, spec, images, secrets, created_at))
+
+    async def deployments(self, app: str | None = None) -> list[Deployment]:
+        """All versions, newest first."""
+        table = schema.deployments
+        query = select(table).order_by(table.c.created_at.desc(), table.c.version.desc())
+        if app is not None:
+            query = query.where(table.c.app == app)
+        return await self._transact(lambda c: [_deployment(row) for row in c.execute(query).mappings()])
+
+    async def active_deployments(self) -> list[Deployment]:
+        """The active version of every deployed app."""
+        return [deployment for deployment in await self.deployments() if deployment.active]
+
+    async def secrets(self, deployment_id: str) -> dict[str, str]:
+        """The secret values given with this deployment."""
+        table = schema.secrets
+        query = select(table.c.name, table.c.value).where(table.c.deployment_id == deployment_id)
+        return await self._transact(lambda c: {row.name: row.value for row in c.execute(query)})
+
+    async def activate(self, app: str, version: int | None) -> Deployment:
+        """Make ``version`` (None: the one before the active one) the active one. Raises NotFound."""
+        return await self._transact(lambda c: _activate(c, app, version))
+
+    async def deactivate(self, app: str) -> None:
+        """No version of the app is active any more. Raises NotFound when none was."""
+        table = schema.deployments
+
+        def work(connection: Connection) -> None:
+            changed = connection.execute(
+                update(table).where(table.c.app == app, table.c.active).values(active=False)
+            )
+            if not changed.rowcount:
+                raise NotFound(f"No app {app!r} is deployed.", remedy="See glowplug status.", app=app)
+
+        await self._transact(work)
+
+    # -- cold starts -----------------------------------------------------------------------------------------
+
+    async def add_cold_start(self, record: ColdStartRecord) -> None:
+        """Keep a closed record."""
+        row = {
+            "id": record.id,
+            "app": record.app,
+            "server": record.server,
+            "started_at": record.started_at,
+            "record": record.model_dump(mode="json"),
+        }
+        await self._transact(lambda c: c.execute(insert(schema.cold_starts).values(**row)))
+
+    async def cold_starts(
+        self, *, app: str | None, server: str | None, since: float | None, limit: int
+    ) -> list[ColdStartRecord]:
+        """Records, newest first; ``since`` is Unix time."""
+        table = schema.cold_starts
+        query = select(table.c.record).order_by(table.c.started_at.desc()).limit(limit)
+        for column, value in ((table.c.app, app), (table.c.server, server)):
+            if value is not None:
+                query = query.where(column == value)
+        if since is not None:
+            query = query.where(table.c.started_at >= since)
+        return await self._transact(
+            lambda c: [ColdStartRecord.model_validate(row.record) for row in c.execute(query)]
+        )
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    async def _transact(self, work: Callable[[Connection], _Result]) -> _Result:
+        return await asyncio.to_thread(self._transact_blocking, work)
+
+    def _transact_blocking(self, work: Callable[[Connection], _Result]) -> _Result:
+        try:
+            with self._engine.begin() as connection:
+                return work(connection)
+        except IntegrityError as error:
+            raise Conflict(
+                "Somebody else wrote the same thing to the database at the same moment.", remedy="Try again."
+            ) from error
+        except SQLAlchemyError as error:
+            raise GlowplugError(
+                f"The database failed: {type(error).__name__}.",
+                remedy="Check free disk space and the database's health.",
+                cause=str(error),
+            ) from error
+
+    def _open(self, url: str) -> Engine:
+        try:
+            is_sqlite = url.startswith("sqlite")
+            if is_sqlite:
+                _create_private_file(Path(url.removeprefix("sqlite:///")))
+            engine = create_engine(url, pool_pre_ping=not is_sqlite)
+            if is_sqlite:
+                event.listen(engine, "connect", _prepare_sqlite)
+                event.listen(engine, "begin", _begin_immediately)
+            with engine.begin() as connection:
+                _create_or_check(connection)
+        except (SQLAlchemyError, OSError, ImportError) as error:
+            raise SystemUnfit(
+                f"The database cannot be used: {error}.",
+                remedy="If it is damaged, restore it from a copy or move it away to start empty; for "
+                "PostgreSQL check GLOWPLUG_DATABASE_URL and install glowplug[postgres].",
+            ) from error
+        return engine
+
+
+def _create_or_check(connection: Connection) -> None:
+    if inspect(connection).has_table(schema.schema_version.name):
+        found = connection.execute(select(func.max(schema.schema_version.c.version))).scalar() or 0
+        if found > schema.SCHEMA_VERSION:
+            raise SystemUnfit(
+                f"The database was written by a newer Glowplug (schema {found}, ours is "
+                f"{schema.SCHEMA_VERSION}).",
+                remedy="Upgrade Glowplug, or use another state directory.",
+            )
+        if found == schema.SCHEMA_VERSION:
+            _prune_cold_starts(connection)
+            return
+    schema.metadata.create_all(connection)
+    connection.execute(insert(schema.schema_version).values(version=schema.SCHEMA_VERSION))
+
+
+def _prune_cold_starts(connection: Connection) -> None:
+    table = schema.cold_starts
+    newest = select(table.c.started_at).order_by(table.c.started_at.desc()).offset(_KEPT_COLD_STARTS).limit(1)
+    cutoff = connection.execute(newest).scalar()
+    if cutoff is not None:
+        connection.execute(delete(table).where(table.c.started_at <= cutoff))
+
+
+def _add_deployment(
+    connection: Connection, spec: AppSpec, images: dict[str, str], secrets: dict[str, str], created_at: float
+) -> Deployment:
+    table = schema.deployments
+    newest = connection.execute(select(func.max(table.c.version)).where(table.c.app == spec.name)).scalar()
+    version = (newest or 0) + 1
+    deployment = Deployment(
+        id=new_deployment_id(spec.name, version),
+        app=spec.name,
+        version=version,
+        spec=spec,
+        spec_digest=spec.digest(),
+        images=images,
+        created_at=created_at,
+        active=True,
+    )
+    connection.execute(update(table).where(table.c.app == spec.name, table.c.active).values(active=False))
+    row = {**deployment.__dict__, "spec": spec.model_dump(mode="json")}
+    connection.execute(insert(table).values(**row))
+    if secrets:
+        rows = [{"deployment_id": deployment.id, "name": n, "value": v} for n, v in secrets.items()]
+        connection.execute(insert(schema.secrets), rows)
+    return deployment
+
+
+def _activate(connection: Connection, app: str, version: int | None) -> Deployment:
+    table = schema.deployments
+    if version is None:
+        active = connection.execute(
+            select(table.c.version).where(table.c.app == app, table.c.active)
+        ).scalar()
+        before = select(func.max(table.c.version)).where(table.c.app == app)
+        if active is not None:
+            before = before.where(table.c.version < active)
+        version = connection.execute(before).scalar()
+        if version is None:
+            raise NotFound(
+                f"App {app!r} has no earlier version.",
+                remedy="See glowplug status; deploy it, or name a version with --to.",
+                app=app,
+            )
+    row = (
+        connection.execute(select(table).where(table.c.app == app, table.c.version == version))
+        .mappings()
+        .first()
+    )
+    if row is None:
+        raise NotFound(
+            f"App {app!r} has no version {version}.", remedy="GET /api/v1/deployments lists them.", app=app
+        )
+    connection.execute(update(table).where(table.c.app == app, table.c.active).values(active=False))
+    connection.execute(update(table).where(table.c.id == row["id"]).values(active=True))
+    return _deployment({**row, "active": True})
+
+
+def _deployment(row: Any) -> Deployment:
+    try:
+        spec = AppSpec.model_validate(row["spec"])
+    except ValidationError as error:
+        raise SystemUnfit(
+            f"Deployment {row['id']} in the database is not a specification we understand.",
+            remedy="Deploy the app again, or restore the database from a copy.",
+            cause=str(error),
+        ) from error
+    return Deployment(
+        id=row["id"],
+        app=row["app"],
+        version=row["version"],
+        spec=spec,
+        spec_digest=row["spec_digest"],
+        images=row["images"],
+        created_at=row["created_at"],
+        active=row["active"],
+    )
+
+
+def _create_private_file(path: Path) -> None:
+    """SQLite gives its journal files the mode of the database: it must be private from its first byte."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # We say BEGIN ourselves (below): the driver's own idea of when a transaction starts is too late.
+    connection.isolation_level = None
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={_BUSY_TIMEOUT_S * 1000}",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_immediately(connection: Connection) -> None:
+    # Read-then-write transactions must take the write lock first, or two of them deadlock.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,386 @@
+"""One server of one app, as a place requests go to: its replicas, its held requests, its failures.
+
+A target outlives versions. Requests go to the ready replicas of the active version; while that has none, to
+those of the version before it; while there are none at all they are held here, bounded in number and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from glowplug.control.autoscaler import Autoscaler, Load
+from glowplug.control.cold_start_log import ColdStartLog, OpenColdStart
+from glowplug.control.replica_entry import Drain, Replica
+from glowplug.control.timings import Timings
+from glowplug.types.clock import Clock
+from glowplug.types.errors import DeadlineExceeded, GlowplugError, Overloaded, ReplicaFailed
+from glowplug.types.replica import ErrorInfo, ReplicaView, Stage
+from glowplug.types.spec import ServerSpec
+
+_RETRY_AFTER_OVERLOADED_S = 5
+
+
+@dataclass(frozen=True)
+class ServerVersion:
+    """What to start: one server of one immutable deployment."""
+
+    deployment_id: str
+    spec: ServerSpec
+    image_id: str
+    secrets: dict[str, str] = field(repr=False)
+
+
+@dataclass
+class Counters:
+    """What happened to requests. Plain integers: the hot path adds to them, ``/metrics`` reads them."""
+
+    by_status_class: list[int] = field(default_factory=lambda: [0] * 6)
+    held: int = 0
+    retried: int = 0
+    rejected: int = 0
+
+
+class Ticket:
+    """One held request's place in the queue. Its future resolves when it is worth looking again."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def release(self) -> None:
+        """There may be a replica now."""
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """Waiting is pointless."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def renew(self) -> None:
+        """Somebody else took the replica: wait on."""
+        self.future = asyncio.get_running_loop().create_future()
+
+
+class Target:
+    """Where requests for ``app/server`` go. Everything happens in one event loop; nothing here waits."""
+
+    def __init__(
+        self,
+        app: str,
+        version: ServerVersion,
+        *,
+        clock: Clock,
+        timings: Timings,
+        cold_starts: ColdStartLog,
+        on_demand: Callable[[], None],
+    ) -> None:
+        self.app = app
+        self.server = version.spec.name
+        self.version = version
+        self.replicas: dict[str, Replica] = {}
+        self.ready: list[Replica] = []
+        self.held: dict[Ticket, None] = {}
+        self.counters = Counters()
+        self.is_stopped = False
+        """Stopped by hand: min_replicas does not count until the next request."""
+        self.desired = 0
+        self.early_deaths = 0
+        self.failed_starts = 0
+        self.retry_at_s = 0.0
+        self.error: ErrorInfo | None = None
+        """Why the active version's last start failed; None once one is ready."""
+        self.start_problem: str | None = None
+        """Why no replica could even be asked for (no agent, no capacity)."""
+        self.opening: OpenColdStart | None = None
+        self.last_activity_s: float | None = None
+        self.peak = 0
+        self.in_flight = 0
+        self.autoscaler = Autoscaler(version.spec.scaling, clock)
+        self._clock = clock
+        self._timings = timings
+        self._cold_starts = cold_starts
+        self._on_demand = on_demand
+
+    @property
+    def name(self) -> str:
+        """``app/server``, for messages."""
+        return f"{self.app}/{self.server}"
+
+    # -- versions and replicas ---------------------------------------------------------------------------
+
+    def activate(self, version: ServerVersion) -> None:
+        """Start this version from now on."""
+        self.version = version
+        self.autoscaler.configure(version.spec.scaling)
+        self.is_stopped = False
+        self.failed_starts = self.early_deaths = 0
+        self.retry_at_s = 0.0
+        self.error = self.start_problem = None
+        self.recompute()
+        self._on_demand()
+
+    def is_current(self, replica: Replica) -> bool:
+        """It runs the active version."""
+        return replica.view.deployment_id == self.version.deployment_id
+
+    def recompute(self) -> None:
+        """After any change of a replica: where requests go, and whether held ones may go now."""
+        serving = [replica for replica in self.replicas.values() if replica.is_serving]
+        current = [replica for replica in serving if self.is_current(replica)]
+        self.ready = current or serving
+        if self.held and self.pick() is not None:
+            self.release_held()
+
+    def live(self) -> list[Replica]:
+        """Replicas of the active version that are ready or on their way."""
+        return [r for r in self.replicas.values() if r.is_live and self.is_current(r)]
+
+    def outdated(self) -> list[Replica]:
+        """Replicas of other versions that still serve or start."""
+        return [r for r in self.replicas.values() if r.is_live and not self.is_current(r)]
+
+    def load(self) -> Load:
+        """What the autoscaler needs to know. Resets the peak."""
+        live = self.live()
+        ready = sum(1 for replica in live if replica.is_serving)
+        # What a draining replica still works on needs no other replica.
+        leaving = sum(len(r.in_flight) for r in self.replicas.values() if not r.is_live)
+        peak, self.peak = self.peak, self.in_flight + len(self.held)
+        in_flight = max(self.in_flight - leaving, 0)
+        return Load(ready, len(live) - ready, in_flight, len(self.held), max(peak - leaving, 0))
+
+    def drain(self, replica: Replica, deadline_s: float) -> None:
+        """No more requests for this replica; it stops when idle, or at the deadline."""
+        if replica.drain is None:
+            replica.drain = Drain(deadline_s)
+        else:
+            replica.drain.deadline_s = min(replica.drain.deadline_s, deadline_s)
+        self.recompute()
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def pick(self) -> Replica | None:
+        """The ready replica with the fewest requests in flight, or None."""
+        ready = self.ready
+        if len(ready) == 1 and not ready[0].suspect_until_s:
+            return ready[0]
+        now_s = self._clock.monotonic()
+        usable = [replica for replica in ready if replica.suspect_until_s <= now_s]
+        return min(usable, key=lambda replica: len(replica.in_flight), default=None)
+
+    def suspect(self, replica: Replica, seconds: float) -> None:
+        """The replica took no connection or broke one: avoid it for a while."""
+        replica.suspect_until_s = max(replica.suspect_until_s, self._clock.monotonic() + seconds)
+
+    def entered(self) -> None:
+        """A request is in flight."""
+        self.in_flight += 1
+        self.is_stopped = False
+        if self.in_flight > self.peak:
+            self.peak = self.in_flight
+
+    def left(self) -> None:
+        """A request is over."""
+        self.in_flight -= 1
+        self.last_activity_s = self._clock.monotonic()
+
+    def hold(self, *, is_admitted: bool) -> Ticket:
+        """Queue up. ``is_admitted``: it waited before, so the bound does not apply again.
+
+        Raises Overloaded when the queue is full, ReplicaFailed while starting is known to fail.
+        """
+        now_s = self._clock.monotonic()
+        self.last_activity_s = now_s
+        if self.is_crash_looping and now_s < self.retry_at_s:
+            raise self.failure()
+        limit = self.version.spec.max_held_requests
+        if len(self.held) >= limit and not is_admitted:
+            self.counters.rejected += 1
+            raise Overloaded(
+                f"{limit} requests already wait for {self.name} to start.",
+                remedy="Send it again later, or raise max_held_requests.",
+                retry_after_s=_RETRY_AFTER_OVERLOADED_S,
+                app=self.app,
+                server=self.server,
+            )
+        ticket = Ticket()
+        self.held[ticket] = None
+        self.counters.held += 0 if is_admitted else 1
+        self.peak = max(self.peak, self.in_flight + len(self.held))
+        self.is_stopped = False
+        self._open_cold_start()
+        self._on_demand()
+        return ticket
+
+    def leave(self, ticket: Ticket, *, error: str | None) -> None:
+        """Out of the queue. The last one to go unserved closes what was opened for it.
+
+        ``error`` says why it could not wait longer; None means that it has a replica or hung up.
+        """
+        self.held.pop(ticket, None)
+        self.last_activity_s = self._clock.monotonic()
+        if self.held or self.ready:
+            return
+        if error is None:
+            self.close_cold_starts(self._cold_starts.abandoned)
+        else:
+            self.close_cold_starts(partial(self._cold_starts.failed, error=error))
+
+    def release_held(self) -> None:
+        """Every held request looks again."""
+        for ticket in self.held:
+            ticket.release()
+
+    def fail_held(self, make_error: Callable[[], Exception]) -> None:
+        """Every held request gets an error of its own (a shared one would collect all their tracebacks)."""
+        for ticket in self.held:
+            ticket.fail(make_error())
+
+    # -- cold starts and failures ----------------------------------------------------------------------------
+
+    def take_cold_start(self, replica: Replica) -> None:
+        """The replica is being started: the record that is open, or a further one, is about it."""
+        if not self.held:
+            return
+        started, self.opening = self.opening or self._new_cold_start(), None
+        started.replica_id, started.node = replica.id, replica.node
+        started.posted_at_s = self._clock.monotonic()
+        replica.cold_start = started
+
+    def give_back_cold_start(self, replica: Replica) -> None:
+        """The start could not even be asked for: the record stays open for the next attempt."""
+        started, replica.cold_start = replica.cold_start, None
+        if started is None:
+            return
+        if self.opening is None and self.held:
+            started.replica_id, started.posted_at_s = "", None
+            self.opening = started
+        else:
+            self._cold_starts.abandoned(started)
+
+    def close_cold_starts(self, close: Callable[[OpenColdStart, ReplicaView | None], None]) -> None:
+        """Close every record that is open for a replica which is not ready yet."""
+        if self.opening is not None:
+            close(self.opening, None)
+            self.opening = None
+        for replica in self.replicas.values():
+            if replica.cold_start is not None and replica.ready_at_s is None:
+                close(replica.cold_start, replica.view)
+                replica.cold_start = None
+
+    def first_answer(self, replica: Replica) -> None:
+        """The first byte of an answer of a replica whose record is open."""
+        if replica.cold_start is not None:
+            self._cold_starts.answered(replica.cold_start, replica.view)
+            replica.cold_start = None
+
+    def nobody_waits_for(self, replica: Replica) -> None:
+        """The replica is ready (or stopped) and there is no request to close its record."""
+        if replica.cold_start is not None:
+            self._cold_starts.abandoned(replica.cold_start, replica.view)
+            replica.cold_start = None
+
+    def start_failed(self, replica_id: str, error: ErrorInfo, replica: Replica | None = None) -> None:
+        """A start of the active version ended before it was ready."""
+        now_s = self._clock.monotonic()
+        self.failed_starts += 1
+        self.retry_at_s = now_s + self._timings.backoff_s(self.failed_starts)
+        details = {**error.details, "replica_id": replica_id}
+        self.error = error.model_copy(update={"details": details})
+        if replica is not None and replica.cold_start is not None:
+            self._cold_starts.failed(replica.cold_start, replica.view, error=error.message)
+            replica.cold_start = None
+        if self.is_crash_looping and not self.ready and not any(r.is_starting for r in self.live()):
+            self.fail_held(self.failure)
+        elif self.held:
+            self._open_cold_start()
+
+    def got_ready(self, *, is_current: bool) -> None:
+        """A replica is ready, or was found ready. It is kept for a window, as if it had just been used."""
+        self.last_activity_s = self._clock.monotonic()
+        if not is_current:
+            return
+        self.failed_starts = 0
+        self.error = self.start_problem = None
+
+    def died_when_ready(self, lived_s: float) -> None:
+        """A replica that served has failed: replace it, at once unless that keeps happening."""
+        if lived_s >= self._timings.early_death_s:
+            self.early_deaths = 0
+            return
+        self.early_deaths += 1
+        if self.early_deaths > 1:
+            self.retry_at_s = self._clock.monotonic() + self._timings.backoff_s(self.early_deaths - 1)
+
+    @property
+    def is_crash_looping(self) -> bool:
+        """Enough starts in a row have failed to call it hopeless for now."""
+        return self.failed_starts >= self._timings.failed_starts_limit
+
+    def failure(self) -> ReplicaFailed:
+        """The error for callers while starting fails: the replica's own words."""
+        error = self.error or ErrorInfo(code="replica_failed", message="No replica could be started.")
+        wait_s = max(self.retry_at_s - self._clock.monotonic(), 0.0)
+        details = {k: v for k, v in error.details.items() if k not in ("message", "remedy", "self")}
+        details.update(
+            app=self.app,
+            server=self.server,
+            deployment_id=self.version.deployment_id,
+            failed_starts=self.failed_starts,
+            cause=error.code,
+            retry_after_s=max(1, round(wait_s)),
+        )
+        return ReplicaFailed(error.message, remedy=error.remedy, **details)
+
+    def stuck(self, waited_s: float) -> DeadlineExceeded:
+        """The error for a caller whose patience has run out, naming the stage."""
+        starting = [r for r in self.live() if r.is_starting]
+        newest = max(starting, key=lambda r: r.view.created_at, default=None)
+        stage = (newest.view.stage if newest else None) or Stage.ALLOCATE
+        details: dict[str, object] = {"stage": stage.value, "app": self.app, "server": self.server}
+        reason = ""
+        if newest is not None:
+            details["replica_id"] = newest.id
+            remedy = f"See its log (glowplug logs {newest.id}), or raise startup_timeout_s."
+        else:
+            problem = self.start_problem or (self.error.message if self.error else "none was accepted")
+            reason = f" ({problem.rstrip('.')})"
+            remedy = "Run glowplug status and glowplug doctor to see why no replica can be started."
+        return DeadlineExceeded(
+            f"No replica of {self.name} got ready within {waited_s:.1f} s: stuck in stage "
+            f"{stage.value}{reason}.",
+            remedy=remedy,
+            **details,
+        )
+
+    def _open_cold_start(self) -> None:
+        if self.ready or self.opening is not None:
+            return
+        starting = [r for r in self.live() if r.is_starting]
+        if any(replica.cold_start is not None for replica in starting):
+            return
+        if starting:
+            self._join_cold_start(starting[0])
+            return
+        self.opening = self._new_cold_start()
+
+    def _join_cold_start(self, replica: Replica) -> None:
+        """A replica that nobody waited for is starting: it was needed since it was asked for."""
+        started = self._new_cold_start()
+        head_start_s = max(started.started_at - replica.view.created_at, 0.0)
+        started.started_at -= head_start_s
+        started.opened_at_s -= head_start_s
+        started.posted_at_s = started.opened_at_s
+        started.replica_id, started.node = replica.id, replica.node
+        replica.cold_start = started
+
+    def _new_cold_start(self) -> OpenColdStart:
+        return self._cold_starts.open(self.app, self.server, self.version.deployment_id)
+
+
+def error_info(error: GlowplugError) -> ErrorInfo:
+    """The error as a message."""
+    return ErrorInfo.model_validate(error.to_dict())

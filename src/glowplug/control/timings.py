@@ -1,0 +1,38 @@
+"""The control plane's own periods and limits in one place, so that tests can shorten them and readers find
+them.
+
+What a user may choose (timeouts, queue length, scaling) is part of the specification, not of this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How long the control plane waits for what. All in seconds."""
+
+    tick_s: float = 0.25
+    """The reconciler looks at everything at least this often; events wake it earlier."""
+    suspect_refused_s: float = 1.0
+    """A replica that refused a connection is avoided this long, unless the watch says something sooner."""
+    suspect_broken_s: float = 0.25
+    """The same after a connection broke: shorter, because one bad request must not close the shop."""
+    failed_starts_limit: int = 2
+    """So many starts in a row that never got ready are a crash loop: waiting callers are told."""
+    backoff_first_s: float = 1.0
+    backoff_max_s: float = 60.0
+    hold_slack_s: float = 10.0
+    """Beyond startup_timeout_s a held request waits this long: one back-off and the way through the agent."""
+    early_death_s: float = 10.0
+    """A replica that dies younger than this after it was ready delays its successor."""
+    stop_grace_s: float = 10.0
+    """What a stopped replica gets between SIGTERM and SIGKILL."""
+    reconnect_first_s: float = 0.1
+    reconnect_max_s: float = 2.0
+    """Waits between attempts to reach an agent that does not answer."""
+
+    def backoff_s(self, failures: int) -> float:
+        """The wait after that many failures in a row (1 or more)."""
+        return float(min(self.backoff_first_s * 2 ** min(failures - 1, 16), self.backoff_max_s))

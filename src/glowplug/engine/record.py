@@ -1,0 +1,111 @@
+"""Who supervises a state directory, and whether it still does.
+
+Two witnesses, so that neither a stale file nor a recycled pid can fool anybody: ``run/supervisor.json`` says
+which process answers where, and an exclusive ``flock`` on the ``run`` folder, held for the supervisor's whole
+life and dropped by the kernel when it dies, says that this is still true.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from glowplug.types.errors import Conflict
+from glowplug.types.paths import StateDir
+
+MAX_RECORD_BYTES = 64 * 1024
+
+
+class SupervisorRecord(BaseModel):
+    """The content of ``run/supervisor.json``: ``host`` and ``port`` are those of the listening socket."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: int = 1
+    pid: int
+    host: str
+    port: int
+    started_at: float
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches it: a wildcard address is reached through loopback."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def read_record(state: StateDir) -> SupervisorRecord | None:
+    """The record as it lies on disk, or None when there is none that can be read."""
+    try:
+        with state.supervisor.open("rb") as file:
+            return SupervisorRecord.model_validate_json(file.read(MAX_RECORD_BYTES))
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ValidationError):
+        return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Put ``text`` at ``path`` so that a reader sees the old content or the new, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def is_supervised(state: StateDir) -> bool:
+    """Whether a living supervisor holds the state directory."""
+    try:
+        descriptor = os.open(state.run, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return True
+        raise
+    finally:
+        os.close(descriptor)
+    return False
+
+
+@contextmanager
+def supervision(state: StateDir) -> Iterator[None]:
+    """Hold the state directory. Raises Conflict when another supervisor does."""
+    descriptor = os.open(state.run, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not _lock_exclusively(descriptor):
+            record = read_record(state)
+            raise Conflict(
+                f"Another supervisor already runs on {state.root}.",
+                remedy="Use it, or stop it with `glowplug down` first.",
+                state=str(state.root),
+                pid=record.pid if record else None,
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_exclusively(descriptor: int, timeout_s: float = 1.0) -> bool:
+    # Somebody asking `is_supervised` holds a shared lock for microseconds: that must not stop a start.
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True

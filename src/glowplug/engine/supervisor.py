@@ -1,0 +1,152 @@
+"""The supervisor's entry point: ``python -m glowplug.engine.supervisor --state DIR --host H --port P``.
+
+Puts the pieces together in the one order that is safe: hold the state directory, open the listening socket,
+publish ``run/supervisor.json``, tell whoever started us (one JSON line on ``--report-fd``: ``{"record"}`` or
+``{"error"}``), and only then supervise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import logging.handlers
+import os
+import resource
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from glowplug.engine.child import Child, become_subreaper
+from glowplug.engine.exits import ExitNotes
+from glowplug.engine.listener import listen
+from glowplug.engine.record import SupervisorRecord, supervision, write_atomically
+from glowplug.engine.rotating_log import MAX_FILE_BYTES, MAX_FILES, RotatingLog
+from glowplug.engine.supervisor_loop import Supervisor
+from glowplug.types.clock import Clock, SystemClock
+from glowplug.types.errors import GlowplugError, SystemUnfit
+from glowplug.types.paths import StateDir
+
+AGENT_COMMAND = (sys.executable, "-m", "glowplug.node")
+CONTROL_COMMAND = (sys.executable, "-m", "glowplug.control")
+_WANTED_OPEN_FILES = 65_536
+_MOST_OPEN_FILES = 1_048_576  # programs that close "all" descriptors take long with an unlimited number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until told to stop; returns the exit code."""
+    options = _parse(arguments)
+    state = StateDir(Path(options.state).absolute())
+    try:
+        _prepare(state)
+        log = _logger(state, echo=options.foreground)
+        _supervise(state, options, log, SystemClock())
+    except GlowplugError as error:
+        _report(options.report_fd, {"error": error.to_dict()})
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="glowplug.engine.supervisor", description=__doc__)
+    parser.add_argument("--state", required=True, help="the state directory")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8080, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--foreground", action="store_true", help="copy all logs to stderr")
+    parser.add_argument("--report-fd", type=int, help="descriptor for the one-line start report")
+    parser.add_argument("--agent-command", default=shlex.join(AGENT_COMMAND), help="run instead of the agent")
+    parser.add_argument("--control-command", default=shlex.join(CONTROL_COMMAND), help="instead of control")
+    return parser.parse_args(arguments)
+
+
+def _prepare(state: StateDir) -> None:
+    try:
+        state.create()
+    except OSError as error:
+        raise SystemUnfit(
+            f"The state directory {state.root} cannot be made: {error.strerror}.",
+            remedy="Run as root, or choose another folder with --state or GLOWPLUG_STATE.",
+            path=str(state.root),
+        ) from error
+
+
+def _logger(state: StateDir, echo: bool) -> logging.Logger:
+    log = logging.getLogger("glowplug.supervisor")
+    log.setLevel(logging.INFO)
+    formatter = logging.Formatter("%(asctime)s %(levelname)s supervisor: %(message)s")
+    handlers: list[logging.Handler] = [
+        logging.handlers.RotatingFileHandler(
+            state.logs / "supervisor.log", maxBytes=MAX_FILE_BYTES, backupCount=MAX_FILES - 1
+        )
+    ]
+    if echo:
+        handlers.append(logging.StreamHandler())
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        log.addHandler(handler)
+    return log
+
+
+def _supervise(state: StateDir, options: argparse.Namespace, log: logging.Logger, clock: Clock) -> None:
+    with ExitStack() as owned:
+        owned.enter_context(supervision(state))
+        listener = owned.enter_context(listen(options.host, options.port))
+        record = _publish(state, listener, clock)
+        owned.callback(state.supervisor.unlink, missing_ok=True)
+        _raise_open_files_limit()
+        become_subreaper()
+        where = ["--state", str(state.root)]
+        agent_log = owned.enter_context(RotatingLog(state.logs / "agent.log"))
+        control_log = owned.enter_context(RotatingLog(state.logs / "control.log"))
+        agent = Child("agent", [*shlex.split(options.agent_command), *where], agent_log, clock)
+        control = Child(
+            "control",
+            [*shlex.split(options.control_command), *where, "--fd", str(listener.fileno())],
+            control_log,
+            clock,
+            pass_fds=(listener.fileno(),),
+        )
+        log.info("listening on %s:%d as pid %d", record.host, record.port, record.pid)
+        _report(options.report_fd, {"record": record.model_dump()})
+        Supervisor(
+            control=control,
+            agent=agent,
+            listener=listener,
+            notes=ExitNotes(state.exits, clock),
+            clock=clock,
+            log=log,
+            echo=options.foreground,
+        ).run()
+
+
+def _publish(state: StateDir, listener: socket.socket, clock: Clock) -> SupervisorRecord:
+    host, port = listener.getsockname()[:2]
+    record = SupervisorRecord(pid=os.getpid(), host=host, port=port, started_at=clock.wall())
+    write_atomically(state.supervisor, record.model_dump_json())
+    return record
+
+
+def _raise_open_files_limit() -> None:
+    # A thousand held requests are a thousand sockets, and a sandbox keeps files open for its application:
+    # more than the usual soft limit of 1024. Root may raise the hard limit, others take what there is.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    known = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
+    for limit in (max(known, _WANTED_OPEN_FILES), known):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(limit, known)))
+            return
+
+
+def _report(descriptor: int | None, message: dict[str, object]) -> None:
+    if descriptor is None:
+        return
+    with os.fdopen(descriptor, "w") as pipe:
+        pipe.write(json.dumps(message, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

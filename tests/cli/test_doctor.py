@@ -1,0 +1,189 @@
+"""The doctor: on this machine for real, and on machines that are ill."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from glowplug.cli.checks import Check, Level, run_checks
+from glowplug.cli.checks_kernel import kernel_checks
+from glowplug.cli.checks_tools import RUNSC, tool_checks
+from glowplug.cli.machine import Completed, LocalMachine
+
+from .conftest import Glowplug
+
+RUNSC_SAYS = "/usr/bin/runsc --version"
+V1_MOUNTS = "".join(
+    f"cgroup /sys/fs/cgroup/{name} cgroup rw,{name} 0 0\n" for name in ("cpu", "memory", "pids")
+)
+NO_V2 = {"/sys/fs/cgroup/cgroup.controllers": ""}
+
+
+class PaperMachine:
+    """A machine described in a test; as described by default it is fit."""
+
+    def __init__(self) -> None:
+        self.programs = {name: f"/usr/bin/{name}" for name in ("ip", "buildah", "mmdebstrap", "nft", "runsc")}
+        self.files = {
+            "/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids",
+            "/proc/meminfo": "MemTotal: 99 kB\nMemAvailable:   16777216 kB\n",
+            "/proc/filesystems": "nodev\tfuse\n\terofs\n",
+        }
+        self.answers = {
+            "/usr/bin/runsc --version": Completed(0, "runsc version 0.0~20240729.0\nspec: 1.0"),
+            "mktemp": Completed(0, "/scratch"),
+        }
+        self.variables: dict[str, str] = {}
+        self.user = 0
+        self.uname = ("Linux", "6.1.0-18-amd64", "x86_64")
+        self.files_limit = 1_048_576
+        self.free = 100 << 30
+        self.writable = True
+
+    def run(self, command: list[str], timeout_s: float) -> Completed:
+        line = " ".join(command)
+        found = [answer for start, answer in self.answers.items() if line.startswith(start)]
+        return found[0] if found else Completed(0, "fine")
+
+    def which(self, name: str) -> Path | None:
+        return Path(self.programs[name]) if name in self.programs else None
+
+    def variable(self, name: str) -> str | None:
+        return self.variables.get(name)
+
+    def read(self, path: Path) -> str | None:
+        return self.files.get(str(path))
+
+    def is_writable(self, path: Path) -> bool:
+        return self.writable
+
+    def free_bytes(self, path: Path) -> int:
+        return self.free
+
+    def user_id(self) -> int:
+        return self.user
+
+    def kernel(self) -> tuple[str, str, str]:
+        return self.uname
+
+    def open_files_limit(self) -> int:
+        return self.files_limit
+
+
+def all_checks() -> list[Check]:
+    return [*kernel_checks(Path("/state")), *tool_checks()]
+
+
+def level_of(machine: PaperMachine, name: str) -> Level:
+    (result,) = [result for result in run_checks(all_checks(), machine) if result.check.name == name]
+    return result.finding.level
+
+
+def test_a_fit_machine_has_no_complaint() -> None:
+    levels = {r.check.name: r.finding.level for r in run_checks(all_checks(), PaperMachine())}
+    assert {name for name, level in levels.items() if level is not Level.OK} <= {"matplotlib"}
+
+
+def test_every_check_says_why_it_matters_and_how_to_get_it() -> None:
+    for check in all_checks():
+        assert check.why.endswith(".")
+        assert len(check.get) > 10
+    assert len({check.name for check in all_checks()}) == len(all_checks())
+
+
+def ill(**changes: object) -> PaperMachine:
+    machine = PaperMachine()
+    for name, value in changes.items():
+        current = getattr(machine, name)
+        setattr(machine, name, {**current, **value} if isinstance(value, dict) else value)
+    return machine
+
+
+def without(program: str) -> PaperMachine:
+    machine = PaperMachine()
+    del machine.programs[program]
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "level"),
+    [
+        (ill(uname=("Linux", "4.19.0", "x86_64")), "kernel", Level.FAIL),
+        (ill(uname=("Darwin", "23.0", "arm64")), "kernel", Level.FAIL),
+        (ill(uname=("Linux", "strange", "x86_64")), "kernel", Level.FAIL),
+        (ill(uname=("Linux", "6.1", "riscv64")), "kernel", Level.FAIL),
+        (ill(user=1000), "root", Level.FAIL),
+        (ill(files=NO_V2), "cgroups", Level.FAIL),
+        (ill(files={**NO_V2, "/proc/mounts": V1_MOUNTS}), "cgroups", Level.OK),
+        (without("ip"), "ip", Level.FAIL),
+        (ill(answers={"unshare -n ip link": Completed(2, "no")}), "network namespaces", Level.FAIL),
+        (ill(answers={"unshare -n test": Completed(1, "")}), "/proc/sys/net", Level.OK),
+        (ill(answers={"unshare -n -m": Completed(1, "denied")}), "/proc/sys/net", Level.FAIL),
+        (ill(files_limit=20_000), "open files", Level.OK),
+        (ill(files_limit=20_000, answers={"prlimit": Completed(1, "")}), "open files", Level.WARN),
+        (ill(files_limit=1024, answers={"prlimit": Completed(1, "")}), "open files", Level.FAIL),
+        (ill(files={"/proc/meminfo": "MemAvailable: 2097152 kB"}), "memory", Level.WARN),
+        (ill(files={"/proc/meminfo": "MemAvailable: 100 kB"}), "memory", Level.FAIL),
+        (ill(files={"/proc/meminfo": ""}), "memory", Level.WARN),
+        (ill(free=1 << 30), "disk", Level.FAIL),
+        (ill(free=5 << 30), "disk", Level.WARN),
+        (ill(writable=False), "disk", Level.FAIL),
+        (without("runsc"), "runsc", Level.FAIL),
+        (without("runsc"), "sandbox", Level.FAIL),
+        (ill(answers={RUNSC_SAYS: Completed(0, "runsc version 0.0~20221219.0")}), "runsc", Level.FAIL),
+        (ill(answers={RUNSC_SAYS: Completed(None, "killed")}), "runsc", Level.FAIL),
+        (ill(answers={"/usr/bin/runsc --root": Completed(128, "no ptrace")}), "sandbox", Level.FAIL),
+        (ill(variables={"GLOWPLUG_RUNSC": "/nowhere/runsc"}), "runsc", Level.FAIL),
+        (without("buildah"), "buildah", Level.WARN),
+        (without("mmdebstrap"), "mmdebstrap", Level.WARN),
+        (ill(files={"/proc/filesystems": "ext4"}), "erofs and fuse", Level.WARN),
+        (ill(programs={"nvidia-smi": "/n"}, answers={"/n": Completed(0, "H100, 555.1\n")}), "gpu", Level.OK),
+        (ill(programs={"nvidia-smi": "/n"}, answers={"/n": Completed(9, "no driver")}), "gpu", Level.WARN),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_noticed(machine: PaperMachine, name: str, level: Level) -> None:
+    assert level_of(machine, name) is level
+
+
+def test_our_own_runsc_comes_before_the_distributions() -> None:
+    machine = ill(
+        programs={str(RUNSC): str(RUNSC)},
+        answers={
+            str(RUNSC): Completed(0, "runsc version 9"),
+            "/usr/bin/runsc --version": Completed(0, "old"),
+        },
+    )
+    assert level_of(machine, "runsc") is Level.OK
+
+
+@pytest.mark.sandbox
+def test_the_doctor_examines_this_machine(glowplug: Glowplug) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    result = glowplug("doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(result.stdout)}
+    assert findings["kernel"]["level"] == "ok"
+    assert findings["network namespaces"]["level"] == "ok"
+    assert (result.exit_code == 1) == any(finding["level"] == "fail" for finding in findings.values())
+    assert all(
+        set(finding) == {"name", "level", "found", "why", "get", "fixable"} for finding in findings.values()
+    )
+
+
+def test_a_failing_doctor_says_what_is_not_fit(glowplug: Glowplug, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOWPLUG_RUNSC", "/nowhere/runsc")
+    result = glowplug("doctor")
+    assert result.exit_code == 1
+    assert "FAIL  runsc: not installed" in result.stdout
+    assert "Not fit yet: runsc, sandbox" in result.stdout
+    assert "glowplug doctor --fix" in result.stdout
+
+
+def test_questions_to_a_real_machine_never_raise_and_never_wait() -> None:
+    machine = LocalMachine()
+    assert machine.run(["/nowhere/program"], 1).code is None
+    assert machine.run(["sleep", "60"], 0.1).code is None
+    assert machine.read(Path("/nowhere/file")) is None
+    assert machine.free_bytes(Path("/nowhere/at/all")) > 0
+    assert machine.which("no-such-program") is None

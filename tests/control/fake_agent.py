@@ -1,0 +1,280 @@
+"""A node agent for tests: the real agent API over a real Unix socket, with replicas that are local servers.
+
+What a test decides: whether starts wait (``gate``), fail (``failures``) or are refused (``refusals``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from glowplug.types.errors import GlowplugError, NotFound
+from glowplug.types.replica import (
+    BuildEvent,
+    BuildRequest,
+    Endpoint,
+    ErrorInfo,
+    ImageView,
+    NodeView,
+    Purpose,
+    ReplicaEvent,
+    ReplicaState,
+    ReplicaView,
+    SnapshotStatus,
+    SnapshotView,
+    Stage,
+    StartPath,
+    StartReplica,
+)
+from tests.control.fake_replica import FakeReplica, QuietServer
+
+HEARTBEAT_S = 0.2
+
+
+class FakeAgent:
+    """Start with :meth:`open`; :meth:`close` stops the API, and replicas too unless told otherwise."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self.socket_path = socket_path
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.build_gate = asyncio.Event()
+        self.build_gate.set()
+        self.failures: list[ErrorInfo | None] = []
+        self.refusals: list[GlowplugError] = []
+        self.build_error: ErrorInfo | None = None
+        self.servers: dict[str, FakeReplica] = {}
+        self.views: dict[str, ReplicaView] = {}
+        self.orders: list[StartReplica] = []
+        self.stops: list[tuple[str, float]] = []
+        self.builds = 0
+        self._watchers: set[asyncio.Queue[ReplicaEvent]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: QuietServer | None = None
+
+    async def open(self) -> None:
+        self.socket_path.unlink(missing_ok=True)
+        config = uvicorn.Config(
+            self._app(),
+            uds=str(self.socket_path),
+            log_config=None,
+            lifespan="off",
+            ws="websockets-sansio",
+            access_log=False,
+        )
+        self._server = QuietServer(config)
+        await self._server.open()
+
+    async def close(self, *, keep_replicas: bool = False) -> None:
+        """Go away. With ``keep_replicas`` it is a crash: they run on, and a later :meth:`open` adopts them."""
+        if self._server is not None:
+            await self._server.end()
+            self._server = None
+        if not keep_replicas:
+            for task in self._tasks:
+                task.cancel()
+            for replica in self.servers.values():
+                await replica.kill()
+
+    def of_state(self, *states: ReplicaState) -> list[ReplicaView]:
+        return [view for view in self.views.values() if view.state in states]
+
+    @property
+    def ready(self) -> list[ReplicaView]:
+        return self.of_state(ReplicaState.READY)
+
+    def change(self, replica_id: str, **fields: Any) -> ReplicaView:
+        """Move a replica, and tell everybody who watches."""
+        view = self.views[replica_id].model_copy(update=fields)
+        self.views[replica_id] = view
+        self._tell(ReplicaEvent(type="change", replica=view))
+        return view
+
+    async def kill_replica(self, replica_id: str, *, tell: bool = True) -> None:
+        """As SIGKILL of its sandbox; with ``tell`` the agent notices."""
+        await self.servers[replica_id].kill()
+        if tell:
+            error = ErrorInfo(code="replica_failed", message=f"{replica_id} was killed.")
+            self.change(replica_id, state=ReplicaState.FAILED, error=error, ended_at=time.time())
+
+    async def add_capture_replica(self, app: str, server: str) -> ReplicaView:
+        """A ready replica that must never see a caller."""
+        replica_id = f"capture-{app}-{server}"
+        replica = self.servers[replica_id] = FakeReplica(replica_id)
+        await replica.open()
+        view = ReplicaView(
+            id=replica_id, app=app, server=server, deployment_id=f"{app}-v1", purpose=Purpose.CAPTURE,
+            state=ReplicaState.READY, created_at=time.time(),
+            endpoint=Endpoint(host="127.0.0.1", port=replica.port),
+        )  # fmt: skip
+        self.views[replica_id] = view
+        self._tell(ReplicaEvent(type="change", replica=view))
+        return view
+
+    def _tell(self, event: ReplicaEvent) -> None:
+        for watcher in self._watchers:
+            watcher.put_nowait(event)
+
+    async def _run(self, order: StartReplica) -> None:
+        replica_id = order.replica_id
+        began_at = time.monotonic()
+        self.change(replica_id, stage=Stage.HOST_INIT)
+        await self.gate.wait()
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            self.change(replica_id, state=ReplicaState.FAILED, error=failure, ended_at=time.time())
+            return
+        replica = self.servers[replica_id] = FakeReplica(replica_id)
+        await replica.open()
+        if self.views[replica_id].state is not ReplicaState.STARTING:
+            return
+        self.change(
+            replica_id,
+            state=ReplicaState.READY,
+            stage=None,
+            path=StartPath.CPU_SNAPSHOT,
+            ready_at=time.time(),
+            endpoint=Endpoint(host="127.0.0.1", port=replica.port),
+            stages_s={Stage.HOST_INIT: time.monotonic() - began_at},
+            restored_bytes=4096,
+            snapshot_id="snap-1",
+        )
+
+    async def _end(self, replica_id: str) -> None:
+        replica = self.servers.get(replica_id)
+        if replica is not None:
+            await replica.kill()
+        self.change(replica_id, state=ReplicaState.STOPPED, ended_at=time.time())
+
+    def _spawn(self, job: Any) -> None:
+        task = asyncio.create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _app(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.exception_handler(GlowplugError)
+        async def failed(_request: Request, error: GlowplugError) -> JSONResponse:
+            return JSONResponse(error.to_dict(), status_code=error.http_status)
+
+        @app.get("/v1/node")
+        async def node() -> NodeView:
+            return NodeView(
+                name="testnode", agent_pid=1, version="0", cpus=2, cpus_used=0, memory_bytes=1,
+                memory_used_bytes=0, runtime="fake", replicas=len(self.views),
+            )  # fmt: skip
+
+        @app.get("/v1/watch")
+        async def watch() -> StreamingResponse:
+            return StreamingResponse(self._events(), media_type="application/x-ndjson")
+
+        @app.get("/v1/replicas")
+        async def replicas() -> list[ReplicaView]:
+            return list(self.views.values())
+
+        @app.get("/v1/replicas/{replica_id}")
+        async def replica(replica_id: str) -> ReplicaView:
+            return self._view(replica_id)
+
+        @app.post("/v1/replicas", status_code=201)
+        async def start(order: StartReplica) -> ReplicaView:
+            if self.refusals:
+                raise self.refusals.pop(0)
+            self.orders.append(order)
+            view = ReplicaView(
+                id=order.replica_id, app=order.app, server=order.server.name,
+                deployment_id=order.deployment_id, state=ReplicaState.STARTING, stage=Stage.ALLOCATE,
+                created_at=time.time(),
+            )  # fmt: skip
+            self.views[view.id] = view
+            self._tell(ReplicaEvent(type="change", replica=view))
+            self._spawn(self._run(order))
+            return view
+
+        @app.post("/v1/replicas/{replica_id}/stop", status_code=202)
+        async def stop(replica_id: str, grace_s: float = 10.0) -> ReplicaView:
+            self._view(replica_id)
+            self.stops.append((replica_id, grace_s))
+            view = self.change(replica_id, state=ReplicaState.DRAINING)
+            self._spawn(self._end(replica_id))
+            return view
+
+        @app.get("/v1/replicas/{replica_id}/logs")
+        async def logs(replica_id: str, tail: int = 100, follow: bool = False) -> StreamingResponse:
+            self._view(replica_id)
+
+            async def lines() -> AsyncIterator[bytes]:
+                yield f"log of {replica_id} tail={tail} follow={follow}\n".encode()
+
+            return StreamingResponse(lines(), media_type="text/plain")
+
+        @app.websocket("/v1/replicas/{replica_id}/exec")
+        async def run(socket: WebSocket, replica_id: str) -> None:
+            await socket.accept()
+            await socket.send_bytes(b"\x01" + " ".join(socket.query_params.getlist("command")).encode())
+            typed = await socket.receive()
+            await socket.send_bytes(b"\x02" + typed["bytes"])
+            await socket.send_text('{"type":"exit","code":7}')
+            await socket.close()
+
+        @app.post("/v1/images")
+        async def build(request: BuildRequest) -> StreamingResponse:
+            return StreamingResponse(self._build(request), media_type="application/x-ndjson")
+
+        @app.get("/v1/images")
+        async def images() -> list[ImageView]:
+            return []
+
+        @app.delete("/v1/images/{image_id}", status_code=204)
+        async def delete_image(image_id: str) -> None:
+            if image_id != "known":
+                raise NotFound(f"No image {image_id!r}.", remedy="See the list.")
+
+        @app.post("/v1/snapshots", status_code=202)
+        async def capture(order: StartReplica) -> SnapshotView:
+            self.orders.append(order)
+            return SnapshotView(
+                id="snap-2", app=order.app, server=order.server.name, status=SnapshotStatus.CAPTURING, key="k"
+            )
+
+        return app
+
+    def _view(self, replica_id: str) -> ReplicaView:
+        if replica_id not in self.views:
+            raise NotFound(f"No replica {replica_id!r}.", remedy="See glowplug ps.")
+        return self.views[replica_id]
+
+    async def _build(self, request: BuildRequest) -> AsyncIterator[str]:
+        self.builds += 1
+        yield BuildEvent(text="looking", fraction=0.5).model_dump_json() + "\n"
+        await self.build_gate.wait()
+        if self.build_error is not None:
+            yield BuildEvent(error=self.build_error).model_dump_json() + "\n"
+            return
+        image = ImageView(id=f"img-{request.image.digest()[:8]}", kind=request.image.kind, spec=request.image)
+        yield BuildEvent(image=image, fraction=1.0).model_dump_json() + "\n"
+
+    async def _events(self) -> AsyncIterator[str]:
+        queue: asyncio.Queue[ReplicaEvent] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            for view in list(self.views.values()):
+                yield ReplicaEvent(type="sync", replica=view).model_dump_json() + "\n"
+            yield ReplicaEvent(type="synced").model_dump_json() + "\n"
+            while True:
+                try:
+                    async with asyncio.timeout(HEARTBEAT_S):
+                        event = await queue.get()
+                except TimeoutError:
+                    event = ReplicaEvent(type="heartbeat")
+                yield event.model_dump_json() + "\n"
+        finally:
+            self._watchers.discard(queue)

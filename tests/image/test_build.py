@@ -1,0 +1,251 @@
+"""Real builds, with a base system that is kept between runs; the first run makes it in half a minute."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from glowplug.image import FolderMounter, ImageStore
+from glowplug.image.build import StepReader
+from glowplug.image.containerfile import Instruction
+from glowplug.image.job import Job
+from glowplug.types.clock import ManualClock
+from glowplug.types.errors import InvalidInput, ResourceExhausted, SystemUnfit, Unavailable
+from glowplug.types.paths import StateDir
+from glowplug.types.spec import BuildImage, BuildStep, LocalDir
+
+from .conftest import Enter, names, quiet, some_seconds, wait_until_no_process_has
+
+
+@pytest.fixture(scope="session")
+def storage() -> Path:
+    """Kept outside the clone and between runs, like every other download."""
+    if os.geteuid() != 0 or not shutil.which("buildah") or not shutil.which("mmdebstrap"):
+        pytest.skip("needs root, buildah and mmdebstrap")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "glowplug-tests" / "image-build"
+
+
+@pytest.fixture
+def builder(state: StateDir, storage: Path) -> Iterator[ImageStore]:
+    yield ImageStore(state, build_storage=storage)
+    assert not (storage / "scratch").exists()
+    assert str(storage) not in Path("/proc/self/mountinfo").read_text()
+
+
+def run_step(line: str) -> BuildStep:
+    return BuildStep(op="run", args=[line])
+
+
+@pytest.mark.sandbox
+def test_an_image_with_debian_python_packages_and_a_command_runs(
+    builder: ImageStore, mounter: FolderMounter, tmp_path: Path, enter: Enter
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_text("local")
+    spec = BuildImage(
+        env={"GREETING": "it's"},
+        workdir="/srv/work",
+        local_dirs=[LocalDir(local_path=str(tmp_path / "data"), remote_path="/data")],
+        steps=[
+            BuildStep(op="apt", args=["hello"]),
+            BuildStep(op="pip", args=["six", "idna>=3,<4"]),
+            run_step('echo "$GREETING $(pwd)\nSTEP 9/9: FROM nothing" > /made; hello'),
+        ],
+    )
+    said: list[tuple[str, float | None]] = []
+    image = builder.ensure(spec, lambda text, fraction: said.append((text, fraction)))
+
+    assert any("step 3/5: apt hello" in text for text, _ in said)
+    told = [fraction for _, fraction in said if fraction is not None]
+    assert told == sorted(told)
+    assert image.bytes > 50 << 20
+    root = mounter.mount(image.id)
+    result = enter(
+        root, "/bin/sh", "-c", "cat /made /data/file; pwd; hello; python -c 'import six, idna, ssl'"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n") == [
+        "it's /srv/work", "STEP 9/9: FROM nothing", "local/srv/work", "Hello, world!", "",
+    ]  # fmt: skip
+    assert builder.ensure(spec, quiet) == image
+
+    assert names(root.root / "run") == ["glowplug", "lock"]
+    assert not list((root.root / "etc" / "apt" / "apt.conf.d").glob("*mmdebstrap*"))
+    assert (root.root / "etc" / "resolv.conf").read_bytes() == b""
+
+
+@pytest.mark.sandbox
+def test_how_the_host_reaches_packages_is_used_but_not_kept(
+    state: StateDir, storage: Path, tmp_path: Path
+) -> None:
+    secret = f"secret{uuid.uuid4().hex}"
+    ca_bundle = tmp_path / "ca.crt"
+    ca_bundle.write_text(f"a certificate {secret}")
+    environ = {
+        "HOME": str(tmp_path),
+        "PIP_INDEX_URL": f"https://user:{secret}@index.invalid/simple",
+        "SSL_CERT_FILE": str(ca_bundle),
+    }
+    store = ImageStore(state, build_storage=storage, environ=environ)
+    nonce = uuid.uuid4().hex
+    shows = f"echo {nonce}; pip config list | grep -c @index.invalid; grep -c certificate $SSL_CERT_FILE"
+    said: list[str] = []
+    image = store.ensure(BuildImage(steps=[run_step(shows)]), lambda text, _fraction: said.append(text))
+    assert [text for text in said if text == "1"] == ["1", "1"]
+    for place in (state.images / image.id, storage):
+        found = subprocess.run(["grep", "-rlas", secret, place], capture_output=True, timeout=60, check=False)
+        assert found.stdout == b""
+
+
+@pytest.mark.sandbox
+@pytest.mark.parametrize(
+    ("step", "complaint"),
+    [
+        (BuildStep(op="run", args=["echo because of this >&2; exit 7"]), "because of this"),
+        (BuildStep(op="apt", args=["no-such-package-anywhere"]), "no-such-package-anywhere"),
+    ],
+)
+def test_a_failing_step_is_named_with_its_last_words(
+    builder: ImageStore, state: StateDir, step: BuildStep, complaint: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        builder.ensure(BuildImage(steps=[run_step("true"), step]), quiet)
+    assert step.args[0] in caught.value.details["step"]
+    assert complaint in caught.value.details["output"]
+    assert builder.list() == []
+    assert names(state.images / ".staging") == []
+
+
+@pytest.mark.sandbox
+def test_a_cancelled_build_leaves_no_process_and_no_mount(builder: ImageStore) -> None:
+    seconds = some_seconds()
+    gone = threading.Event()
+
+    def cancel_when_it_sleeps(text: str, _fraction: float | None) -> None:
+        if text == "sleeping":
+            gone.set()
+
+    steps = [run_step(f"echo sleeping; sleep {seconds}")]
+    with pytest.raises(Unavailable, match="cancelled"):
+        builder.ensure(BuildImage(steps=steps), cancel_when_it_sleeps, gone)
+    wait_until_no_process_has(f"sleep {seconds}")
+
+
+@pytest.mark.sandbox
+def test_what_a_killed_agent_was_building_is_cleared_by_the_next(state: StateDir, storage: Path) -> None:
+    ImageStore(state, build_storage=storage).ensure(BuildImage(), quiet)
+    seconds = some_seconds()
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from glowplug.image import ImageStore\n"
+        "from glowplug.types.paths import StateDir\n"
+        "from glowplug.types.spec import BuildImage, BuildStep\n"
+        "store = ImageStore(StateDir(Path(sys.argv[1])), build_storage=Path(sys.argv[2]))\n"
+        "steps = [BuildStep(op='run', args=['echo sleeping; sleep ' + sys.argv[3]])]\n"
+        "store.ensure(BuildImage(steps=steps), lambda text, _fraction: print(text, flush=True))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, state.root, storage, seconds], stdout=subprocess.PIPE, text=True
+    ) as agent:
+        assert agent.stdout is not None
+        for line in agent.stdout:
+            if line == "sleeping\n":
+                agent.send_signal(signal.SIGKILL)
+    assert agent.returncode == -signal.SIGKILL
+    wait_until_no_process_has(f"sleep {seconds}")
+    store = ImageStore(state, build_storage=storage)
+    assert names(state.images / ".staging") == []
+    assert not (storage / "scratch").exists()
+    assert str(storage) not in Path("/proc/self/mountinfo").read_text()
+    assert len(store.list()) == 1
+
+
+@pytest.mark.sandbox
+def test_two_callers_build_once(builder: ImageStore) -> None:
+    spec = BuildImage(steps=[run_step(f"echo ran-{uuid.uuid4().hex}")])
+    said: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(builder.ensure, spec, lambda text, _fraction: said.append(text)) for _ in range(2)
+        ]
+        first, second = [call.result(timeout=120) for call in calls]
+    assert first == second
+    assert len([text for text in said if text.startswith("ran-")]) == 1
+
+
+@pytest.mark.sandbox
+def test_a_disk_that_fills_up_while_building_is_said_and_leaves_nothing(
+    tmp_path: Path, storage: Path
+) -> None:
+    root = tmp_path / "small"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", root], check=True, timeout=10)
+    try:
+        state = StateDir(root / "state")
+        state.create()
+        store = ImageStore(state, build_storage=storage)
+        with pytest.raises(ResourceExhausted):
+            store.ensure(BuildImage(), quiet)
+        assert store.list() == []
+        assert names(state.images / ".staging") == []
+    finally:
+        subprocess.run(["umount", root], check=True, timeout=10)
+
+
+@pytest.mark.sandbox
+def test_removing_an_image_drops_its_layers(builder: ImageStore, storage: Path) -> None:
+    marker = uuid.uuid4().hex
+    spec = BuildImage(steps=[run_step(f"echo > /{marker}")])
+    image = builder.ensure(spec, quiet)
+    assert list(storage.glob(f"*/root/*/*/diff/{marker}")) + list(storage.glob(f"*/root/vfs/dir/*/{marker}"))
+    builder.remove(image.id)
+    assert not list(storage.glob(f"*/root/*/*/diff/{marker}"))
+    assert not list(storage.glob(f"*/root/vfs/dir/*/{marker}"))
+
+
+def test_a_machine_without_the_builder_is_told_how_to_get_it(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glowplug.image.buildah.DEFAULT_PATH", "/nowhere")
+    with pytest.raises(SystemUnfit) as caught:
+        ImageStore(state).ensure(BuildImage(), quiet)
+    assert "glowplug doctor --fix" in caught.value.remedy
+    assert "buildah" in caught.value.details["missing"]
+
+
+def test_bad_steps_are_refused_before_anything_is_started(state: StateDir) -> None:
+    store = ImageStore(state)
+    with pytest.raises(InvalidInput):
+        store.ensure(BuildImage(python="3.12"), quiet)
+    with pytest.raises(InvalidInput):
+        store.ensure(BuildImage(steps=[BuildStep(op="apt", args=["--help"])]), quiet)
+    assert not (state.images / ".build").exists()
+
+
+def test_a_steps_output_cannot_pass_for_the_builders() -> None:
+    said: list[tuple[str, float | None]] = []
+    clock = ManualClock()
+    job = Job(lambda text, fraction: said.append((text, fraction)), clock, clock.monotonic() + 1)
+    reader = StepReader([Instruction("base"), Instruction("first"), Instruction("second")], job)
+    for line in ["STEP 1/3: FROM x", "STEP 2/3: RUN y", "STEP 2/3: fake", "STEP 9/9: fake", "STEP 3/4: fake"]:
+        reader.read(line)
+    assert reader.current.title == "first"
+    reader.read("STEP 3/3: RUN z")
+    assert reader.current.title == "second"
+    assert [text for text, _ in said if text.startswith("step")] == [
+        "step 1/3: base", "step 2/3: first", "step 3/3: second",
+    ]  # fmt: skip
+    assert re.fullmatch(r"0\.6\d*", str(said[-1][1]))
