@@ -42,7 +42,7 @@ class TorchApp:
         spec = session.load_spec(EXAMPLES / "torch_server.py")
         (server,) = spec["servers"]
         server["scaling"]["scaledown_window_s"] = 1.0
-        calls = server["snapshot"]["canary"] or [server["ready"]]
+        calls = server["snapshot"]["warmup"] or [server["ready"]]
         self.name: str = spec["name"]
         self.port: int = server["port"]
         self.method: str = calls[0]["method"]

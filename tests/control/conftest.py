@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from tests.control.fake_agent import FakeAgent
 
 from glowplug.control.server import open_listener, serve
 from glowplug.control.timings import Timings
 from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.paths import StateDir
-from tests.control.fake_agent import FakeAgent
 
 QUICK = Timings(
     tick_s=0.02,

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
+from tests.control.fake_replica import FakeReplica, QuietServer
 
 from glowplug.types.errors import GlowplugError, NotFound
 from glowplug.types.replica import (
@@ -33,7 +34,6 @@ from glowplug.types.replica import (
     StartPath,
     StartReplica,
 )
-from tests.control.fake_replica import FakeReplica, QuietServer
 
 HEARTBEAT_S = 0.2
 

@@ -136,6 +136,16 @@ class FakeReplica:
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()  # type: ignore[union-attr]
 
+    async def _do_halves(self, scope: Any, receive: Any, send: Any) -> None:
+        """The head of an answer of known length and half its body; the rest once the test says so."""
+        headers = [(b"content-length", b"8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        self.waiting += 1
+        await self.release.wait()
+        self.waiting -= 1
+        await send({"type": "http.response.body", "body": b"half"})
+
     async def _do_slams(self, scope: Any, receive: Any, send: Any) -> None:
         """Reads everything and breaks the connection before a byte of the answer."""
         while (await receive()).get("more_body"):

@@ -153,7 +153,9 @@ def test_more_requests_never_want_fewer_replicas(
 
 
 @given(scalings, histories)
-def test_after_a_quiet_window_the_minimum_is_left(scaling: Scaling, history: list[tuple[float, Load]]) -> None:
+def test_after_a_quiet_window_the_minimum_is_left(
+    scaling: Scaling, history: list[tuple[float, Load]]
+) -> None:
     clock = ManualClock()
     scaler = Autoscaler(scaling, clock)
     for step_s, load in history:
@@ -175,6 +177,5 @@ def test_within_a_panic_the_wish_never_falls(scaling: Scaling, history: list[tup
         active = Load(load.ready, load.starting, max(load.in_flight, 1), load.held)
         decision = scaler.decide(active, clock.monotonic())
         if before.is_panicking and decision.is_panicking:
-            grew = scaling.buffer_replicas + scaling.min_replicas
-            assert decision.desired >= min(before.desired, scaling.max_replicas) - grew or decision.desired > 0
+            assert decision.desired >= before.desired
         before = decision

@@ -6,11 +6,11 @@ import asyncio
 import json
 
 import httpx
+from tests.control.conftest import Control, app_spec, eventually, server_spec
+from tests.control.fake_agent import FakeAgent
 
 from glowplug.types.errors import Unavailable
 from glowplug.types.replica import ErrorInfo, ReplicaState
-from tests.control.conftest import Control, app_spec, eventually, server_spec
-from tests.control.fake_agent import FakeAgent
 
 BROKEN = ErrorInfo(code="replica_failed", message="The command exited with code 3.", remedy="See its log.")
 
@@ -125,7 +125,9 @@ async def test_the_old_version_serves_until_the_new_one_is_ready_and_no_request_
     await eventually(lambda: [stop[0] for stop in agent.stops] == [old], "the old one's stop")
 
 
-async def test_no_request_is_lost_while_versions_switch_under_load(control: Control, agent: FakeAgent) -> None:
+async def test_no_request_is_lost_while_versions_switch_under_load(
+    control: Control, agent: FakeAgent
+) -> None:
     await control.deploy(app_spec())
     statuses: list[int] = []
     is_over = asyncio.Event()

@@ -6,11 +6,11 @@ import asyncio
 
 import httpx
 import pytest
-
-from glowplug.types.replica import ReplicaState
 from tests.control.conftest import Control, app_spec, eventually, server_spec
 from tests.control.fake_agent import FakeAgent
 from tests.control.fake_replica import FakeReplica
+
+from glowplug.types.replica import ReplicaState
 
 
 async def _warm(control: Control, agent: FakeAgent, **fields: object) -> FakeReplica:
@@ -38,7 +38,22 @@ async def test_an_idempotent_request_survives_its_replica(
     assert (answer.status_code, answer.text) == (200, second.name)
 
 
-async def test_a_post_that_may_have_had_effects_gets_one_clear_502(control: Control, agent: FakeAgent) -> None:
+async def test_a_get_survives_its_replica_in_the_middle_of_a_short_answer(
+    control: Control, agent: FakeAgent
+) -> None:
+    first = await _warm(control, agent)
+    request = asyncio.create_task(control.get("/shop/web/halves"))
+    await eventually(lambda: first.waiting == 1, "half an answer")
+    await agent.kill_replica(first.name)
+    second = await eventually(lambda: agent.ready and agent.servers[agent.ready[0].id], "a new replica")
+    second.release.set()
+    answer = await request
+    assert (answer.status_code, answer.text) == (200, "halfhalf")
+
+
+async def test_a_post_that_may_have_had_effects_gets_one_clear_502(
+    control: Control, agent: FakeAgent
+) -> None:
     first = await _warm(control, agent)
     request = await _wait_at(control, first, "POST", content=b"pay")
     await agent.kill_replica(first.name)

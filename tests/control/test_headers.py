@@ -25,7 +25,9 @@ def forwarded(raw: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
 
 
 @given(raw_headers)
-def test_end_to_end_headers_pass_in_order_and_hop_by_hop_headers_never(raw: list[tuple[bytes, bytes]]) -> None:
+def test_end_to_end_headers_pass_in_order_and_hop_by_hop_headers_never(
+    raw: list[tuple[bytes, bytes]],
+) -> None:
     named = {t.strip().lower() for n, v in raw if n == b"connection" for t in v.decode().split(",")}
     kept = [(n.decode(), v.decode()) for n, v in raw if n.decode() not in HOP and n.decode() not in named]
     assert forwarded(raw)[: len(kept)] == kept
@@ -40,7 +42,11 @@ def test_connection_cannot_drop_what_frames_a_message(name: bytes) -> None:
 
 
 def test_forwarding_headers_are_extended_never_replaced() -> None:
-    raw = [(b"x-forwarded-for", b"10.0.0.1"), (b"x-forwarded-prefix", b"/out/"), (b"x-forwarded-proto", b"https")]
+    raw = [
+        (b"x-forwarded-for", b"10.0.0.1"),
+        (b"x-forwarded-prefix", b"/out/"),
+        (b"x-forwarded-proto", b"https"),
+    ]
     assert dict(forwarded(raw)) == {
         "x-forwarded-for": "10.0.0.1, 192.0.2.1",
         "x-forwarded-prefix": "/out/a/b",

@@ -7,12 +7,12 @@ import asyncio
 import aiohttp
 import httpx
 import pytest
+from tests.control.conftest import Control, app_spec, eventually, server_spec
+from tests.control.fake_agent import FakeAgent
 
 from glowplug.types.coldstart import Outcome
 from glowplug.types.errors import Unavailable
 from glowplug.types.replica import ErrorInfo, Stage
-from tests.control.conftest import Control, app_spec, eventually, server_spec
-from tests.control.fake_agent import FakeAgent
 
 BROKEN = ErrorInfo(
     code="replica_failed",
@@ -177,7 +177,9 @@ async def test_a_caller_who_leaves_while_uploading_is_dropped_too(control: Contr
     await control.deploy(app_spec())
     agent.gate.clear()
     _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(control.url).port)
-    writer.write(b"POST /shop/web/upload HTTP/1.1\r\nhost: x\r\ncontent-length: 500000\r\n\r\n" + b"x" * 400_000)
+    writer.write(
+        b"POST /shop/web/upload HTTP/1.1\r\nhost: x\r\ncontent-length: 500000\r\n\r\n" + b"x" * 400_000
+    )
     await control.held(1)
     writer.transport.abort()
     await control.held(0)
@@ -208,7 +210,9 @@ async def test_held_requests_of_a_removed_app_are_told(control: Control, agent: 
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-async def test_the_records_stages_add_up_to_what_the_caller_waited(control: Control, agent: FakeAgent) -> None:
+async def test_the_records_stages_add_up_to_what_the_caller_waited(
+    control: Control, agent: FakeAgent
+) -> None:
     await control.deploy(app_spec())
     agent.gate.clear()
     request = asyncio.create_task(control.get("/shop/web/"))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 
-from glowplug.types.paths import StateDir
 from tests.control.conftest import Control, app_spec, eventually, running_control, server_spec
 from tests.control.fake_agent import FakeAgent
+
+from glowplug.types.paths import StateDir
 
 
 async def _reachable(control: Control) -> bool:
     return bool((await control.get("/api/v1/status")).json()["nodes"][0]["is_reachable"])
 
 
-async def test_warm_replicas_keep_answering_while_the_agent_is_away(control: Control, agent: FakeAgent) -> None:
+async def test_warm_replicas_keep_answering_while_the_agent_is_away(
+    control: Control, agent: FakeAgent
+) -> None:
     await control.deploy(app_spec())
     warm = (await control.get("/shop/web/")).text
     await agent.close(keep_replicas=True)

@@ -7,7 +7,6 @@ import socket
 
 import httpx
 import pytest
-
 from tests.control.conftest import Control, app_spec, eventually, server_spec
 from tests.control.fake_agent import FakeAgent
 
@@ -28,7 +27,11 @@ async def _is_ready(control: Control) -> bool:
 async def test_path_query_and_body_arrive_as_they_were_sent(shop: Control) -> None:
     answer = await shop.client.post("/shop/web/request/a%2Fb/%C3%A9?x=1&y=a%20b", content=b"\x00\xffbody")
     seen = answer.json()
-    assert (seen["method"], seen["raw_path"], seen["query"]) == ("POST", "/request/a%2Fb/%C3%A9", "x=1&y=a%20b")
+    assert (seen["method"], seen["raw_path"], seen["query"]) == (
+        "POST",
+        "/request/a%2Fb/%C3%A9",
+        "x=1&y=a%20b",
+    )
     assert seen["body"] == "\x00\xffbody"
 
 
@@ -168,7 +171,9 @@ async def _in_flight(control: Control, count: int) -> bool:
     return bool((await control.server())["in_flight"] == count)
 
 
-async def test_an_http_1_0_caller_gets_a_plain_answer_or_a_clear_error(shop: Control, agent: FakeAgent) -> None:
+async def test_an_http_1_0_caller_gets_a_plain_answer_or_a_clear_error(
+    shop: Control, agent: FakeAgent
+) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(shop.url).port)
     writer.write(b"GET /shop/web/ HTTP/1.0\r\n\r\n")
     answer = await reader.read()
@@ -221,7 +226,9 @@ async def test_a_capture_replica_never_sees_a_caller(shop: Control, agent: FakeA
     assert agent.servers[capture.id].requests == 0
 
 
-async def test_a_caller_who_never_reads_ends_with_the_request_timeout(control: Control, agent: FakeAgent) -> None:
+async def test_a_caller_who_never_reads_ends_with_the_request_timeout(
+    control: Control, agent: FakeAgent
+) -> None:
     await control.deploy(app_spec(server_spec(request_timeout_s=0.5)))
     await control.get("/shop/web/")
     replica = agent.servers[agent.ready[0].id]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-
-from glowplug.types.replica import ReplicaState
 from tests.control.conftest import Control, app_spec, eventually, server_spec
 from tests.control.fake_agent import FakeAgent
+
+from glowplug.types.replica import ReplicaState
 
 
 async def test_an_idle_server_falls_to_zero_after_its_window(control: Control, agent: FakeAgent) -> None:

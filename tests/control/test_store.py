@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.control.conftest import app_spec
 
 from glowplug.control.store import Store, database_url
 from glowplug.types.coldstart import ColdStartRecord, Outcome
 from glowplug.types.errors import Conflict, NotFound, SystemUnfit
 from glowplug.types.replica import Stage, StartPath
 from glowplug.types.spec import AppSpec
-from tests.control.conftest import app_spec
 
 SPEC = AppSpec.model_validate(app_spec())
 IMAGES = {"web": "img-1"}
@@ -105,7 +105,10 @@ async def test_cold_starts_are_filtered_and_newest_first(store: Store) -> None:
     found = await store.cold_starts(app="shop", server=None, since=1.0, limit=3)
     assert [r.id for r in found] == ["r4", "r3", "r2"]
     assert found[0] == record(4, server="api")
-    assert [r.id for r in await store.cold_starts(app=None, server="web", since=None, limit=9)] == ["r3", "r1"]
+    assert [r.id for r in await store.cold_starts(app=None, server="web", since=None, limit=9)] == [
+        "r3",
+        "r1",
+    ]
     assert await store.cold_starts(app="none", server=None, since=None, limit=9) == []
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.control.conftest import Control, app_spec, eventually, server_spec
+from tests.control.fake_agent import FakeAgent
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from glowplug.types.replica import ReplicaState
-from tests.control.conftest import Control, app_spec, eventually, server_spec
-from tests.control.fake_agent import FakeAgent
 
 
 @pytest.fixture

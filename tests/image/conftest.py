@@ -60,6 +60,7 @@ def state(tmp_path: Path) -> Iterator[StateDir]:
     yield state
     for folder in state.images.glob("im-*"):
         overlay.release(folder / "rootfs")
+    shutil.rmtree(state.images)  # pytest would keep whole root filesystems for three more runs
 
 
 @pytest.fixture
@@ -143,11 +144,9 @@ def enter(tmp_path: Path) -> Enter:
         }
         (bundle / "config.json").write_text(json.dumps(configuration))
         options = ["--overlay2=root:memory", "--platform=systrap", "--network=none"]
+        start: list[str | Path] = [runsc, f"--root={tmp_path / 'runsc'}", *options]
         return subprocess.run(
-            [
-                *[runsc, f"--root={tmp_path / 'runsc'}", *options],
-                *["run", f"--bundle={bundle}", f"image-test-{uuid.uuid4().hex}"],
-            ],
+            [*start, "run", f"--bundle={bundle}", f"image-test-{uuid.uuid4().hex}"],
             capture_output=True,
             text=True,
             timeout=SANDBOX_TIMEOUT_S,

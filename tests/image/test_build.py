@@ -29,17 +29,25 @@ from .conftest import Enter, names, quiet, some_seconds, wait_until_no_process_h
 
 
 @pytest.fixture(scope="session")
-def storage() -> Path:
-    """Kept outside the clone and between runs, like every other download."""
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kept outside the clone and between runs, like every other download: the base system, no more."""
     if os.geteuid() != 0 or not shutil.which("buildah") or not shutil.which("mmdebstrap"):
         pytest.skip("needs root, buildah and mmdebstrap")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "glowplug-tests" / "image-build"
+    storage = cache / "glowplug-tests" / "image-build"
+    state = StateDir(tmp_path_factory.mktemp("base"))
+    state.create()
+    ImageStore(state, build_storage=storage).ensure(BuildImage(), quiet)
+    shutil.rmtree(state.images)
+    return storage
 
 
 @pytest.fixture
 def builder(state: StateDir, storage: Path) -> Iterator[ImageStore]:
-    yield ImageStore(state, build_storage=storage)
+    store = ImageStore(state, build_storage=storage)
+    yield store
+    for image in store.list():
+        store.remove(image.id)
     assert not (storage / "scratch").exists()
     assert str(storage) not in Path("/proc/self/mountinfo").read_text()
 
@@ -107,6 +115,7 @@ def test_how_the_host_reaches_packages_is_used_but_not_kept(
     for place in (state.images / image.id, storage):
         found = subprocess.run(["grep", "-rlas", secret, place], capture_output=True, timeout=60, check=False)
         assert found.stdout == b""
+    store.remove(image.id)
 
 
 @pytest.mark.sandbox
@@ -145,7 +154,7 @@ def test_a_cancelled_build_leaves_no_process_and_no_mount(builder: ImageStore) -
 
 @pytest.mark.sandbox
 def test_what_a_killed_agent_was_building_is_cleared_by_the_next(state: StateDir, storage: Path) -> None:
-    ImageStore(state, build_storage=storage).ensure(BuildImage(), quiet)
+    ImageStore(state, build_storage=storage).ensure(BuildImage(), quiet)  # shows that it stays
     seconds = some_seconds()
     script = (
         "import sys\n"

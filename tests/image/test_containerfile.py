@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,8 +14,8 @@ from glowplug.types.errors import InvalidInput
 from glowplug.types.spec import BuildImage, BuildStep
 
 
-def spec_of(*steps: BuildStep, **fields: object) -> BuildImage:
-    return BuildImage(steps=list(steps), **fields)  # type: ignore[arg-type]
+def spec_of(*steps: BuildStep, **fields: Any) -> BuildImage:
+    return BuildImage(steps=list(steps), **fields)
 
 
 @given(st.lists(st.text(max_size=40).filter(lambda text: "\0" not in text), min_size=1, max_size=5))
@@ -91,3 +92,9 @@ def test_a_variable_that_no_shell_can_set_is_refused() -> None:
 def test_an_endless_list_of_steps_is_refused() -> None:
     with pytest.raises(InvalidInput, match="steps"):
         instructions(spec_of(*[BuildStep(op="run", args=["true"])] * 101))
+
+
+def test_the_title_of_a_step_is_one_harmless_line() -> None:
+    [*_, step] = instructions(spec_of(BuildStep(op="run", args=["a\n\x1b[31mb", "c" * 1000])))
+    assert step.title.startswith("run a b ccc")
+    assert len(step.title) == 200

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,9 @@ def listing(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
 
 
-def refused(store: ImageStore, path: Path | str, **fields: object) -> InvalidInput:
+def refused(store: ImageStore, path: Path | str, **fields: Any) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
-        store.ensure(DirectoryImage(path=str(path), **fields), quiet)  # type: ignore[arg-type]
+        store.ensure(DirectoryImage(path=str(path), **fields), quiet)
     assert caught.value.remedy
     assert store.list() == []
     return caught.value

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,16 +22,14 @@ print(json.dumps([sys.prefix, len(ssl.create_default_context().get_ca_certs())])
 """
 
 
-def image_of(
-    store: ImageStore, mounter: FolderMounter, venv: Path | None, **fields: object
-) -> RootFilesystem:
-    spec = HostPythonImage(venv=str(venv) if venv else None, **fields)  # type: ignore[arg-type]
+def image_of(store: ImageStore, mounter: FolderMounter, venv: Path | None, **fields: Any) -> RootFilesystem:
+    spec = HostPythonImage(venv=str(venv) if venv else None, **fields)
     return mounter.mount(store.ensure(spec, quiet).id)
 
 
-def refused(store: ImageStore, venv: Path, **fields: object) -> InvalidInput:
+def refused(store: ImageStore, venv: Path, **fields: Any) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
-        store.ensure(HostPythonImage(venv=str(venv), **fields), quiet)  # type: ignore[arg-type]
+        store.ensure(HostPythonImage(venv=str(venv), **fields), quiet)
     assert caught.value.remedy
     assert store.list() == []
     return caught.value

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from glowplug.image import ImageStore
 from glowplug.image.layout import IMAGE_ID
+from glowplug.types.errors import InvalidInput
 from glowplug.types.paths import StateDir
 from glowplug.types.spec import BuildImage, BuildStep, DirectoryImage, ImageSpec, LocalDir
 
@@ -117,3 +118,18 @@ def test_links_in_a_local_folder_are_not_followed(store: ImageStore, tree: Path,
     (local / "circle").symlink_to(local)
     (local / "out").symlink_to("/")
     assert IMAGE_ID.fullmatch(store.identify(with_local(tree, local)))
+
+
+def test_a_local_folder_too_large_to_look_at_is_refused(
+    store: ImageStore, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glowplug.image.local_dirs.MAX_ENTRIES", 3)
+    local = tmp_path / "local"
+    local.mkdir()
+    for number in range(3):
+        (local / str(number)).touch()
+    store.identify(with_local(tree, local))
+    (local / "one-more").touch()
+    with pytest.raises(InvalidInput, match="more than 3 files") as caught:
+        store.identify(with_local(tree, local))
+    assert "volume" in caught.value.remedy

@@ -84,21 +84,24 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_program_of_a_virtual_environment_brings_it_along(environment: Path) -> None:
     server = only_server(server_from_command([f"{environment}/bin/python", "-m", "http.server"]))
-    assert server.image == HostPythonImage(venv=str(environment))
+    assert isinstance(server.image, HostPythonImage)
+    assert server.image.venv == str(environment)
     assert server.command[0] == f"{environment}/bin/python"
 
 
 def test_a_program_on_the_path_is_looked_up(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{environment}/bin:/usr/bin")
     server = only_server(server_from_command(["python", "-m", "http.server", "8123"]))
-    assert server.image == HostPythonImage(venv=str(environment))
+    assert isinstance(server.image, HostPythonImage)
+    assert server.image.venv == str(environment)
     assert (server.command[0], server.port, server.ready.path) == ("python", 8123, "/")
 
 
 def test_a_system_program_runs_in_the_system_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     server = only_server(server_from_command(["env", "true"]))
-    assert (server.image, server.command) == (HostPythonImage(), ["env", "true"])
+    assert isinstance(server.image, HostPythonImage)
+    assert (server.image.venv, server.command) == (None, ["env", "true"])
 
 
 def test_python_means_the_systems_where_there_is_no_other(
@@ -145,3 +148,16 @@ def test_what_is_said_overrules_what_is_guessed() -> None:
     assert (server.image.kind, server.env, server.snapshot.enabled) == ("build", {"A": "1"}, False)
     assert (server.resources.memory_bytes, server.scaling.max_replicas) == (1 << 30, 1)
     assert server.command == ["vllm", "serve", "", "--port", "9000"]
+
+
+def test_a_command_runs_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = only_server(server_from_command(["python3", "server.py"])).image
+    assert image.workdir == str(tmp_path)
+    assert [(shown.local_path, shown.remote_path) for shown in image.local_dirs] == [(str(tmp_path),) * 2]
+
+
+def test_a_command_given_an_image_runs_where_the_image_says() -> None:
+    server = only_server(server_from_command(["server"], image=gp.Image.from_directory("/usr")))
+    assert server.image.workdir == "/"
+    assert not server.image.local_dirs

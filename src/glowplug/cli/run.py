@@ -17,6 +17,7 @@ from glowplug.cli.deploy import deploy_app, print_deployment
 from glowplug.cli.options import parse_assignments, session_of
 from glowplug.cli.session import Session
 from glowplug.cli.targets import ServerTarget
+from glowplug.sdk.command import in_current_folder
 from glowplug.sdk.image import Image
 from glowplug.sdk.loader import server_from_command
 from glowplug.sdk.volume import Volume
@@ -83,11 +84,16 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Serve a command that listens on a port; Ctrl-C stops and removes it. No Python file needed."""
+    """Serve a command that listens on a port; Ctrl-C stops and removes it. No Python file needed.
+
+    It runs in the current folder, which it sees read-only (unless --image-dir names another root).
+    """
     session = session_of(context)
     if venv is not None and image_dir is not None:
         raise typer.BadParameter("--venv and --image-dir exclude each other.")
-    image = Image.host_python(venv) if venv else Image.from_directory(image_dir) if image_dir else None
+    image = Image.from_directory(image_dir) if image_dir else None
+    if venv is not None:
+        image = in_current_folder(Image.host_python(venv))
     options: dict[str, Any] = {
         "cpus": cpus,
         "memory": memory,

@@ -63,6 +63,7 @@ def _add_status(app: FastAPI, plane: ControlPlane) -> None:
 def _add_apps(app: FastAPI, plane: ControlPlane) -> None:
     @app.post(
         "/api/v1/deployments",
+        status_code=200,
         response_class=Stream,
         responses={200: {"model": DeployEvent, "description": "NDJSON of deploy events"}},
     )

@@ -117,7 +117,7 @@ def _add_replicas(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> None
         plane.fleet.drain(known, grace_s)
         return known.view
 
-    @routes.get("/replicas/{replica_id}/logs", response_class=Stream)
+    @routes.get("/replicas/{replica_id}/logs", status_code=200, response_class=Stream)
     async def logs(
         replica_id: str, tail: Annotated[int | None, Query(ge=0)] = None, follow: bool = False
     ) -> Response:
@@ -144,6 +144,7 @@ def _add_images(routes: APIRouter, nodes: _Nodes) -> None:
 
     @routes.post(
         "/images",
+        status_code=200,
         response_class=Stream,
         responses={200: {"model": BuildEvent, "description": "NDJSON of build events"}},
     )

@@ -109,7 +109,7 @@ class Autoscaler:
         if is_active:
             wish = max(wish, 1)
         if is_panicking:
-            wish = max(wish, self._panic_desired)
+            wish = self._panic_desired = max(wish, self._panic_desired)
         if is_active:
             wish += self._scaling.buffer_replicas
         return Decision(self._bounded(wish), is_panicking)

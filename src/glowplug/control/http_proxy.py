@@ -16,7 +16,7 @@ from glowplug.control.answers import Receive, Scope, Send
 from glowplug.control.channel import ConnectFailed, ExchangeBroken, ReplicaChannel
 from glowplug.control.holding import hold_limit_s, wait_for_replica
 from glowplug.control.replica_entry import Replica
-from glowplug.control.request_body import ClientGone, RequestBody
+from glowplug.control.request_body import SMALL_BODY_BYTES, ClientGone, RequestBody
 from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
@@ -169,6 +169,8 @@ class ProxiedRequest:
     async def _relay(self, response: aiohttp.ClientResponse) -> None:
         status = response.status
         self._check_answer(response)
+        # As long as nothing has gone out, the replica may die without the caller noticing.
+        whole = await response.content.read() if self._is_kept_back(response) else None
         self._sending_since_s = self._clock.monotonic()
         send = self._send
         self.has_started = True
@@ -180,6 +182,9 @@ class ProxiedRequest:
                 "headers": headers.response_headers(response.raw_headers, status=status),
             }
         )
+        if whole is not None:
+            await send({"type": "http.response.body", "body": whole})
+            return
         content = response.content
         while True:
             self._sending_since_s = None
@@ -201,6 +206,11 @@ class ProxiedRequest:
             raise InvalidInput(
                 "The answer has no known length, which HTTP/1.0 cannot express.", remedy="Use HTTP/1.1."
             )
+
+    def _is_kept_back(self, response: aiohttp.ClientResponse) -> bool:
+        """Short, of known length, and to be had again: it is read to its end before its head is passed on."""
+        length = response.content_length
+        return length is not None and length <= SMALL_BODY_BYTES and self._may_repeat()
 
     def _may_repeat(self) -> bool:
         is_repeatable = (

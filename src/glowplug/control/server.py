@@ -20,15 +20,16 @@ from collections.abc import Awaitable, Callable, Iterator
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from glowplug.control import headers
 from glowplug.control.access import Gate, load_or_create_token
-from glowplug.control.answers import Receive, Scope, Send, deny_websocket, send_error
+from glowplug.control.answers import Message, Receive, Scope, Send, deny_websocket, send_error
 from glowplug.control.api import make_api
 from glowplug.control.plane import ControlPlane
 from glowplug.control.router import ABORT_EXTENSION
 from glowplug.control.store import database_url
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock, SystemClock
-from glowplug.types.errors import GlowplugError, SystemUnfit
+from glowplug.types.errors import GlowplugError, InvalidInput, SystemUnfit
 from glowplug.types.ids import RESERVED_NAMES
 from glowplug.types.paths import StateDir
 
@@ -45,6 +46,7 @@ _GUARDED = frozenset({"api", "metrics"})
 _WEBSOCKET_MESSAGE_LIMIT_BYTES = 64 << 20
 # Requests make few reference cycles: looking for them rarely keeps collections out of the latency's tail.
 _GC_ALLOCATIONS = 50_000
+_API_BODY_LIMIT_BYTES = 16 << 20
 
 
 class Dispatcher:
@@ -67,7 +69,13 @@ class Dispatcher:
             except GlowplugError as error:
                 await _refuse(scope, receive, send, error)
                 return
-        await self._api(scope, receive, send)
+        if scope["type"] != "http":
+            await self._api(scope, receive, send)
+            return
+        try:
+            await self._api(scope, _bounded(scope, receive), send)
+        except InvalidInput as error:
+            await send_error(send, error)
 
 
 class _Protocol(HttpToolsProtocol):
@@ -156,9 +164,9 @@ def open_listener(host: str, port: int) -> socket.socket:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise SystemUnfit(
-            f"Cannot listen on {host} port {port}: {error.strerror or error}.",
+            f"Cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}.",
             remedy="Stop what uses the port, or choose another with --port.",
         ) from error
 
@@ -200,6 +208,28 @@ def _config(application: Application) -> uvicorn.Config:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_GRACE_S,
     )
+
+
+def _bounded(scope: Scope, receive: Receive) -> Receive:
+    """``receive`` for the API, which reads bodies whole. Raises InvalidInput for one that is too large."""
+    too_large = InvalidInput(
+        f"The request's body is larger than {_API_BODY_LIMIT_BYTES >> 20} MiB.",
+        remedy="Send specifications only: images and data do not pass through the control API.",
+    )
+    declared = headers.first(scope["headers"], b"content-length")
+    if declared is not None and int(declared) > _API_BODY_LIMIT_BYTES:
+        raise too_large
+    total_bytes = 0
+
+    async def bounded() -> Message:
+        nonlocal total_bytes
+        message = await receive()
+        total_bytes += len(message.get("body", b""))
+        if total_bytes > _API_BODY_LIMIT_BYTES:
+            raise too_large
+        return message
+
+    return bounded
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: GlowplugError) -> None:

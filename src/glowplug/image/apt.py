@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from glowplug.types.errors import RuntimeFailed
+
 SUITE = "bookworm"
 SUITES = frozenset({SUITE, f"{SUITE}-updates", f"{SUITE}-security"})
 COMPONENTS = frozenset({"main", "contrib", "non-free", "non-free-firmware"})
@@ -36,9 +38,14 @@ def debian_sources(etc_apt: Path = Path("/etc/apt")) -> list[str]:
 
 def reaching_options() -> list[str]:
     """Lines of ``apt.conf`` that say how this machine reaches its mirrors."""
-    dump = subprocess.run(
-        ["apt-config", "dump"], capture_output=True, text=True, check=True, timeout=ANSWER_TIMEOUT_S
-    )
+    try:
+        dump = subprocess.run(
+            ["apt-config", "dump"], capture_output=True, text=True, check=True, timeout=ANSWER_TIMEOUT_S
+        )
+    except (OSError, subprocess.SubprocessError) as problem:
+        raise RuntimeFailed(
+            f"apt's configuration cannot be read: {problem}.", remedy="Run `apt-config dump` to see why."
+        ) from problem
     return [
         line
         for line in dump.stdout.splitlines()

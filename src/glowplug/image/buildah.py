@@ -59,7 +59,7 @@ class Buildah:
             )
         with held(self._storage / "lock", job, "waiting for another build on this node"):
             self.clean()
-            self.scratch.mkdir()
+            self.scratch.mkdir(mode=0o700)
             try:
                 self._choose_driver(job)
                 yield

@@ -11,6 +11,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from glowplug.image.command import clean
 from glowplug.image.host_access import FOLDER
 from glowplug.image.inside import DEFAULT_ENVIRONMENT, environment_of, put_first
 from glowplug.types.errors import InvalidInput
@@ -19,6 +20,7 @@ from glowplug.types.spec import BuildImage, BuildStep
 DEBIAN_PYTHON = "3.11"
 VENV = "/opt/venv"
 MAX_STEPS = 100
+MAX_TITLE_CHARACTERS = 200
 _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _APT_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9-]+)?(=[A-Za-z0-9.+~:-]+)?")
 
@@ -69,7 +71,8 @@ def containerfile(base: str, steps: list[Instruction]) -> str:
 def _instruction(spec: BuildImage, step: BuildStep) -> Instruction:
     if any("\0" in argument for argument in step.args):
         raise InvalidInput(f"A {step.op} step holds a null character.", remedy="Remove it.")
-    title = f"{step.op} {' '.join(' '.join(step.args).split())}"[:200]
+    words = " ".join(" ".join(step.args).split())
+    title = clean(f"{step.op} {words}".encode(errors="replace"))[:MAX_TITLE_CHARACTERS]
     match step.op:
         case "apt":
             script = _apt_script(step)

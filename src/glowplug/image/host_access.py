@@ -21,7 +21,7 @@ FOLDER = "/run/glowplug-build"
 LENT_FOLDER = "/run/glowplug-lent"
 """Beside it: local folders that pip looks for packages in, one numbered folder each."""
 
-CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
+CA_BUNDLES = ("ssl/certs/ca-certificates.crt", "pki/tls/certs/ca-bundle.crt")
 CA_VARIABLES = (
     "SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO",
     "NODE_EXTRA_CA_CERTS",
@@ -39,6 +39,7 @@ class HostAccess:
     """The folder being filled, and the other host folders to bind (source -> place in the build)."""
 
     folder: Path
+    etc: Path = Path("/etc")
     volumes: dict[Path, str] = field(default_factory=dict)
 
     def write(self, environ: Mapping[str, str], apt_options: list[str]) -> None:
@@ -49,11 +50,11 @@ class HostAccess:
         for name in (*PROXY_VARIABLES, *(name.upper() for name in PROXY_VARIABLES)):
             if name in environ:
                 variables[name] = environ[name]
-        for name, value in pip_settings(environ).items():
+        for name, value in pip_settings(environ, self.etc).items():
             variables[name] = " ".join(self._lend(name, word) for word in value.split())
         bundle = self._ca_bundle(environ)
         if bundle is not None:
-            variables |= dict.fromkeys(CA_VARIABLES, self._copy(bundle))
+            variables = {**dict.fromkeys(CA_VARIABLES, self._copy(bundle)), **variables}
         netrc = Path(environ.get("NETRC") or Path(environ.get("HOME", "/root"), ".netrc"))
         if netrc.is_file():
             variables["NETRC"] = self._copy(netrc)
@@ -69,8 +70,10 @@ class HostAccess:
         (self.folder / "apt.conf").write_text("".join(f"{line}\n" for line in lines))
 
     def _ca_bundle(self, environ: Mapping[str, str]) -> Path | None:
-        candidates = [environ[name] for name in CA_VARIABLES if environ.get(name)]
-        return next((path for name in (*candidates, *CA_BUNDLES) if (path := Path(name)).is_file()), None)
+        # PIP_CERT is for pip alone: it may be the certificate of one index.
+        named = [environ[name] for name in CA_VARIABLES if name != "PIP_CERT" and environ.get(name)]
+        candidates = [*(Path(name) for name in named), *(self.etc / name for name in CA_BUNDLES)]
+        return next((path for path in candidates if path.is_file()), None)
 
     def _lend(self, name: str, word: str) -> str:
         """``word`` as the build must say it: host files are copied in, host folders bound."""
@@ -98,14 +101,15 @@ class HostAccess:
         return place if source == path else f"{place}/{path.name}"
 
 
-def pip_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """The host's pip settings about reaching packages, as the variables ``PIP_*`` that would say the same."""
+def pip_settings(environ: Mapping[str, str], etc: Path) -> dict[str, str]:
+    """The host's pip settings about reaching packages, as the variables ``PIP_*`` that say the same."""
     settings: dict[str, str] = {}
-    for path in _pip_files(environ):
+    for path in _pip_files(environ, etc):
         parser = configparser.RawConfigParser(strict=False)
         try:
             parser.read(path, encoding="utf-8")
-        except configparser.Error:  # pip itself refuses such a file; the host's pip never used it either
+        except (configparser.Error, UnicodeDecodeError):
+            # pip refuses such a file too, so the host's own pip never used it.
             continue
         for section in ("global", "install"):
             if parser.has_section(section):
@@ -116,11 +120,11 @@ def pip_settings(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: variables[name] for name in names if variables.get(name)}
 
 
-def _pip_files(environ: Mapping[str, str]) -> Iterator[Path]:
+def _pip_files(environ: Mapping[str, str], etc: Path) -> Iterator[Path]:
     """pip's configuration files, later ones winning (as ``pip config debug`` lists them)."""
     home = Path(environ.get("HOME", "/root"))
-    yield Path("/etc/xdg/pip/pip.conf")
-    yield Path("/etc/pip.conf")
+    yield etc / "xdg" / "pip" / "pip.conf"
+    yield etc / "pip.conf"
     yield home / ".pip" / "pip.conf"
     yield Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pip" / "pip.conf"
     if environ.get("PIP_CONFIG_FILE"):

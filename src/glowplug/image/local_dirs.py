@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 from glowplug.image.inside import check_destination
@@ -53,11 +52,17 @@ def real_folder(path: str, what: str) -> Path:
 def content_digest(folder: Path) -> str:
     """Changes when a file of ``folder`` does, judged by name, size and time of change.
 
-    Memory snapshots hold what was read from it, so changed content must be another image. Looks at the
-    first :data:`MAX_ENTRIES` entries only, in sorted order, so that a folder of any size costs little.
+    Memory snapshots hold what was read from it, so changed content must be another image. Raises
+    InvalidInput for a folder that is too large to look at each time.
     """
     digest = hashlib.sha256()
-    for path in islice(_entries(folder), MAX_ENTRIES):
+    for count, path in enumerate(_entries(folder)):
+        if count == MAX_ENTRIES:
+            raise InvalidInput(
+                f"The local folder {folder} holds more than {MAX_ENTRIES} files.",
+                remedy="Place a smaller folder in the image, and show data as a volume.",
+                path=str(folder),
+            )
         try:
             status = path.lstat()
         except FileNotFoundError:  # deleted while we look: as if it had never been

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
-from glowplug.types.errors import GlowplugError, Unavailable
+from glowplug.types.errors import GlowplugError, NotFound, Unavailable
 from glowplug.types.replica import (
     BuildEvent,
     BuildRequest,
@@ -253,6 +253,8 @@ def _error_from(status: int, body: bytes) -> GlowplugError:
         data = None
     if isinstance(data, dict) and "code" in data:
         return GlowplugError.from_dict(data)
+    if status == 404:
+        return NotFound("The node agent knows nothing by that name.", remedy="See glowplug ps.")
     return Unavailable(
         f"The node agent answered with status {status}.",
         remedy="See logs/agent.log in the state directory.",

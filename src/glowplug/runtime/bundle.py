@@ -49,7 +49,9 @@ def oci_config(sandbox: Sandbox) -> dict[str, Any]:
             "args": list(sandbox.args),
             "env": [f"{name}={value}" for name, value in env.items()],
             "cwd": sandbox.workdir,
-            "capabilities": dict.fromkeys(_CAPABILITY_SETS, CAPABILITIES),
+            "capabilities": dict.fromkeys(
+                _CAPABILITY_SETS, [*CAPABILITIES, *sandbox.extra_capabilities]
+            ),
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": OPEN_FILES, "soft": OPEN_FILES}],
             "noNewPrivileges": True,
         },

@@ -8,10 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 CGROUP_MOUNT = Path("/sys/fs/cgroup")
 _PARENT = "glowplug"
+# A killed sandbox with 20 GB of memory needs about two seconds to give it back.
+_EMPTYING_DEADLINE_S = 10.0
+_EMPTYING_POLL_S = 0.005
 
 
 def cgroup_path(replica_id: str) -> str:
@@ -49,21 +53,36 @@ class ReplicaCgroup:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
 
-    def remove(self) -> None:
-        """Remove the (empty) directories in every hierarchy."""
-        roots = [self._mount] if self._is_v2 else [path for path in self._mount.iterdir() if path.is_dir()]
-        for root in roots:
-            _remove_tree(root / self._relative)
+    def remove(self, timeout_s: float = _EMPTYING_DEADLINE_S) -> bool:
+        """Kill what is in it and remove its directories in every hierarchy; whether nothing is left."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.kill_all()
+            left = [directory for directory in self._directories() if not _remove_tree(directory)]
+            if not left or time.monotonic() > deadline:
+                return not left
+            time.sleep(_EMPTYING_POLL_S)
+
+    def _directories(self) -> list[Path]:
+        if self._is_v2:
+            roots = [self._mount]
+        else:
+            roots = [path for path in self._mount.iterdir() if path.is_dir() and not path.is_symlink()]
+        return [root / self._relative for root in roots]
 
 
-def _remove_tree(directory: Path) -> None:
-    if not directory.is_dir():
-        return
-    for child in directory.iterdir():
-        if child.is_dir():
-            _remove_tree(child)
-    with contextlib.suppress(OSError):  # a process still leaving it: the next clean-up takes it
+def _remove_tree(directory: Path) -> bool:
+    """Whether the directory is gone. It can be removed once every process has left it."""
+    try:
+        for child in directory.iterdir():
+            if child.is_dir():
+                _remove_tree(child)
         directory.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _read(path: Path) -> str:

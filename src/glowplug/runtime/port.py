@@ -31,6 +31,8 @@ class Sandbox:
     ``directory`` is a folder of ours for the runtime's bundle; ``log`` collects the container's stdout and
     stderr; ``netns`` and ``cgroup`` (a path below each controller) exist or are created for this container
     only. ``cpu_weight`` is relative (100 is normal): background work yields to serving.
+    ``host_changes_volumes``: files that are mounted may change from outside while it runs.
+    ``extra_capabilities`` are granted inside the sandbox, beyond the usual ones.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Sandbox:
     mounts: tuple[SandboxMount, ...] = ()
     cpu_weight: int = 100
     host_changes_volumes: bool = False
+    extra_capabilities: tuple[str, ...] = ()
     annotations: dict[str, str] = field(default_factory=dict)
 
 
@@ -74,14 +77,27 @@ class Runtime(Protocol):
         """Write the container's memory to the empty folder ``image``. The container ends."""
         ...
 
-    def signal(self, sandbox_id: str, name: str) -> None:
-        """Send a signal (``"SIGTERM"``) to the container's first process."""
+    def signal(self, sandbox_id: str, name: str, pid: int = 1) -> None:
+        """Send a signal (``"SIGTERM"``) to the process that is ``pid`` inside the container."""
         ...
 
     def delete(self, sandbox_id: str, *, force: bool = True) -> None:
         """Remove the container and its state. Deleting what does not exist is fine."""
         ...
 
-    def exec_argv(self, sandbox_id: str, command: list[str], *, tty: bool) -> list[str]:
-        """The host command line that runs ``command`` inside the container."""
+    def exec_argv(
+        self, sandbox_id: str, command: list[str], *, tty: bool, pid_file: Path | None = None
+    ) -> list[str]:
+        """The host command line that runs ``command`` inside the container.
+
+        Killing it does not end the command: the pid that the command has inside is written to ``pid_file``,
+        for :meth:`signal`.
+        """
+        ...
+
+    def end_commands(self) -> None:
+        """End what a predecessor, killed in the middle, left running; sandboxes are left alone.
+
+        Called once, before any other call.
+        """
         ...

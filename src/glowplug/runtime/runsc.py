@@ -11,23 +11,25 @@ What is peculiar to it, all measured (``docs/runtime.md``):
 * ``delete`` waits for the sandbox and its gofer to be *reaped*, up to two minutes: somebody must be their
   subreaper (the supervisor is).
 * Its error texts end in pages of Go panics; the first line that says something is kept.
+* A full disk makes ``checkpoint`` fail with a nil pointer dereference: whether it was that is seen on the disk.
+* Killing ``runsc exec`` does not end what it runs inside: that needs ``runsc kill --pid``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
-import signal
 import subprocess
+import tempfile
 from functools import cached_property
 from pathlib import Path
 
 from glowplug.runtime.bundle import write_bundle
+from glowplug.runtime.command import kill_processes, run_to_end
 from glowplug.runtime.port import Sandbox
-from glowplug.types.errors import DeadlineExceeded, RuntimeFailed, SystemUnfit
+from glowplug.types.errors import ResourceExhausted, RuntimeFailed, SystemUnfit
 from glowplug.types.identity import RuntimeIdentity
 from glowplug.types.paths import TOOLS_DIR
 
@@ -36,6 +38,11 @@ _HIDING_SYSCTL = (
 )  # fmt: skip
 _QUICK_S = 30.0
 _MEMORY_S = 600.0
+_WORDS_PREFIX = ".words-"
+# Its own processes that are no commands: they are the sandbox.
+_SANDBOX_PROGRAMS = ("runsc-sandbox", "runsc-gofer")
+# ext4 and tmpfs refuse writes with a few blocks left over.
+_FULL_BELOW_BYTES = 1 << 20
 _FLAGS = {
     "platform": "systrap",
     "network": "sandbox",
@@ -75,17 +82,17 @@ class Runsc:
         bundle = write_bundle(sandbox)
         pid_file = sandbox.directory / "sandbox.pid"
         command = ["create", "--bundle", str(bundle), "--pid-file", str(pid_file), sandbox.id]
-        self._run(command, sandbox=sandbox, timeout_s=_QUICK_S)
+        self._run(command, sandbox.id, sandbox=sandbox, timeout_s=_QUICK_S)
         return int(pid_file.read_text())
 
     def start(self, sandbox: Sandbox) -> None:
         """``runsc start``."""
-        self._run(["start", sandbox.id], sandbox=sandbox, timeout_s=_QUICK_S)
+        self._run(["start", sandbox.id], sandbox.id, sandbox=sandbox, timeout_s=_QUICK_S)
 
     def restore(self, sandbox: Sandbox, image: Path) -> None:
         """``runsc restore`` into a created container; returns once all pages are read."""
         command = ["restore", "--detach", "--bundle", str(sandbox.directory), "--image-path", str(image)]
-        self._run([*command, sandbox.id], sandbox=sandbox, timeout_s=_MEMORY_S)
+        self._run([*command, sandbox.id], sandbox.id, sandbox=sandbox, timeout_s=_MEMORY_S)
 
     def checkpoint(self, sandbox_id: str, image: Path) -> None:
         """``runsc checkpoint``, uncompressed: a quarter of a second per GB instead of seconds."""
@@ -93,25 +100,55 @@ class Runsc:
         for flag, value in (("compression", "none"), ("exclude-committed-zero-pages", "true")):
             if flag in self._checkpoint_flags:
                 command.append(f"--{flag}={value}")
-        self._run([*command, sandbox_id], timeout_s=_MEMORY_S)
+        try:
+            self._run([*command, sandbox_id], sandbox_id, timeout_s=_MEMORY_S)
+        except RuntimeFailed as error:
+            free_bytes = shutil.disk_usage(image.parent).free
+            if free_bytes >= _FULL_BELOW_BYTES:
+                raise
+            raise ResourceExhausted(
+                f"The disk that holds {image.parent} is full: the memory of {sandbox_id} was not written.",
+                remedy="Free some space (`glowplug snapshot rm ID`), or put GLOWPLUG_STATE on a larger disk.",
+                sandbox=sandbox_id,
+                free_bytes=free_bytes,
+                said=error.message,
+            ) from error
 
-    def signal(self, sandbox_id: str, name: str) -> None:
+    def signal(self, sandbox_id: str, name: str, pid: int = 1) -> None:
         """``runsc kill``."""
-        self._run(["kill", sandbox_id, name.removeprefix("SIG")], timeout_s=_QUICK_S)
+        target = [] if pid == 1 else ["--pid", str(pid)]
+        self._run(["kill", *target, sandbox_id, name.removeprefix("SIG")], sandbox_id, timeout_s=_QUICK_S)
 
     def delete(self, sandbox_id: str, *, force: bool = True) -> None:
         """``runsc delete``; absent containers are fine."""
         command = ["delete", *(["--force"] if force else []), sandbox_id]
-        self._run(command, timeout_s=_QUICK_S)
+        self._run(command, sandbox_id, timeout_s=_QUICK_S)
 
-    def exec_argv(self, sandbox_id: str, command: list[str], *, tty: bool) -> list[str]:
+    def exec_argv(
+        self, sandbox_id: str, command: list[str], *, tty: bool, pid_file: Path | None = None
+    ) -> list[str]:
         """``runsc exec``. The caller runs it, and must have ended it before any checkpoint (see facts)."""
-        flags = ["--tty"] if tty else []
+        flags = [] if pid_file is None else ["--internal-pid-file", str(pid_file)]
         return [str(self._binary), *self._global_flags(), "exec", *flags, sandbox_id, *command]
+
+    def end_commands(self) -> None:
+        """Kill every runsc command that works on our state folder, and remove what they were saying."""
+        ours = f"--root={self._root}"
+        kill_processes(lambda argv: ours in argv and argv[0] not in _SANDBOX_PROGRAMS)
+        if self._root.is_dir():
+            for words in self._root.glob(f"{_WORDS_PREFIX}*"):
+                words.unlink(missing_ok=True)
 
     @cached_property
     def _version(self) -> str:
-        return self._text(["--version"]).splitlines()[0].removeprefix("runsc version").strip()
+        text = self._text(["--version"])
+        found = re.match(r"runsc version\s+(\S+)", text)
+        if found is None:
+            raise SystemUnfit(
+                f"{self._binary} is not runsc: asked for its version it said {text[:80]!r}.",
+                remedy="Run `glowplug doctor --fix` to install one, or set GLOWPLUG_RUNSC to a real one.",
+            )
+        return found.group(1)
 
     @cached_property
     def _common_flags(self) -> list[str]:
@@ -141,52 +178,27 @@ class Runsc:
     def _run(
         self,
         command: list[str],
+        subject: str,
         *,
         timeout_s: float,
         sandbox: Sandbox | None = None,
     ) -> None:
         """Run one runsc command to its end: its own words to a JSON log, the application's to its log."""
         self._root.mkdir(parents=True, exist_ok=True)
-        words = self._root / f".words-{command[-1]}-{command[0]}"
-        words.unlink(missing_ok=True)
         argv = [] if sandbox is None else [*_HIDING_SYSCTL]
-        argv += [str(self._binary), *self._global_flags(sandbox)]
-        argv += [f"--log={words}", "--log-format=json", *command]
         with contextlib.ExitStack() as stack:
-            output = subprocess.DEVNULL
+            words = stack.enter_context(tempfile.NamedTemporaryFile(dir=self._root, prefix=_WORDS_PREFIX))
+            argv += [str(self._binary), *self._global_flags(sandbox)]
+            argv += [f"--log={words.name}", "--log-format=json", *command]
+            output = None
             if sandbox is not None:
                 output = os.open(sandbox.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 stack.callback(os.close, output)
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
+            run_to_end(
+                argv,
+                what=f"runsc {command[0]}",
+                subject=subject,
+                words=Path(words.name),
+                output=output,
+                timeout_s=timeout_s,
             )
-            try:
-                code = process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                raise DeadlineExceeded(
-                    f"`runsc {command[0]}` did not finish within {timeout_s:g} s.", sandbox=command[-1]
-                ) from None
-            said = _last_words(words)
-            words.unlink(missing_ok=True)
-        if code != 0:
-            raise RuntimeFailed(
-                f"`runsc {command[0]}` failed (exit code {code}): {said or 'it gave no reason'}",
-                sandbox=command[-1],
-                exit_code=code,
-            )
-
-
-def _last_words(log: Path) -> str:
-    """The message of the last error (or fatal) entry in runsc's JSON log, cut to one line."""
-    try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", "warning"):
-                return str(entry.get("msg", "")).strip().splitlines()[0][:500]
-    return ""

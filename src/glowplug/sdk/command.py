@@ -40,13 +40,14 @@ def server_from_command(
 ) -> App:
     """An app with the one server that ``command`` starts. Raises InvalidInput.
 
-    Without ``image`` the command runs in the node's own Python: that of the virtual environment its program
-    lies in, or the system's. Relative paths start at the current folder.
+    Without ``image`` the command runs in the node's own Python (that of the virtual environment its program
+    lies in, or the system's) and in the current folder. Relative paths start at the current folder.
     """
     arguments = validation.command(command, "the command")
     app_name = app_name or guess_name(arguments)
     if image is None:
         arguments[0], image = _locate(arguments[0])
+        image = in_current_folder(image)
     app = App(app_name, folder=Path())
     keywords: ServerOptions = {
         **options,
@@ -63,6 +64,12 @@ def server_from_command(
 
     app.server(**keywords)(run_command)
     return app
+
+
+def in_current_folder(image: Image) -> Image:
+    """``image`` with the current folder shown in it, read-only, at its own path, and started in."""
+    here = str(Path.cwd())
+    return image if here == "/" else image.add_local_dir(here, here).workdir(here)
 
 
 def guess_port(command: Sequence[str]) -> int:

@@ -1,0 +1,137 @@
+"""Running one command of a container runtime to its end, and finding those that a dead agent left running.
+
+A runtime command must not outlive the deadline it was given, nor the agent that gave it: a `create` that is
+still at work while the next agent cleans up would make a sandbox that nobody owns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from glowplug.types.errors import DeadlineExceeded, RuntimeFailed, SystemUnfit
+
+_DYING_DEADLINE_S = 5.0
+_MAX_WORDS_BYTES = 1 << 20
+_MAX_MESSAGE_CHARACTERS = 500
+# What a shell answers when it cannot run the program it was told to become.
+_NOT_RUNNABLE = (126, 127)
+
+
+def run_to_end(
+    argv: Sequence[str], *, what: str, subject: str, words: Path, output: int | None, timeout_s: float
+) -> None:
+    """Run ``argv``; its JSON log goes to the file ``words``, its output to the descriptor ``output``.
+
+    Raises RuntimeFailed with the last thing it said, DeadlineExceeded (nothing of it runs any more then), or
+    SystemUnfit if there is no such program.
+    """
+    streams = subprocess.DEVNULL if output is None else output
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=streams, stderr=streams, start_new_session=True, cwd="/"
+        )
+    except OSError as error:
+        raise _unfit(argv[0], str(error)) from error
+    try:
+        code = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        raise DeadlineExceeded(
+            f"`{what}` did not finish within {timeout_s:g} s.",
+            remedy="The machine may be overloaded or its disk may hang (`dmesg`).",
+            sandbox=subject,
+        ) from None
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if code in _NOT_RUNNABLE:
+        raise _unfit(what, f"exit code {code}")
+    if code != 0:
+        said = last_words(words) or "it gave no reason; the replica's log may"
+        raise RuntimeFailed(
+            f"`{what}` failed (exit code {code}): {said}",
+            remedy="`glowplug doctor` checks the runtime.",
+            sandbox=subject,
+            exit_code=code,
+        )
+
+
+def last_words(log: Path) -> str:
+    """The message of the last entry of a JSON log that is a warning or worse, cut to one line."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _MAX_WORDS_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", "warning"):
+                message = str(entry.get("msg", "")).strip()
+                if message:
+                    return message.splitlines()[0][:_MAX_MESSAGE_CHARACTERS]
+    return ""
+
+
+def kill_processes(is_wanted: Callable[[list[str]], bool]) -> int:
+    """SIGKILL every process whose command line ``is_wanted``, wait until they are gone; how many there were.
+
+    Raises DeadlineExceeded if one does not die.
+    """
+    dying = [descriptor for descriptor in map(_signal_if(is_wanted), _pids()) if descriptor is not None]
+    deadline = time.monotonic() + _DYING_DEADLINE_S
+    try:
+        for descriptor in dying:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise DeadlineExceeded(
+                    "A runtime command of an earlier agent does not die.",
+                    remedy="Look for a disk that hangs (`dmesg`), or restart the machine.",
+                )
+    finally:
+        for descriptor in dying:
+            os.close(descriptor)
+    return len(dying)
+
+
+def _signal_if(is_wanted: Callable[[list[str]], bool]) -> Callable[[int], int | None]:
+    def signal_one(pid: int) -> int | None:
+        """A pidfd of the process, killed; None if it is not wanted. The pidfd is opened before looking."""
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            return None
+        try:
+            if is_wanted(_command_line(pid)):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                return descriptor
+        except OSError:
+            pass  # it ended by itself
+        os.close(descriptor)
+        return None
+
+    return signal_one
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+
+
+def _command_line(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+
+
+def _unfit(program: str, why: str) -> SystemUnfit:
+    return SystemUnfit(
+        f"`{program}` cannot be run: {why}", remedy="Run `glowplug doctor --fix` to install what is missing."
+    )

@@ -1,0 +1,87 @@
+"""Callers as they are in the wild: many at once, each with the retry policy every HTTP client has.
+
+A caller repeats a GET when the *connection* fails, never when it was answered; every request has a deadline.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+REQUEST_DEADLINE_S = 60.0
+_PAUSE_AFTER_ERROR_S = 0.1
+_PAUSE_BETWEEN_REQUESTS_S = 0.02
+_END_TIMEOUT_S = REQUEST_DEADLINE_S + 10.0
+
+
+@dataclass
+class Told:
+    """What the callers saw. Lists are appended to by many threads, and read when these have ended."""
+
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    broken_connections: list[str] = field(default_factory=list)
+    unanswered: list[str] = field(default_factory=list)
+
+
+class Clients:
+    """``with Clients(url, paths) as clients``: callers that ask, all the time, until the block is left."""
+
+    def __init__(self, url: str, paths: list[str], count: int = 20) -> None:
+        self.told = Told()
+        self._url = url
+        self._paths = paths
+        self._leave = threading.Event()
+        self._threads = [threading.Thread(target=self._ask_all_the_time, args=(n,)) for n in range(count)]
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave.set()
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        assert not any(thread.is_alive() for thread in self._threads), "a caller is still waiting"
+
+    def wait_for_answers(self, more: int) -> None:
+        """Until so many further requests were answered."""
+        wanted = len(self.told.answers) + more
+        deadline = time.monotonic() + REQUEST_DEADLINE_S
+        while len(self.told.answers) < wanted:
+            assert time.monotonic() < deadline, f"no {more} answers came: {self.told.refusals[-3:]}"
+            self._leave.wait(_PAUSE_BETWEEN_REQUESTS_S)
+
+    def _ask_all_the_time(self, number: int) -> None:
+        paths = itertools.islice(itertools.cycle(self._paths), number % len(self._paths), None)
+        with httpx.Client(base_url=self._url, timeout=REQUEST_DEADLINE_S, trust_env=False) as client:
+            for path in paths:
+                self._ask(client, path)
+                if self._leave.wait(_PAUSE_BETWEEN_REQUESTS_S):
+                    return
+
+    def _ask(self, client: httpx.Client, path: str) -> None:
+        deadline = time.monotonic() + REQUEST_DEADLINE_S
+        while time.monotonic() < deadline:
+            try:
+                answer = client.get(path)
+            except httpx.TransportError as error:
+                self.told.broken_connections.append(repr(error))
+                self._leave.wait(_PAUSE_AFTER_ERROR_S)
+                continue
+            if answer.status_code == 200:
+                self.told.answers.append(answer.json())
+            else:
+                self.told.refusals.append(f"{answer.status_code} {answer.text}")
+            return
+        self.told.unanswered.append(path)

@@ -1,0 +1,196 @@
+"""A whole Glowplug as its user has it: a state directory, a port, the ``glowplug`` command, HTTP.
+
+Nothing here reaches into the product: it runs the command, calls the API and reads ``/proc``. Every wait has
+a deadline, and leaving the ``with`` block runs ``glowplug down``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+
+from glowplug.types.coldstart import ColdStartRecord
+from glowplug.types.paths import StateDir
+from glowplug.types.replica import Purpose, ReplicaState, ReplicaView, SnapshotStatus, SnapshotView
+from tests.e2e import leftovers
+
+GLOWPLUG = Path(sys.executable).with_name("glowplug")
+TOOLBOX = Path(__file__).with_name("toolbox_server.py")
+POLL_S = 0.05
+COMMAND_TIMEOUT_S = 60.0
+_VARIABLES_OF_OURS = ("GLOWPLUG_STATE", "GLOWPLUG_URL", "GLOWPLUG_TOKEN")
+
+_Result = TypeVar("_Result")
+
+
+class Live:
+    """``with Live() as live``: a running Glowplug of one's own."""
+
+    def __init__(self) -> None:
+        # Not below /tmp, which is memory on many machines; and short, for the names of Unix sockets.
+        self.state = StateDir(Path(tempfile.mkdtemp(prefix="gp-e2e-", dir="/var/tmp")))
+        self.environment = {k: v for k, v in os.environ.items() if k not in _VARIABLES_OF_OURS}
+        self.environment["GLOWPLUG_STATE"] = str(self.state.root)
+        self.apps: set[str] = set()
+        self.url = ""
+        self.keeps_logs = False
+
+    def __enter__(self) -> Live:
+        try:
+            self.cli("up", "--port", "0")
+            self.url = f"http://127.0.0.1:{json.loads(self.state.supervisor.read_text())['port']}"
+            self.http = httpx.Client(base_url=self.url, timeout=120.0, trust_env=False)
+        except BaseException:
+            self.cli("down", code=None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.http.close()
+        self.cli("down", timeout_s=120)
+        left = leftovers.of_state(self.state) + leftovers.of_apps(self.state, self.apps)
+        assert left == [], f"after `glowplug down` (logs: {self.state.logs})"
+        for item in self.state.root.iterdir():
+            if item.is_dir() and not (self.keeps_logs and item == self.state.logs):
+                shutil.rmtree(item)
+        if not self.keeps_logs:
+            shutil.rmtree(self.state.root)
+
+    # -- the command -----------------------------------------------------------------------------------------
+
+    def cli(
+        self, *arguments: str, code: int | None = 0, timeout_s: float = COMMAND_TIMEOUT_S, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``glowplug`` to its end; it must exit with ``code`` (None: with any)."""
+        done = subprocess.run(
+            [str(GLOWPLUG), *arguments],
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        words = f"glowplug {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        assert code is None or done.returncode == code, words
+        return done
+
+    def listing(self, *arguments: str) -> Any:
+        """What a command prints with ``--json``."""
+        return json.loads(self.cli(*arguments, "--json").stdout)
+
+    def new_name(self, word: str) -> str:
+        """A name for an app that nobody else on this machine uses; remembered for the search for leaks."""
+        name = f"{word[:13]}-{secrets.token_hex(3)}"
+        self.apps.add(name)
+        return name
+
+    def deploy(self, file: Path, name: str, **environment: str) -> None:
+        """``glowplug deploy FILE --name NAME``."""
+        self.cli("deploy", str(file), "--name", name, **environment)
+
+    # -- what there is -------------------------------------------------------------------------------------
+
+    def get(self, path: str) -> Any:
+        """JSON of a GET that must succeed."""
+        answer = self.http.get(path)
+        assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json()
+
+    def replicas(self, app: str) -> list[ReplicaView]:
+        """Serving replicas of ``app`` that are not over."""
+        views = (ReplicaView.model_validate(item) for item in self.get("/api/v1/replicas"))
+        return [v for v in views if v.app == app and v.purpose is Purpose.SERVE and not v.state.is_final]
+
+    def ready(self, app: str) -> list[ReplicaView]:
+        """Those that take requests."""
+        return [view for view in self.replicas(app) if view.state is ReplicaState.READY]
+
+    def snapshots(self, app: str) -> list[SnapshotView]:
+        """Snapshots of ``app``, good or not."""
+        views = (SnapshotView.model_validate(item) for item in self.get("/api/v1/snapshots"))
+        return [view for view in views if view.app == app]
+
+    def cold_starts(self, app: str) -> list[ColdStartRecord]:
+        """``glowplug coldstarts APP --json``: newest first."""
+        return [ColdStartRecord.model_validate(item) for item in self.listing("coldstarts", app)]
+
+    def server_status(self, app: str) -> dict[str, Any]:
+        """``glowplug status`` about the first server of ``app``."""
+        apps = {item["name"]: item for item in self.get("/api/v1/status")["apps"]}
+        return dict(apps[app]["servers"][0])
+
+    def pid_of(self, room: str) -> int:
+        """The process of ``control`` or ``node``."""
+        return self.wait_for(lambda: self._find_pid(room), f"a process of {room}")
+
+    def _find_pid(self, room: str) -> int | None:
+        for process in Path("/proc").iterdir():
+            try:
+                words = (process / "cmdline").read_text().split("\0") if process.name.isdigit() else []
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if words[1:3] == ["-m", f"glowplug.{room}"] and str(self.state.root) in words:
+                return int(process.name)
+        return None
+
+    # -- waiting -------------------------------------------------------------------------------------------
+
+    def wait_for(self, look: Callable[[], _Result | None], what: str, timeout_s: float = 60.0) -> _Result:
+        """Look until there is something; what was found. Fails at the deadline, naming ``what``."""
+        deadline = time.monotonic() + timeout_s
+        while not (found := look()):
+            assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what} (logs: {self.state.logs})"
+            time.sleep(POLL_S)
+        return found
+
+    def wait_until_zero(self, app: str, timeout_s: float = 60.0) -> None:
+        """Until nothing serves ``app`` any more."""
+        self.wait_for(lambda: not self.replicas(app), f"{app} to scale to zero", timeout_s)
+
+    def wait_for_snapshot(self, app: str) -> SnapshotView:
+        """Until ``app`` has a good snapshot."""
+
+        def look() -> SnapshotView | None:
+            views = self.snapshots(app)
+            bad = [view.reason for view in views if view.status is SnapshotStatus.QUARANTINED]
+            assert not bad, f"the snapshot of {app} is no good: {bad}"
+            return next((view for view in views if view.status is SnapshotStatus.GOOD), None)
+
+        return self.wait_for(look, f"a snapshot of {app}")
+
+    def rest(self, app: str) -> None:
+        """Stop what serves ``app`` and wait until it has gone: zero, without waiting for its window."""
+        self.cli("stop", app)
+        self.wait_until_zero(app)
+
+    def remove(self, apps: set[str]) -> None:
+        """Undeploy ``apps``; then nothing of them may be left, captures included."""
+        for app in apps:
+            self.cli("stop", app, "--remove", code=None)
+        self.wait_for(
+            lambda: not leftovers.of_apps(self.state, apps),
+            f"the traces of {', '.join(apps)} to go: {leftovers.of_apps(self.state, apps)}",
+        )
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process (VmRSS, proc(5))."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"process {pid} has no VmRSS")

@@ -1,0 +1,109 @@
+"""What the README tells people to type: every example, and a bare command, to zero and back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glowplug.types.coldstart import Outcome
+from glowplug.types.replica import StartPath
+from tests.e2e.conftest import Apps
+from tests.e2e.live import GLOWPLUG, Live
+
+pytestmark = pytest.mark.sandbox
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+OF_OTHER_TESTS = {"chat_vllm.py", "torch_server.py"}
+"""They need an engine: ``test_vllm.py`` and the benchmarks run them."""
+CALLS: dict[str, tuple[str, Any]] = {
+    "hello_function.py": ("/greet/call", {"name": "Ada"}),
+    "embedder_cls.py": ("/embedder/embed", {"texts": ["hello", "world"]}),
+    "static_files.py": ("/static/hello_function.py", None),
+}
+SECRETS = {"EMBEDDER_SALT": "an end-to-end salt"}
+
+
+def ask(live: Live, path: str, body: Any) -> bytes:
+    answer = live.http.get(path) if body is None else live.http.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def test_every_example_is_tried() -> None:
+    assert {file.name for file in EXAMPLES.glob("*.py")} == set(CALLS) | OF_OTHER_TESTS
+
+
+@pytest.mark.parametrize("example", sorted(CALLS))
+def test_an_example_answers_the_same_after_it_was_scaled_to_zero(
+    live: Live, apps: Apps, example: str
+) -> None:
+    name = apps.name(example.partition("_")[0])
+    path, body = CALLS[example]
+    live.deploy(EXAMPLES / example, name, **SECRETS)
+    first = ask(live, f"/{name}{path}", body)
+    live.wait_for_snapshot(name)
+    live.rest(name)
+    assert ask(live, f"/{name}{path}", body) == first
+    restored, cold = live.cold_starts(name)
+    assert (cold.path, restored.path) == (StartPath.COLD, StartPath.CPU_SNAPSHOT)
+    assert restored.fallback_reason is None
+    assert {cold.outcome, restored.outcome} == {Outcome.ANSWERED}
+
+
+def test_a_secret_reaches_a_restored_copy_but_not_its_snapshot(
+    live: Live, apps: Apps, tmp_path: Path
+) -> None:
+    name = apps.name("secret")
+    # Equal code would share the snapshot that the other test's app has: this one is its own.
+    file = tmp_path / "embedder.py"
+    file.write_text((EXAMPLES / "embedder_cls.py").read_text().replace("DIMENSIONS = 64", "DIMENSIONS = 32"))
+    live.deploy(file, name, **SECRETS)
+    path = f"/{name}/embedder/signature"
+    first = ask(live, path, {"text": "hello"})
+    snapshot = live.wait_for_snapshot(name)
+    live.rest(name)
+    assert ask(live, path, {"text": "hello"}) == first
+    assert live.cold_starts(name)[0].path is StartPath.CPU_SNAPSHOT
+    for file in (live.state.snapshots / snapshot.id).resolve().iterdir():
+        assert SECRETS["EMBEDDER_SALT"].encode() not in file.read_bytes(), file.name
+
+
+@contextlib.contextmanager
+def attached_run(live: Live, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [str(GLOWPLUG), "run", *arguments],
+        env=live.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def test_a_bare_command_scales_to_zero_and_comes_back_until_ctrl_c(live: Live, apps: Apps) -> None:
+    name = apps.name("bare")
+    command = ["python", "-m", "http.server", "8000"]
+    with attached_run(live, "--name", name, "--scaledown-window", "1", "--", *command) as process:
+        live.wait_for(lambda: live.http.get(f"/{name}/server/").status_code == 200, "the first answer")
+        live.wait_for_snapshot(name)
+        live.wait_until_zero(name)
+        assert "Directory listing" in live.http.get(f"/{name}/server/").text
+        restored, cold = live.cold_starts(name)
+        assert (cold.path, restored.path) == (StartPath.COLD, StartPath.CPU_SNAPSHOT)
+        os.kill(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert f"Stopped and removed {name}" in output
+    assert live.http.get(f"/{name}/server/").status_code == 404
