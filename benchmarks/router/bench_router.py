@@ -2,10 +2,11 @@
 
     python benchmarks/router/bench_router.py [--seconds 5] [--rounds 3] [--connections 50] [--json FILE]
 
-The router is the real one (``python -m glowplug.control``), the agent behind it is a stand-in with one replica.
-Two measurements: latency with a server that thinks for 10 ms (an answer of a model takes longer), where the
-difference of the quantiles is the router's overhead; and throughput with a server that does not think, which is
-the router's own limit on this machine. Exits with 1 when the budgets of docs/specification.md are missed.
+The router is the real one (``python -m glowplug.control``), the agent behind it is a stand-in with one
+replica. Two measurements: latency with a server that thinks for 10 ms (an answer of a model takes longer),
+where the difference of the quantiles is the router's overhead; and throughput with a server that does not
+think, which is the router's own limit on this machine. Exits with 1 when the budgets of
+docs/specification.md are missed.
 """
 
 from __future__ import annotations
@@ -155,7 +156,8 @@ def main() -> int:
 
     direct, through = alternate(options.think_ms, options)
     print(
-        f"{options.connections} connections, server thinks {options.think_ms:g} ms, median of {options.rounds}"
+        f"{options.connections} connections, server thinks {options.think_ms:g} ms, "
+        f"median of {options.rounds}"
     )
     print(f"{'':10}{'direct':>10}{'through':>10}{'overhead':>10}   (ms)")
     overhead = {}

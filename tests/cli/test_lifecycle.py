@@ -49,6 +49,8 @@ def test_up_status_and_down_of_the_whole_thing(glowplug: Glowplug, state: StateD
     assert glowplug("ps", "--json").stdout == "[]\n"
     assert glowplug("down").stderr == "Stopped.\n"
     assert processes_of(state) == []
+    logs = {name: (state.logs / f"{name}.log").read_text() for name in ("supervisor", "control", "agent")}
+    assert "killing it" not in logs["supervisor"], logs
     assert glowplug("down").stderr == "Nothing was running.\n"
 
 

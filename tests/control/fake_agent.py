@@ -73,7 +73,7 @@ class FakeAgent:
         await self._server.open()
 
     async def close(self, *, keep_replicas: bool = False) -> None:
-        """Go away. With ``keep_replicas`` it is a crash: they run on, and a later :meth:`open` adopts them."""
+        """Go away. ``keep_replicas``: as a crash, they run on, and a later :meth:`open` adopts them."""
         if self._server is not None:
             await self._server.end()
             self._server = None

@@ -22,7 +22,7 @@ class QuietServer(uvicorn.Server):
 
     async def open(self, sockets: list[socket.socket] | None = None) -> None:
         self._serving = asyncio.create_task(self.serve(sockets))
-        while not self.started:
+        while not self.started:  # noqa: ASYNC110 - uvicorn tells no other way
             await asyncio.sleep(0.002)
 
     async def end(self) -> None:

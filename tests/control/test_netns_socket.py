@@ -105,7 +105,10 @@ Lost({namespace!r}).open(socket.AF_INET)
 
 
 def test_without_a_namespace_sockets_are_ordinary() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server, NamespaceSockets(None) as sockets:
-        with sockets.open(socket.AF_INET) as opened:
-            opened.settimeout(5)
-            opened.connect(server.getsockname())
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        NamespaceSockets(None) as sockets,
+        sockets.open(socket.AF_INET) as opened,
+    ):
+        opened.settimeout(5)
+        opened.connect(server.getsockname())

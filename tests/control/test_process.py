@@ -39,6 +39,9 @@ class Process:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def limits(self) -> str:
+        return Path(f"/proc/{self.pid}/limits").read_text()
+
     def memory_bytes(self) -> int:
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE_BYTES
 
@@ -179,7 +182,7 @@ async def test_a_thousand_callers_fit_into_the_file_limit(state: StateDir) -> No
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
     try:
         async with control_process(state, "--port", "0") as control:
-            limits = Path(f"/proc/{control.pid}/limits").read_text()
+            limits = control.limits()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert int(re.findall(r"Max open files\s+(\d+)", limits)[0]) == hard

@@ -219,6 +219,22 @@ async def test_header_values_in_other_encodings_are_refused_clearly(shop: Contro
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_input")
 
 
+@pytest.mark.parametrize(
+    "path", ["/.glowplug/activate", "/%2eglowplug/ready", "//.glowplug/ready", "/x/../.glowplug/"]
+)
+async def test_what_is_the_agents_only_is_closed_to_callers(
+    shop: Control, agent: FakeAgent, path: str
+) -> None:
+    replica = agent.servers[agent.ready[0].id]
+    reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(shop.url).port)
+    writer.write(f"POST /shop/web{path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".encode())
+    assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+    writer.close()
+    assert replica.requests == 0
+    seen = (await shop.get("/shop/web/request", headers={"x-glowplug-probe": "1"})).json()["headers"]
+    assert "x-glowplug-probe" not in dict(seen)
+
+
 async def test_a_capture_replica_never_sees_a_caller(shop: Control, agent: FakeAgent) -> None:
     capture = await agent.add_capture_replica("shop", "web")
     answers = {(await shop.get("/shop/web/")).text for _ in range(10)}

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from collections.abc import AsyncIterator
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, update
+from sqlalchemy.exc import IntegrityError
 from tests.control.conftest import app_spec
 
+from glowplug.control import schema
 from glowplug.control.store import Store, database_url
 from glowplug.types.coldstart import ColdStartRecord, Outcome
 from glowplug.types.errors import Conflict, NotFound, SystemUnfit
@@ -26,10 +33,42 @@ def database(tmp_path: Path) -> Path:
     return tmp_path / "control.db"
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own, where the machine has one to run."""
+    pytest.importorskip("psycopg", reason="PostgreSQL needs glowplug[postgres]")
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs or os.geteuid() != 0:
+        pytest.skip("no PostgreSQL server to start")
+    home = Path(tempfile.mkdtemp(prefix="gp-pg-"))
+    shutil.chown(home, "postgres")
+    as_postgres = ["runuser", "-u", "postgres", "--"]
+    data, programs_at = str(home / "data"), programs[-1].parent
+    control = [*as_postgres, str(programs_at / "pg_ctl"), "-D", data, "-w", "-s"]
+    run = partial(subprocess.run, check=True, cwd=home, stdout=subprocess.DEVNULL, timeout=60)
+    run([*as_postgres, str(programs_at / "initdb"), "-D", data, "-A", "trust", "-N"])
+    run([*control, "-o", f"-k {home} -c listen_addresses= -c fsync=off", "-l", str(home / "log"), "start"])
+    yield f"postgresql+psycopg://postgres@/postgres?host={home}"
+    run([*control, "-m", "immediate", "stop"])
+    shutil.rmtree(home)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, database: Path) -> str:
+    """An empty database of each kind we promise to work with."""
+    if request.param == "sqlite":
+        return f"sqlite:///{database}"
+    server: str = request.getfixturevalue("postgres")
+    engine = create_engine(server)
+    schema.metadata.drop_all(engine)
+    engine.dispose()
+    return server
+
+
 @pytest.fixture
-async def store(database: Path) -> AsyncIterator[Store]:
+async def store(url: str) -> AsyncIterator[Store]:
     """An open store."""
-    opened = Store(f"sqlite:///{database}")
+    opened = Store(url)
     yield opened
     await opened.close()
 
@@ -44,9 +83,9 @@ def record(number: int, **fields: object) -> ColdStartRecord:
     )  # fmt: skip
 
 
-async def test_a_deployment_comes_back_as_it_was_stored(store: Store, database: Path) -> None:
+async def test_a_deployment_comes_back_as_it_was_stored(store: Store, url: str) -> None:
     made = await store.add_deployment(SPEC, IMAGES, {"k": "v"}, 12.5)
-    again = Store(f"sqlite:///{database}")
+    again = Store(url)
     assert await again.deployments() == [made]
     assert await again.secrets(made.id) == {"k": "v"}
     assert (made.id, made.spec_digest) == ("shop-v1", SPEC.digest())
@@ -54,9 +93,9 @@ async def test_a_deployment_comes_back_as_it_was_stored(store: Store, database: 
 
 
 async def test_many_deployments_of_one_app_at_once_are_versions_or_conflicts_and_one_is_active(
-    database: Path,
+    url: str,
 ) -> None:
-    stores = [Store(f"sqlite:///{database}") for _ in range(4)]
+    stores = [Store(url) for _ in range(4)]
     calls = [s.add_deployment(SPEC, IMAGES, {}, float(n)) for n in range(5) for s in stores]
     results = await asyncio.gather(*calls, return_exceptions=True)
     made = [result for result in results if not isinstance(result, BaseException)]
@@ -68,12 +107,13 @@ async def test_many_deployments_of_one_app_at_once_are_versions_or_conflicts_and
         await opened.close()
 
 
-async def test_the_database_itself_refuses_a_second_active_version(store: Store, database: Path) -> None:
+async def test_the_database_itself_refuses_a_second_active_version(store: Store, url: str) -> None:
     await store.add_deployment(SPEC, IMAGES, {}, 1.0)
     await store.add_deployment(SPEC, IMAGES, {}, 2.0)
-    with sqlite3.connect(database) as raw, pytest.raises(sqlite3.IntegrityError):
-        raw.execute("UPDATE deployments SET active = 1")
-    raw.close()
+    engine = create_engine(url)
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        connection.execute(update(schema.deployments).values(active=True))
+    engine.dispose()
 
 
 async def test_activate_goes_back_and_forth(store: Store) -> None:
@@ -112,20 +152,23 @@ async def test_cold_starts_are_filtered_and_newest_first(store: Store) -> None:
     assert await store.cold_starts(app="none", server=None, since=None, limit=9) == []
 
 
-async def test_only_the_owner_can_read_the_file(store: Store, database: Path) -> None:
+async def test_only_the_owner_can_read_the_file(database: Path) -> None:
+    store = Store(f"sqlite:///{database}")
     await store.add_deployment(SPEC, IMAGES, {"k": "v"}, 1.0)
     files = list(database.parent.glob("control.db*"))
     assert len(files) >= 2  # the write-ahead log too
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
-
-
-async def test_a_newer_schema_is_refused_with_a_remedy(store: Store, database: Path) -> None:
     await store.close()
-    with sqlite3.connect(database) as raw:
-        raw.execute("UPDATE schema_version SET version = 99")
-    raw.close()
+
+
+async def test_a_newer_schema_is_refused_with_a_remedy(store: Store, url: str) -> None:
+    await store.close()
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(update(schema.schema_version).values(version=99))
+    engine.dispose()
     with pytest.raises(SystemUnfit) as refused:
-        Store(f"sqlite:///{database}")
+        Store(url)
     assert "newer" in refused.value.message
     assert "Upgrade" in refused.value.remedy
 

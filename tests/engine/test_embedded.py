@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -192,7 +194,8 @@ def test_a_child_that_ignores_being_stopped_is_killed_at_the_second_request(stat
     assert processes_of(state) == []
 
 
-def test_foreground_ends_in_order_at_a_signal(state: StateDir) -> None:
+@contextmanager
+def in_foreground(state: StateDir) -> Iterator[subprocess.Popen[bytes]]:
     script = (
         "import shlex, sys; from pathlib import Path; from glowplug.engine import embedded\n"
         "from glowplug.engine.launch import Commands; from glowplug.types.paths import StateDir\n"
@@ -207,12 +210,27 @@ def test_foreground_ends_in_order_at_a_signal(state: StateDir) -> None:
         stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         assert process.stdout.readline().startswith(b"http://127.0.0.1:")
-        process.send_signal(signal.SIGINT)
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"), [("SIGINT", b"SIGINT"), ("SIGTERM", b"SIGTERM"), ("SIGHUP", b"SIGTERM")]
+)
+def test_foreground_ends_in_order_at_a_signal(state: StateDir, sent: str, received: bytes) -> None:
+    with in_foreground(state) as process:
+        process.send_signal(signal.Signals[sent])
         assert process.wait(20) == 0
-        assert b"stand-in agent: SIGINT" in process.stderr.read()
+        assert process.stderr is not None
+        assert b"stand-in agent: " + received in process.stderr.read()
     assert processes_of(state) == []
+
+
+def test_nothing_outlives_a_foreground_that_was_killed(state: StateDir) -> None:
+    with in_foreground(state) as process:
+        process.kill()
+        process.wait(20)
+        eventually(lambda: processes_of(state) == [])
 
 
 def start_sandbox(ask_agent: httpx.Client) -> int:

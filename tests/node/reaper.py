@@ -1,4 +1,11 @@
-"""Stands in for the supervisor in node tests: starts a command, reaps every orphan, notes exit codes."""
+"""Stands in for the supervisor in node tests: starts a command, reaps every orphan, notes exit codes.
+
+``reaper.py [--stay] STATE COMMAND..``. With ``--stay`` it outlives the command, and starts it again on SIGUSR1.
+SIGTERM and SIGINT are passed on; the reaper ends with the command's exit code once that has ended, and without
+one at once.
+"""
+
+from __future__ import annotations
 
 import ctypes
 import os
@@ -14,20 +21,56 @@ from glowplug.types.paths import StateDir
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def main() -> None:
-    state = StateDir(Path(sys.argv[1]))
+def main() -> int:
+    arguments = sys.argv[1:]
+    stays = arguments[0] == "--stay"
+    state_dir, *command = arguments[1:] if stays else arguments
+    state = StateDir(Path(state_dir))
     state.create()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    notes = ExitNotes(state.exits, SystemClock())
-    child = subprocess.Popen(sys.argv[2:])
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda got, _frame: child.send_signal(got))
-    while True:
-        pid, status = os.waitpid(-1, 0)
-        if pid == child.pid:
-            sys.exit(os.waitstatus_to_exitcode(status) & 0xFF)
-        notes.add(pid, status)
+    return _Reaper(ExitNotes(state.exits, SystemClock()), command, stays).run()
+
+
+class _Reaper:
+    def __init__(self, notes: ExitNotes, command: list[str], stays: bool) -> None:
+        self._notes, self._command, self._stays = notes, command, stays
+        self._signals, woken = os.pipe()
+        os.set_blocking(woken, False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1):
+            signal.signal(number, lambda _number, _frame: None)
+        signal.set_wakeup_fd(woken)
+        self._child = subprocess.Popen(command)
+        self._code: int | None = None
+
+    def run(self) -> int:
+        while True:
+            self._reap()
+            if self._code is not None and not self._stays:
+                return self._code & 0xFF
+            for number in os.read(self._signals, 100):
+                self._obey(number)
+
+    def _obey(self, number: int) -> None:
+        if number == signal.SIGUSR1:
+            self._child, self._code = subprocess.Popen(self._command), None
+        elif number in (signal.SIGTERM, signal.SIGINT):
+            self._stays = False
+            if self._code is None:
+                self._child.send_signal(number)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._child.pid:
+                self._code = self._child.returncode = os.waitstatus_to_exitcode(status)
+            else:
+                self._notes.add(pid, status)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,6 +17,7 @@ from glowplug.cli.deploy import deploy_app, print_deployment
 from glowplug.cli.options import parse_assignments, session_of
 from glowplug.cli.session import Session
 from glowplug.cli.targets import ServerTarget
+from glowplug.sdk.app import App
 from glowplug.sdk.command import in_current_folder
 from glowplug.sdk.image import Image
 from glowplug.sdk.loader import server_from_command
@@ -133,7 +134,7 @@ def parse_volumes(words: list[str]) -> dict[str, Volume]:
     return volumes
 
 
-def _run_attached(session: Session, client: ApiClient, app: Any) -> None:
+def _run_attached(session: Session, client: ApiClient, app: App) -> None:
     before = {view.id for view in client.deployments(app.name)}
     with _ended_by_signals():
         try:

@@ -97,7 +97,7 @@ class Deployer:
         """The deployment, with the reason why it does not start, if that is so."""
         servers = [server.name for server in deployment.spec.servers]
         targets = self._fleet.apps.get(deployment.app, {}) if deployment.active else {}
-        errors = [target.error for target in targets.values() if target.error is not None]
+        errors = [target.history.error for target in targets.values() if target.history.error is not None]
         return DeploymentView(
             id=deployment.id,
             app=deployment.app,

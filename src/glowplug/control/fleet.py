@@ -150,6 +150,27 @@ class Fleet:
             replica.drain = Drain(deadline_s)
         self._changed()
 
+    def open_way(self, replica: Replica) -> None:
+        """Open the way to a ready replica, or a new way if it has moved; what fails is logged."""
+        endpoint = replica.view.endpoint
+        if replica.channel is not None and replica.channel.endpoint == endpoint:
+            return
+        self._close_channel(replica)
+        target = self.target_of(replica)
+        silence_s = target.version.spec.request_timeout_s if target else self._timings.stop_grace_s
+        try:
+            if endpoint is None:
+                raise FileNotFoundError("its agent tells no endpoint")
+            replica.channel = ReplicaChannel(replica.id, endpoint, silence_limit_s=silence_s)
+        except OSError as error:
+            if not replica.is_unreachable:
+                log.error("replica %s is ready but cannot be reached: %s", replica.id, error)
+            replica.is_unreachable = True
+            return
+        replica.is_unreachable = False
+        if target is not None:
+            target.recompute()
+
     async def wait_until(self, is_met: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Wait for a condition on this fleet. Raises DeadlineExceeded naming ``what``."""
         changed = asyncio.Event()
@@ -178,7 +199,8 @@ class Fleet:
     def _moved(self, replica: Replica, was: ReplicaState | None) -> None:
         state = replica.view.state
         if state is ReplicaState.READY:
-            self._reachable(replica)
+            replica.suspect_until_s = 0.0
+            self.open_way(replica)
             if was is not ReplicaState.READY:
                 self._got_ready(replica)
         elif state.is_final:
@@ -186,23 +208,6 @@ class Fleet:
         target = self.target_of(replica)
         if target is not None:
             target.recompute()
-
-    def _reachable(self, replica: Replica) -> None:
-        """Open the way to a ready replica, or a new way if it has moved."""
-        replica.suspect_until_s = 0.0
-        endpoint = replica.view.endpoint
-        if replica.channel is not None and replica.channel.endpoint == endpoint:
-            return
-        self._close_channel(replica)
-        if endpoint is None:
-            log.error("replica %s is ready but its agent tells no endpoint", replica.id)
-            return
-        target = self.target_of(replica)
-        silence_s = target.version.spec.request_timeout_s if target else self._timings.stop_grace_s
-        try:
-            replica.channel = ReplicaChannel(replica.id, endpoint, silence_limit_s=silence_s)
-        except OSError as error:
-            log.error("replica %s cannot be reached: %s", replica.id, error)
 
     def _got_ready(self, replica: Replica) -> None:
         replica.ready_at_s = self._clock.monotonic()
@@ -238,15 +243,15 @@ class Fleet:
     ) -> None:
         if not is_failure:
             target.nobody_waits_for(replica)
-            target.early_deaths = 0
+            target.history.stopped()
         elif replica.ready_at_s is None and target.is_current(replica):
-            target.start_failed(replica.id, error, replica)
+            target.start_failed(replica, error)
         else:
             if replica.cold_start is not None:
                 self._cold_starts.failed(replica.cold_start, replica.view, error=error.message)
                 replica.cold_start = None
             if replica.ready_at_s is not None:
-                target.died_when_ready(self._clock.monotonic() - replica.ready_at_s)
+                target.history.died(self._clock.monotonic() - replica.ready_at_s)
 
     def _add(self, replica: Replica) -> None:
         self.replicas[replica.id] = replica

@@ -1,8 +1,9 @@
 """Which headers cross the router, in both directions. Pure functions on what HTTP gave us.
 
-Hop-by-hop headers (RFC 9110, 7.6.1) end here; everything else passes byte for byte, in order. A
-``Connection`` header may name more headers to drop, but not those that frame or address a message: dropping
-them on a client's word would let it smuggle a second request into the first.
+Hop-by-hop headers (RFC 9110, 7.6.1) end here, and so does the mark by which the agent tells its own probes;
+everything else passes byte for byte, in order. A ``Connection`` header may name more headers to drop, but not
+those that frame or address a message: dropping them on a client's word would let it smuggle a second request
+into the first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _HOP_BY_HOP = frozenset(
         b"te", b"trailer", b"transfer-encoding", b"upgrade",
     }
 )  # fmt: skip
-_NOT_FORWARDED = _HOP_BY_HOP | {b"expect", b"x-forwarded-for", b"x-forwarded-prefix"}
+_NOT_FORWARDED = _HOP_BY_HOP | {b"expect", b"x-forwarded-for", b"x-forwarded-prefix", b"x-glowplug-probe"}
 _WEBSOCKET_HANDSHAKE = frozenset(
     {
         b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions",

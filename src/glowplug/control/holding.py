@@ -38,7 +38,7 @@ async def wait_for_replica(
     error: str | None = None
 
     def expire() -> None:
-        ticket.fail(target.stuck(clock.monotonic() - arrived_at_s))
+        ticket.fail(target.stuck_error(clock.monotonic() - arrived_at_s))
 
     expiry = loop.call_later(arrived_at_s + limit_s - clock.monotonic(), expire)
     watch = loop.create_task(_watch(ticket, wait_for_disconnect))

@@ -16,7 +16,7 @@ from glowplug.control.answers import Receive, Scope, Send
 from glowplug.control.channel import ConnectFailed, ExchangeBroken, ReplicaChannel
 from glowplug.control.holding import hold_limit_s, wait_for_replica
 from glowplug.control.replica_entry import Replica
-from glowplug.control.request_body import SMALL_BODY_BYTES, ClientGone, RequestBody
+from glowplug.control.request_body import SMALL_BODY_BYTES, ClientGone, KeptBytes, RequestBody
 from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
@@ -48,6 +48,7 @@ class ProxiedRequest:
         prefix: str,
         timings: Timings,
         clock: Clock,
+        kept: KeptBytes,
         on_overhead: Callable[[float], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -56,7 +57,7 @@ class ProxiedRequest:
         self._target = target
         self._scope = scope
         self._send = send
-        self._body = RequestBody(receive, scope["headers"], clock)
+        self._body = RequestBody(receive, scope["headers"], clock, kept)
         self._path = path
         self._prefix = prefix
         self._timings = timings
@@ -74,6 +75,12 @@ class ProxiedRequest:
     async def run(self) -> None:
         """Answer the request. Raises ClientGone or a GlowplugError."""
         self._task = asyncio.current_task()
+        try:
+            await self._run()
+        finally:
+            self._body.close()
+
+    async def _run(self) -> None:
         while True:
             replica = self._target.pick() or await self._hold()
             replica.in_flight.add(self)

@@ -157,7 +157,7 @@ def _app_status(app: str, servers: dict[str, Target]) -> AppStatus:
                 desired=target.desired,
                 in_flight=target.in_flight,
                 held=len(target.held),
-                error=target.error,
+                error=target.history.error,
             )
             for target in servers.values()
         ],

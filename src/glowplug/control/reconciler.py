@@ -72,7 +72,7 @@ class Reconciler:
         """One pass over everything. Starts calls to agents, waits for none."""
         now_s = self._clock.monotonic()
         for target in self._fleet.targets():
-            self._scale(target, now_s)
+            self._scale(target)
         for replica in list(self._fleet.replicas.values()):
             if replica.drain is None and self._fleet.target_of(replica) is None:
                 self._fleet.drain(replica, self._timings.stop_grace_s)
@@ -80,16 +80,17 @@ class Reconciler:
 
     # -- one target ----------------------------------------------------------------------------------------
 
-    def _scale(self, target: Target, now_s: float) -> None:
+    def _scale(self, target: Target) -> None:
         if not any(link.is_synced for link in self._links):
             # We do not know what exists. Requests wait; starting copies of what is there would be worse.
-            target.start_problem = "the node's agent does not answer"
+            target.history.problem = "the node's agent does not answer"
             return
         live = target.live()
         outdated = target.outdated()
+        self._reach([*live, *outdated])
         self._settle(target, live)
         wanted = self._wanted(target, live, outdated)
-        if wanted > len(live) and now_s >= target.retry_at_s:
+        if wanted > len(live) and not target.history.wait_s:
             for _ in range(wanted - len(live)):
                 self._start(target)
         elif wanted < len(live):
@@ -103,7 +104,7 @@ class Reconciler:
         if target.is_stopped and not load.concurrency:
             wanted = 0
         nobody_waits = not target.held and not live and not outdated
-        if target.is_crash_looping and nobody_waits and not target.version.spec.scaling.min_replicas:
+        if target.history.is_crash_looping and nobody_waits and not target.version.spec.scaling.min_replicas:
             # A further attempt is made for the next request.
             wanted = 0
         target.desired = wanted
@@ -118,6 +119,12 @@ class Reconciler:
         for replica in live:
             if replica.cold_start is not None and replica.is_serving and not replica.in_flight:
                 target.nobody_waits_for(replica)
+
+    def _reach(self, live: list[Replica]) -> None:
+        """Try again to open the way to replicas that are ready but could not be reached."""
+        for replica in live:
+            if replica.view.state is ReplicaState.READY and replica.channel is None:
+                self._fleet.open_way(replica)
 
     def _shrink(self, target: Target, live: list[Replica], surplus: int) -> None:
         idle = [replica for replica in live if not replica.in_flight]
@@ -175,7 +182,7 @@ class Reconciler:
             if replica.accepted_at_s is None:
                 log.warning("replica %s was refused: %s", replica.id, error)
                 self._fleet.forget(replica)
-                target.start_failed(replica.id, error_info(error), replica)
+                target.start_failed(replica, error_info(error))
         else:
             if replica.accepted_at_s is None:
                 self._fleet.apply(link.name, view)
@@ -186,8 +193,7 @@ class Reconciler:
         log.warning("replica %s cannot be started now: %s", replica.id, error)
         self._fleet.forget(replica)
         target.give_back_cold_start(replica)
-        target.start_problem = error.message
-        target.retry_at_s = self._clock.monotonic() + self._timings.backoff_first_s
+        target.history.postponed(error.message)
         idle = [r for r in target.outdated() if r.is_serving and not r.in_flight]
         if idle:
             # The old version may be what takes the room: it makes way as soon as it has nothing to do.

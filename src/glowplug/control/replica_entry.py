@@ -36,6 +36,7 @@ class Replica:
     channel: ReplicaChannel | None = None
     in_flight: set[Interruptible] = field(default_factory=set)
     suspect_until_s: float = 0.0
+    is_unreachable: bool = False
     ready_at_s: float | None = None
     drain: Drain | None = None
     cold_start: OpenColdStart | None = None

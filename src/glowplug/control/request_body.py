@@ -2,7 +2,8 @@
 
 A body is read only as fast as the replica takes it, so ten gigabytes need no more memory than one chunk. As
 long as everything read so far fits in ``REPLAY_LIMIT_BYTES`` it is kept, so that the request can be sent
-again to another replica. One reader at a time: the ASGI server's ``receive`` is not shared.
+again to another replica; all requests together keep no more than their :class:`KeptBytes` allows. One reader
+at a time: the ASGI server's ``receive`` is not shared.
 """
 
 from __future__ import annotations
@@ -24,10 +25,27 @@ class ClientGone(Exception):
     """The caller hung up: there is nobody to answer."""
 
 
-class RequestBody:
-    """Reads one request's body and notices when its caller goes away."""
+class KeptBytes:
+    """What all requests together may keep of their bodies: thousands may wait at the same time."""
 
-    def __init__(self, receive: Receive, raw_headers: RawHeaders, clock: Clock) -> None:
+    def __init__(self, limit_bytes: int = 256 << 20) -> None:
+        self._limit_bytes = limit_bytes
+        self._used_bytes = 0
+
+    @property
+    def is_free(self) -> bool:
+        """More may be kept."""
+        return self._used_bytes < self._limit_bytes
+
+    def add(self, count: int) -> None:
+        """So many are kept more (or, negative, fewer)."""
+        self._used_bytes += count
+
+
+class RequestBody:
+    """Reads one request's body and notices when its caller goes away. :meth:`close` when it is answered."""
+
+    def __init__(self, receive: Receive, raw_headers: RawHeaders, clock: Clock, kept: KeptBytes) -> None:
         self._receive = receive
         self._clock = clock
         length = headers.first(raw_headers, b"content-length")
@@ -42,6 +60,7 @@ class RequestBody:
         """When the last chunk was read or handed on."""
         self._kept: list[bytes] = []
         self._kept_bytes = 0
+        self._all_kept = kept
 
     @property
     def is_small(self) -> bool:
@@ -70,7 +89,7 @@ class RequestBody:
         caller, and its going away shows when reading resumes.
         """
         try:
-            while self.is_complete or self._kept_bytes < REPLAY_LIMIT_BYTES:
+            while self.is_complete or self._may_keep_more:
                 await self._read()
         except ClientGone:
             return True
@@ -89,11 +108,22 @@ class RequestBody:
             self._keep(chunk)
         return chunk
 
+    @property
+    def _may_keep_more(self) -> bool:
+        return self._kept_bytes < REPLAY_LIMIT_BYTES and (self._all_kept.is_free or self.is_small)
+
     def _keep(self, chunk: bytes) -> None:
         # One chunk past the limit is still kept if it was read while waiting; then reading stops.
-        if self._kept_bytes >= REPLAY_LIMIT_BYTES:
+        if not self._may_keep_more:
             self.is_kept = False
-            self._kept.clear()
+            self.close()
             return
         self._kept.append(chunk)
         self._kept_bytes += len(chunk)
+        self._all_kept.add(len(chunk))
+
+    def close(self) -> None:
+        """Keep nothing any more."""
+        self._all_kept.add(-self._kept_bytes)
+        self._kept.clear()
+        self._kept_bytes = 0

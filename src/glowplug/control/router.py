@@ -12,7 +12,7 @@ from glowplug.control.answers import Receive, Scope, Send, deny_websocket, send_
 from glowplug.control.fleet import Fleet
 from glowplug.control.http_proxy import ProxiedRequest
 from glowplug.control.metrics import OverheadHistogram
-from glowplug.control.request_body import ClientGone
+from glowplug.control.request_body import ClientGone, KeptBytes
 from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.control.websocket_proxy import ProxiedSocket
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 ABORT_EXTENSION = "glowplug.abort"
 """Name of the ASGI extension by which our server lets an application break the connection."""
 
+_AGENT_ONLY = "/.glowplug"
+
 
 class Router:
     """Routes requests to the fleet's targets."""
@@ -32,6 +34,7 @@ class Router:
         self._fleet = fleet
         self._timings = timings
         self._clock = clock
+        self._kept = KeptBytes()
         self._overhead = overhead
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,6 +59,7 @@ class Router:
             prefix=prefix,
             timings=self._timings,
             clock=self._clock,
+            kept=self._kept,
             on_overhead=self._overhead.observe,
         )
         try:
@@ -103,6 +107,11 @@ class Router:
             raise NotFound(
                 "There is nothing at this path.",
                 remedy="Ask for /APP/SERVER/..., or /api/v1/status for what is deployed.",
+            )
+        if _AGENT_ONLY in scope["path"]:
+            # Decoded, so that no spelling of it passes: these control the replica itself.
+            raise NotFound(
+                "Paths below /.glowplug/ are not served.", remedy="Ask for one of the server's own."
             )
         target = self._fleet.target(parts[1], parts[2])
         path = f"/{parts[3]}" if len(parts) == 4 else "/"

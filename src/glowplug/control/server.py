@@ -2,7 +2,7 @@
 
 ``/api``, ``/metrics`` and the documentation are the API (guarded by the token off this machine), everything
 else is the router. On SIGTERM the port closes first, then what is in flight gets ten seconds, then who still
-waits for a replica is told to come back; a second signal ends it at once. When the port is inherited
+waits for a replica is told to come back. When the port is inherited
 (``--fd``) its other holder keeps it open, so that nobody is refused while we restart.
 """
 

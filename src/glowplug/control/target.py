@@ -11,13 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from glowplug.control import hold_errors
 from glowplug.control.autoscaler import Autoscaler, Load
 from glowplug.control.cold_start_log import ColdStartLog, OpenColdStart
 from glowplug.control.replica_entry import Drain, Replica
+from glowplug.control.start_history import StartHistory
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, Overloaded, ReplicaFailed
-from glowplug.types.replica import ErrorInfo, ReplicaView, Stage
+from glowplug.types.replica import ErrorInfo, ReplicaView
 from glowplug.types.spec import ServerSpec
 
 _RETRY_AFTER_OVERLOADED_S = 5
@@ -87,20 +89,13 @@ class Target:
         self.is_stopped = False
         """Stopped by hand: min_replicas does not count until the next request."""
         self.desired = 0
-        self.early_deaths = 0
-        self.failed_starts = 0
-        self.retry_at_s = 0.0
-        self.error: ErrorInfo | None = None
-        """Why the active version's last start failed; None once one is ready."""
-        self.start_problem: str | None = None
-        """Why no replica could even be asked for (no agent, no capacity)."""
+        self.history = StartHistory(clock, timings)
         self.opening: OpenColdStart | None = None
         self.last_activity_s: float | None = None
         self.peak = 0
         self.in_flight = 0
         self.autoscaler = Autoscaler(version.spec.scaling, clock)
         self._clock = clock
-        self._timings = timings
         self._cold_starts = cold_starts
         self._on_demand = on_demand
 
@@ -116,9 +111,7 @@ class Target:
         self.version = version
         self.autoscaler.configure(version.spec.scaling)
         self.is_stopped = False
-        self.failed_starts = self.early_deaths = 0
-        self.retry_at_s = 0.0
-        self.error = self.start_problem = None
+        self.history.reset()
         self.recompute()
         self._on_demand()
 
@@ -192,10 +185,9 @@ class Target:
 
         Raises Overloaded when the queue is full, ReplicaFailed while starting is known to fail.
         """
-        now_s = self._clock.monotonic()
-        self.last_activity_s = now_s
-        if self.is_crash_looping and now_s < self.retry_at_s:
-            raise self.failure()
+        self.last_activity_s = self._clock.monotonic()
+        if self.history.is_crash_looping and self.history.wait_s and not self.ready:
+            raise self.crash_loop_error()
         limit = self.version.spec.max_held_requests
         if len(self.held) >= limit and not is_admitted:
             self.counters.rejected += 1
@@ -247,6 +239,7 @@ class Target:
             return
         started, self.opening = self.opening or self._new_cold_start(), None
         started.replica_id, started.node = replica.id, replica.node
+        started.deployment_id = replica.view.deployment_id
         started.posted_at_s = self._clock.monotonic()
         replica.cold_start = started
 
@@ -283,78 +276,30 @@ class Target:
             self._cold_starts.abandoned(replica.cold_start, replica.view)
             replica.cold_start = None
 
-    def start_failed(self, replica_id: str, error: ErrorInfo, replica: Replica | None = None) -> None:
+    def start_failed(self, replica: Replica, error: ErrorInfo) -> None:
         """A start of the active version ended before it was ready."""
-        now_s = self._clock.monotonic()
-        self.failed_starts += 1
-        self.retry_at_s = now_s + self._timings.backoff_s(self.failed_starts)
-        details = {**error.details, "replica_id": replica_id}
-        self.error = error.model_copy(update={"details": details})
-        if replica is not None and replica.cold_start is not None:
+        self.history.failed(replica.id, error)
+        if replica.cold_start is not None:
             self._cold_starts.failed(replica.cold_start, replica.view, error=error.message)
             replica.cold_start = None
-        if self.is_crash_looping and not self.ready and not any(r.is_starting for r in self.live()):
-            self.fail_held(self.failure)
+        if self.history.is_crash_looping and not self.ready and not any(r.is_starting for r in self.live()):
+            self.fail_held(self.crash_loop_error)
         elif self.held:
             self._open_cold_start()
 
     def got_ready(self, *, is_current: bool) -> None:
         """A replica is ready, or was found ready. It is kept for a window, as if it had just been used."""
         self.last_activity_s = self._clock.monotonic()
-        if not is_current:
-            return
-        self.failed_starts = 0
-        self.error = self.start_problem = None
+        if is_current:
+            self.history.got_ready()
 
-    def died_when_ready(self, lived_s: float) -> None:
-        """A replica that served has failed: replace it, at once unless that keeps happening."""
-        if lived_s >= self._timings.early_death_s:
-            self.early_deaths = 0
-            return
-        self.early_deaths += 1
-        if self.early_deaths > 1:
-            self.retry_at_s = self._clock.monotonic() + self._timings.backoff_s(self.early_deaths - 1)
+    def crash_loop_error(self) -> ReplicaFailed:
+        """The error for callers while starting fails."""
+        return hold_errors.crash_loop(self.name, self.version.deployment_id, self.history)
 
-    @property
-    def is_crash_looping(self) -> bool:
-        """Enough starts in a row have failed to call it hopeless for now."""
-        return self.failed_starts >= self._timings.failed_starts_limit
-
-    def failure(self) -> ReplicaFailed:
-        """The error for callers while starting fails: the replica's own words."""
-        error = self.error or ErrorInfo(code="replica_failed", message="No replica could be started.")
-        wait_s = max(self.retry_at_s - self._clock.monotonic(), 0.0)
-        details = {k: v for k, v in error.details.items() if k not in ("message", "remedy", "self")}
-        details.update(
-            app=self.app,
-            server=self.server,
-            deployment_id=self.version.deployment_id,
-            failed_starts=self.failed_starts,
-            cause=error.code,
-            retry_after_s=max(1, round(wait_s)),
-        )
-        return ReplicaFailed(error.message, remedy=error.remedy, **details)
-
-    def stuck(self, waited_s: float) -> DeadlineExceeded:
+    def stuck_error(self, waited_s: float) -> DeadlineExceeded:
         """The error for a caller whose patience has run out, naming the stage."""
-        starting = [r for r in self.live() if r.is_starting]
-        newest = max(starting, key=lambda r: r.view.created_at, default=None)
-        stage = (newest.view.stage if newest else None) or Stage.ALLOCATE
-        details: dict[str, object] = {"stage": stage.value, "app": self.app, "server": self.server}
-        reason = ""
-        if newest is not None:
-            details["replica_id"] = newest.id
-            remedy = f"See its log (glowplug logs {newest.id}), or raise startup_timeout_s."
-        else:
-            problem = self.start_problem or (self.error.message if self.error else "none was accepted")
-            reason = f" ({problem.rstrip('.')})"
-            remedy = "Run glowplug status and glowplug doctor to see why no replica can be started."
-        return DeadlineExceeded(
-            f"No replica of {self.name} got ready within {waited_s:.1f} s: stuck in stage "
-            f"{stage.value}{reason}.",
-            remedy=remedy,
-            **details,
-        )
+        return hold_errors.stuck(self.name, waited_s, self.live(), self.history)
 
     def _open_cold_start(self) -> None:
         if self.ready or self.opening is not None:

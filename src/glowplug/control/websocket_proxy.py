@@ -12,7 +12,7 @@ import aiohttp
 
 from glowplug.control import headers
 from glowplug.control.answers import Receive, Scope, Send
-from glowplug.control.channel import ConnectFailed, ReplicaChannel
+from glowplug.control.channel import ConnectFailed, ExchangeBroken, ReplicaChannel
 from glowplug.control.holding import hold_limit_s, wait_for_replica
 from glowplug.control.replica_entry import Replica
 from glowplug.control.target import Target
@@ -135,6 +135,8 @@ class ProxiedSocket:
                 remedy="Check the path and what the server expects.",
                 status=error.status,
             ) from error
+        except ExchangeBroken as error:
+            raise ReplicaFailed(error.message, remedy="See the replica's log.", **error.details) from error
 
     async def _pump_both_ways(self, upstream: aiohttp.ClientWebSocketResponse) -> None:
         loop = asyncio.get_running_loop()

@@ -116,8 +116,8 @@ def run_foreground(
         )
     with launched(state, host, port, commands, foreground=True) as (process, record):
         _await_answers(state, record, deadline, timeout_s)
-        on_ready(record)
         with forwarding_signals(process):
+            on_ready(record)
             return process.wait()
 
 
@@ -157,12 +157,6 @@ def down(
 
 def _stop_supervisor(state: StateDir, number: int, deadline: float, timeout_s: float) -> None:
     record = _await_record(state, deadline)
-    if not is_supervisor(record.pid, state):
-        raise Conflict(
-            f"{state.supervisor} names process {record.pid}, which is not the supervisor.",
-            remedy="A start or stop is under way: try again in a moment.",
-            pid=record.pid,
-        )
     os.kill(record.pid, number)
     if not wait_for_exit(record.pid, deadline - time.monotonic()):
         raise DeadlineExceeded(
@@ -210,9 +204,10 @@ def _check_same_place(record: Address, host: str | None, port: int | None) -> No
 
 
 def _await_record(state: StateDir, deadline: float) -> Address:
+    """The record of the supervisor that holds ``state``: not one that a killed predecessor left behind."""
     while True:
         record = read_record(state)
-        if record is not None:
+        if record is not None and is_supervisor(record.pid, state):
             return record
         if time.monotonic() >= deadline or not is_supervised(state):
             raise Unavailable(

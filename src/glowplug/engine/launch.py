@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
+from glowplug.engine.child import dies_with_parent
 from glowplug.engine.processes import wait_for_exit
 from glowplug.engine.record import SupervisorRecord
 from glowplug.engine.supervisor import AGENT_COMMAND, CONTROL_COMMAND
@@ -25,6 +26,7 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 _REPORT_TIMEOUT_S = 20.0
 _TAIL_LINES = 15
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def launched(
                 stderr=None if foreground else last_words,
                 pass_fds=(write_end,),
                 start_new_session=True,
+                # Whoever watches a process in the foreground means all of it.
+                preexec_fn=dies_with_parent() if foreground else None,
             )  # fmt: skip
         finally:
             os.close(write_end)
@@ -98,13 +102,13 @@ def _read_report(
 
 @contextmanager
 def forwarding_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Pass SIGINT and SIGTERM on to ``process`` instead of dying of them."""
+    """Pass SIGINT and SIGTERM on to ``process`` instead of dying of them; a closed terminal is a SIGTERM."""
 
     def forward(number: int, frame: object) -> None:
         if process.poll() is None:
-            process.send_signal(number)
+            process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
         yield
     finally:

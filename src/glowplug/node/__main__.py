@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from glowplug.types.errors import Conflict, GlowplugError
 from glowplug.types.paths import StateDir
 
 _LEAVE_DEADLINE_S = 5
+# Blocking calls of the API: listings, image builds, hooks. asyncio's own default is six on two processors.
+_THREADS = 32
 
 
 class _Server(uvicorn.Server):
@@ -68,6 +71,7 @@ async def _serve(state: StateDir) -> None:
         clock=SystemClock(),
         version=version("glowplug"),
     )
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="api"))
     images = await asyncio.to_thread(ImageStore, state, in_use=agent.images_in_use)
     leaving: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -9,18 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 
 from glowplug.image.mount import Mounter
 from glowplug.node import failures, logs
+from glowplug.node.admission import check_request
 from glowplug.node.capacity import Capacity
 from glowplug.node.capture import Captures
-from glowplug.node.container import Container, remove_leftovers
+from glowplug.node.container import Container, end_exec
+from glowplug.node.exits import read_exit_code
+from glowplug.node.leftovers import Leftovers
+from glowplug.node.race import Interrupted, before
 from glowplug.node.record import ReplicaFolder, is_running
 from glowplug.node.replica import Replica
 from glowplug.node.starter import Starter
 from glowplug.node.table import ReplicaTable
+from glowplug.node.terminal import ExecCommand
 from glowplug.observe.metrics import Metrics
 from glowplug.runtime.cgroup import ReplicaCgroup
 from glowplug.runtime.port import Runtime
@@ -41,6 +47,7 @@ from glowplug.types.replica import (
 
 HOUSEKEEPING_S = 5.0
 DEFAULT_GRACE_S = 10.0
+_KILL_AGAIN_S = 0.05
 _STOP_ALL_DEADLINE_S = 60.0
 
 logger = logging.getLogger(__name__)
@@ -67,6 +74,7 @@ class Agent:
         self.starter = Starter(
             self.runtime, self.images, self.snapshots, self.metrics, MachineIdentity.read()
         )
+        self.leftovers = Leftovers(self.state, self.runtime, self.starter.in_thread)
         self.captures = Captures(
             self.starter,
             self.images,
@@ -74,15 +82,17 @@ class Agent:
             self.capacity,
             self.metrics,
             self.clock,
+            self.leftovers,
             self._new_replica,
         )
 
     async def open(self) -> None:
-        """Take over what a predecessor left: adopt what lives, clean up what does not."""
+        """Take over what a predecessor left: adopt what lives, clean up what does not. Raises SystemUnfit."""
         self.state.create()
+        await self.starter.in_thread(self.runtime.identity)
+        await self.starter.in_thread(self.runtime.end_commands)
         await self.starter.in_thread(self.snapshots.sweep)
-        for folder in sorted(self.state.replicas.iterdir()):
-            await self._adopt(folder.name)
+        await asyncio.gather(*(self._adopt(folder.name) for folder in self.state.replicas.iterdir()))
         self._spawn(self._housekeeping())
 
     async def close(self, *, stop_replicas: bool) -> None:
@@ -92,7 +102,9 @@ class Agent:
             if stop_replicas or replica.view.state is ReplicaState.STARTING:
                 self.stop(replica.id, grace_s=DEFAULT_GRACE_S)
         leaving = [
-            self._lives[replica.id] for replica in self._replicas.values() if replica.stop_requested.is_set()
+            self._lives[replica.id]
+            for replica in self._replicas.values()
+            if replica.stop_requested.is_set() and replica.id in self._lives
         ]
         if leaving:
             await asyncio.wait(leaving, timeout=_STOP_ALL_DEADLINE_S)
@@ -105,22 +117,29 @@ class Agent:
         self.starter.close()
 
     def start(self, request: StartReplica) -> ReplicaView:
-        """Begin starting a replica; the same id twice is one start. Raises Unavailable if it does not fit."""
-        existing = self._replicas.get(request.replica_id)
+        """Begin starting a replica; the same id twice is one start, however the first one went.
+
+        Raises InvalidInput, or Unavailable if it does not fit.
+        """
+        check_request(request)
+        existing = self.table.find(request.replica_id)
         if existing is not None:
-            return existing.view
+            return existing
         self.capacity.reserve(request.replica_id, request.server.resources)
         try:
             replica = self._new_replica(request, Purpose.SERVE)
-        except GlowplugError:
+        except OSError as error:
             self.capacity.release(request.replica_id)
-            raise
+            raise failures.from_system(f"{request.replica_id} could not start", error) from error
         self._replicas[replica.id] = replica
         self._lives[replica.id] = self._spawn(self._live(replica))
         return replica.view
 
     def stop(self, replica_id: str, grace_s: float) -> ReplicaView:
-        """Begin stopping: SIGTERM, ``grace_s`` seconds, then SIGKILL. Raises NotFound, Conflict."""
+        """Begin stopping: SIGTERM, ``grace_s`` seconds, then SIGKILL. Raises NotFound, Conflict.
+
+        One that is still starting has nothing to finish: it is killed at once.
+        """
         view = self.table.get(replica_id)
         replica = self._replicas.get(replica_id)
         if replica is None:
@@ -134,13 +153,14 @@ class Agent:
         if replica.stop_requested.is_set():
             return replica.view
         replica.stop_requested.set()
-        if replica.view.state is ReplicaState.READY:
-            replica.change(state=ReplicaState.DRAINING)
-            self._spawn(self._terminate(replica, grace_s))
+        was_ready = replica.view.state is ReplicaState.READY
+        replica.change(state=ReplicaState.DRAINING)
+        self._spawn(self._terminate(replica, grace_s) if was_ready else self._kill(replica))
         return replica.view
 
     def capture(self, request: StartReplica) -> SnapshotView:
-        """Capture a snapshot now. Raises Conflict or Unavailable."""
+        """Capture a snapshot now. Raises InvalidInput, Conflict or Unavailable."""
+        check_request(request)
         return self.captures.begin(self.starter.key(request), request)
 
     def view(self) -> NodeView:
@@ -160,15 +180,16 @@ class Agent:
         )
 
     def images_in_use(self) -> set[str]:
-        """Images that a replica stands on."""
-        return {replica.request.image_id for replica in self._replicas.values()}
+        """Images that a replica stands on. May be called in any thread."""
+        serving = {replica.request.image_id for replica in list(self._replicas.values())}
+        return serving | self.captures.images_in_use()
 
     def memory_bytes(self, replica_id: str) -> int | None:
         """Memory charged to a replica, or None when it is gone."""
         return ReplicaCgroup(replica_id).memory_bytes()
 
-    def exec_argv(self, replica_id: str, command: list[str], *, tty: bool) -> list[str]:
-        """The host command that runs ``command`` in a living, serving replica. Raises NotFound, Conflict."""
+    def exec_command(self, replica_id: str, command: list[str], *, tty: bool) -> ExecCommand:
+        """How to run ``command`` in a living, serving replica. Raises NotFound, Conflict."""
         view = self.table.get(replica_id)
         replica = self._replicas.get(replica_id)
         if replica is None or view.state.is_final:
@@ -177,7 +198,9 @@ class Agent:
                 remedy="`glowplug ps` lists running replicas.",
                 replica_id=replica_id,
             )
-        return self.runtime.exec_argv(replica_id, command, tty=tty)
+        pid_file = replica.container.folder.execs / secrets.token_hex(8)
+        argv = self.runtime.exec_argv(replica_id, command, tty=tty, pid_file=pid_file)
+        return ExecCommand(argv, lambda: end_exec(self.runtime, replica_id, pid_file))
 
     def _new_replica(self, request: StartReplica, purpose: Purpose) -> Replica:
         container = Container(self.state, self.runtime, request.replica_id, request.server)
@@ -187,21 +210,18 @@ class Agent:
     async def _live(self, replica: Replica) -> None:
         """A replica's whole life, from start to the removal of its last trace."""
         try:
-            await self.starter.bring_up(replica)
+            await before(replica.stop_requested.wait(), self.starter.bring_up(replica))
         except asyncio.CancelledError:
             await self._end(replica, ReplicaState.STOPPED, None)
             raise
+        except Interrupted:
+            pass
         except GlowplugError as error:
-            if replica.stop_requested.is_set():
-                await self._end(replica, ReplicaState.STOPPED, None)
-            else:
-                await self._end(replica, ReplicaState.FAILED, error)
+            await self._end_of_start(replica, error)
             return
         except Exception as error:  # a bug of ours must not leave a replica nobody owns
             logger.exception("starting %s failed", replica.id)
-            await self._end(
-                replica, ReplicaState.FAILED, GlowplugError(f"Starting {replica.id} failed: {error!r}")
-            )
+            await self._end_of_start(replica, GlowplugError(f"Starting {replica.id} failed: {error!r}"))
             return
         if replica.stop_requested.is_set():
             await self._end(replica, ReplicaState.STOPPED, None)
@@ -211,6 +231,13 @@ class Agent:
         if replica.view.snapshot_id is None:
             await self.captures.wanted(replica.request)
         await self._until_its_end(replica)
+
+    async def _end_of_start(self, replica: Replica, error: GlowplugError) -> None:
+        """It did not come up: because somebody stopped it, or by itself."""
+        if replica.stop_requested.is_set():
+            await self._end(replica, ReplicaState.STOPPED, None)
+        else:
+            await self._end(replica, ReplicaState.FAILED, error)
 
     async def _until_its_end(self, replica: Replica) -> None:
         """Wait for the sandbox to end, find out why, clean up."""
@@ -233,10 +260,7 @@ class Agent:
     ) -> None:
         """Remove every trace but the log, then tell."""
         replica.stop_watching()
-        try:
-            await self.starter.in_thread(replica.container.destroy)
-        except GlowplugError as problem:
-            logger.error("cleaning up %s: %s", replica.id, problem)
+        await self.leftovers.remove(replica.id)
         self._replicas.pop(replica.id, None)
         self._lives.pop(replica.id, None)
         self.capacity.release(replica.id)
@@ -257,20 +281,30 @@ class Agent:
         watch = replica.exit_watch
         if watch is None or watch.has_ended:
             return
-        try:
-            if grace_s > 0:
+        if grace_s > 0:
+            try:
                 await self.starter.in_thread(replica.container.signal, "SIGTERM")
                 await asyncio.wait_for(watch.wait(), grace_s)
-            else:
-                await self.starter.in_thread(replica.container.stop_sandbox)
-        except (TimeoutError, GlowplugError):
-            await self.starter.in_thread(replica.container.stop_sandbox)
+            except TimeoutError:
+                logger.info("%s did not end within %g s of SIGTERM", replica.id, grace_s)
+            except GlowplugError as error:
+                logger.info("%s is killed, as it cannot be asked to end: %s", replica.id, error)
+        if not watch.has_ended:
+            await self._kill(replica)
+
+    async def _kill(self, replica: Replica) -> None:
+        """SIGKILL the sandbox until it has ended, or somebody cleaned up after it."""
+        while replica.id in self._replicas:
+            await self.starter.in_thread(replica.container.kill)
+            if replica.exit_watch is None or replica.exit_watch.has_ended:
+                return
+            await asyncio.sleep(_KILL_AGAIN_S)
 
     async def _adopt(self, replica_id: str) -> None:
         """Take over one replica of a predecessor, or remove what is left of it."""
         record = ReplicaFolder(self.state, replica_id).load()
-        if record is None or record.view.purpose is Purpose.CAPTURE:
-            await self._sweep(replica_id)
+        if record is None or record.view.purpose is Purpose.CAPTURE or record.view.id != replica_id:
+            await self.leftovers.remove(replica_id)
             return
         request = StartReplica(
             replica_id=replica_id,
@@ -288,6 +322,7 @@ class Agent:
             self.capacity.hold(replica_id, record.server.resources)
             replica.watch_process(record.view.pid or 0)
             replica.change(state=ReplicaState.READY)
+            await self.starter.in_thread(replica.container.end_execs)
             self._lives[replica_id] = self._spawn(self._until_its_end(replica))
             if record.view.state is ReplicaState.DRAINING:
                 self.stop(replica_id, DEFAULT_GRACE_S)
@@ -301,28 +336,23 @@ class Agent:
         error = ReplicaFailed(
             f"{replica_id} {why}.", remedy="It is started again when needed.", replica_id=replica_id
         )
-        await self._end(replica, ReplicaState.FAILED, error)
-
-    async def _sweep(self, replica_id: str) -> None:
-        """Remove what is left of a capture, or of a replica about which nothing sound was written."""
-        try:
-            await self.starter.in_thread(remove_leftovers, self.state, self.runtime, replica_id)
-        except GlowplugError as problem:
-            logger.error("cleaning up %s: %s", replica_id, problem)
+        code = read_exit_code(self.state.exits, record.view.pid, record.view.created_at)
+        await self._end(replica, ReplicaState.FAILED, error, code)
 
     async def _housekeeping(self) -> None:
-        """Keep logs small."""
+        """Keep logs small, and remove what could not be removed at once."""
         while True:
-            for log in list(self.state.replica_logs.glob("*.log")):
-                await self.starter.in_thread(logs.rotate, log)
-            await self.starter.in_thread(logs.prune, self.state.replica_logs, set(self._replicas))
+            try:
+                await self.starter.in_thread(self._keep_logs_small)
+                await self.leftovers.retry()
+            except Exception:  # the next round may fare better
+                logger.exception("housekeeping failed")
             await asyncio.sleep(HOUSEKEEPING_S)
 
-    def _has_unfinished(self, stop_replicas: bool) -> bool:
-        return any(
-            stop_replicas or replica.view.state is ReplicaState.STARTING
-            for replica in self._replicas.values()
-        )
+    def _keep_logs_small(self) -> None:
+        for log in self.state.replica_logs.glob("*.log"):
+            logs.rotate(log)
+        logs.prune(self.state.replica_logs, set(self._replicas.copy()))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -11,11 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from glowplug.image.store import ImageStore
-from glowplug.node import logs
+from glowplug.node import failures, logs
+from glowplug.node.admission import is_replica_id
 from glowplug.node.agent import DEFAULT_GRACE_S, Agent
 from glowplug.node.record import ReplicaFolder
 from glowplug.node.terminal import serve_exec
-from glowplug.types.errors import GlowplugError, InvalidInput, NotFound
+from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, SnapshotInvalid
 from glowplug.types.replica import (
     BuildEvent,
     BuildRequest,
@@ -23,6 +24,7 @@ from glowplug.types.replica import (
     ImageView,
     NodeView,
     ReplicaView,
+    SnapshotStatus,
     SnapshotView,
     StartReplica,
 )
@@ -114,7 +116,7 @@ def _add_replicas(app: FastAPI, agent: Agent) -> None:
         rows: int = 24,
         cols: int = 80,
     ) -> None:
-        await serve_exec(socket, lambda: agent.exec_argv(replica_id, command, tty=tty), tty, rows, cols)
+        await serve_exec(socket, lambda: agent.exec_command(replica_id, command, tty=tty), tty, rows, cols)
 
 
 def _add_images(app: FastAPI, agent: Agent, images: ImageStore) -> None:
@@ -148,6 +150,9 @@ async def _build_events(images: ImageStore, request: BuildRequest) -> AsyncItera
             return BuildEvent(image=images.ensure(request.image, progress), fraction=1.0)
         except GlowplugError as error:
             return BuildEvent(error=ErrorInfo.model_validate(error.to_dict()))
+        except OSError as error:
+            problem = failures.from_system("The image could not be made", error)
+            return BuildEvent(error=ErrorInfo.model_validate(problem.to_dict()))
 
     building = loop.run_in_executor(None, work)
     while not building.done() or not queue.empty():
@@ -163,12 +168,18 @@ async def _build_events(images: ImageStore, request: BuildRequest) -> AsyncItera
 def _add_snapshots(app: FastAPI, agent: Agent) -> None:
     @app.get("/v1/snapshots")
     async def listing() -> list[SnapshotView]:
-        stored = await asyncio.to_thread(agent.snapshots.list)
-        known = {view.id for view in stored}
-        return [view for view in agent.captures.views() if view.id not in known] + stored
+        views = {view.id: view for view in await asyncio.to_thread(agent.snapshots.list)}
+        for view in agent.captures.views():
+            # What is being captured again is told as such; a failed capture does not hide what is stored.
+            if view.status is SnapshotStatus.CAPTURING or view.id not in views:
+                views[view.id] = view
+        return sorted(views.values(), key=lambda view: (-view.created_at, view.id))
 
     @app.get("/v1/snapshots/{snapshot_id}")
     async def one(snapshot_id: str) -> SnapshotView:
+        for view in await listing():
+            if view.id == snapshot_id:
+                return view
         return await asyncio.to_thread(agent.snapshots.view, snapshot_id)
 
     @app.post("/v1/snapshots", status_code=202)
@@ -179,7 +190,10 @@ def _add_snapshots(app: FastAPI, agent: Agent) -> None:
     async def verify(snapshot_id: str) -> SnapshotView:
         snapshot = await asyncio.to_thread(agent.snapshots.get, snapshot_id)
         with snapshot.pin():
-            await asyncio.to_thread(snapshot.verify)
+            try:
+                await asyncio.to_thread(snapshot.verify)
+            except SnapshotInvalid as error:  # bytes do not heal: never restore it again
+                await asyncio.to_thread(agent.snapshots.quarantine, snapshot_id, error.message)
         return await asyncio.to_thread(agent.snapshots.view, snapshot_id)
 
     @app.delete("/v1/snapshots/{snapshot_id}", status_code=204)
@@ -199,6 +213,6 @@ def _is_over(agent: Agent, replica_id: str) -> Callable[[], bool]:
 
 def _safe_id(replica_id: str) -> str:
     """Ids become file names: refuse what is not one of ours."""
-    if not replica_id or not all(c.isalnum() or c == "-" for c in replica_id):
+    if not is_replica_id(replica_id):
         raise NotFound(f"{replica_id!r} is not a replica id.", remedy="`glowplug ps` lists them.")
     return replica_id

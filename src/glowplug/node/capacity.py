@@ -1,6 +1,7 @@
 """What this machine has, and who holds how much of it.
 
-Memory and GPUs are promised once: a replica that would not fit is refused with the numbers. Processors are
+Memory and GPUs are promised once: a replica that would not fit is refused with the numbers. What is promised
+is what the cgroup allows: the replica's own memory and what its sandbox may take on top. Processors are
 shared: the kernel divides them, and an idle replica uses none.
 """
 
@@ -10,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glowplug.runtime.bundle import SANDBOX_OVERHEAD_BYTES
 from glowplug.types.errors import Unavailable
 from glowplug.types.spec import Resources
 
@@ -39,7 +41,7 @@ class Capacity:
     @property
     def memory_used_bytes(self) -> int:
         """Promised so far."""
-        return sum(held.memory_bytes for held in self._held.values())
+        return sum(_memory_bytes(held) for held in list(self._held.values()))
 
     @property
     def cpus_used(self) -> float:
@@ -54,9 +56,10 @@ class Capacity:
     def reserve(self, replica_id: str, wanted: Resources) -> None:
         """Promise ``wanted`` to a replica. Raises Unavailable, with the numbers, if it does not fit."""
         free_bytes = self.memory_bytes - self.memory_used_bytes
-        if wanted.memory_bytes > free_bytes:
+        if _memory_bytes(wanted) > free_bytes:
             raise Unavailable(
-                f"No room for {replica_id}: it may use {wanted.memory_bytes / _GIB:.1f} GiB of memory, and "
+                f"No room for {replica_id}: it may use {_memory_bytes(wanted) / _GIB:.1f} GiB of memory "
+                f"({SANDBOX_OVERHEAD_BYTES / _GIB:.1f} of it for its sandbox), and "
                 f"{max(free_bytes, 0) / _GIB:.1f} of {self.memory_bytes / _GIB:.1f} GiB are free.",
                 remedy="Stop something (`glowplug ps`), or lower memory= or max_replicas=.",
                 resource="memory",
@@ -78,6 +81,10 @@ class Capacity:
     def release(self, replica_id: str) -> None:
         """Take back what a replica held; nothing if it held nothing."""
         self._held.pop(replica_id, None)
+
+
+def _memory_bytes(resources: Resources) -> int:
+    return resources.memory_bytes + SANDBOX_OVERHEAD_BYTES
 
 
 def _gpu_names(directory: Path) -> list[str]:

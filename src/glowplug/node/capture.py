@@ -12,16 +12,16 @@ import asyncio
 import logging
 import secrets as randomness
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-
-import aiohttp
 
 from glowplug.image.mount import Mounter
 from glowplug.node.capacity import Capacity
 from glowplug.node.hooks import run_hook
+from glowplug.node.leftovers import Leftovers
 from glowplug.node.replica import Replica
-from glowplug.node.starter import CANARY_TIMEOUT_S, Starter
+from glowplug.node.starter import CANARY_TIMEOUT_S, EXPECTED, Starter, in_words
 from glowplug.node.talk import Answer, ReplicaTalk
 from glowplug.observe.metrics import Metrics
 from glowplug.snapshot import canary
@@ -31,7 +31,7 @@ from glowplug.snapshot.secrets_scan import find_secrets
 from glowplug.snapshot.staging import Staging
 from glowplug.snapshot.store import SnapshotStore
 from glowplug.types.clock import Clock
-from glowplug.types.errors import Conflict, GlowplugError, ReplicaFailed, SnapshotInvalid, Unavailable
+from glowplug.types.errors import Conflict, ReplicaFailed, SnapshotInvalid, Unavailable
 from glowplug.types.replica import (
     Purpose,
     ReplicaState,
@@ -70,38 +70,57 @@ class Captures:
     capacity: Capacity
     metrics: Metrics
     clock: Clock
+    leftovers: Leftovers
     new_replica: NewReplica
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _views: dict[str, SnapshotView] = field(default_factory=dict)
     _attempts: dict[str, _Attempts] = field(default_factory=dict)
     _waiting: dict[str, StartReplica] = field(default_factory=dict)
+    _images: dict[str, str] = field(default_factory=dict)
+    _is_closed: bool = False
 
     def views(self) -> list[SnapshotView]:
         """Captures under way, and the last failure of each key that has no snapshot."""
         return list(self._views.values())
 
+    def images_in_use(self) -> set[str]:
+        """Images that are being captured."""
+        return set(self._images.copy().values())
+
     async def wanted(self, request: StartReplica) -> None:
-        """A replica of this server had to start cold: capture it if that is sensible now, else remember."""
+        """A replica of this server had to start cold: capture it if that is sensible now, else remember.
+
+        Never fails: the replica that asks serves, with a snapshot or without.
+        """
         if not request.server.snapshot.enabled:
             return
-        key = await self.starter.in_thread(self.starter.key, request)
+        try:
+            key = await self.starter.in_thread(self.starter.key, request)
+            if not await self.starter.in_thread(self._has_good_snapshot, key):
+                self._begin_if_sensible(key, request)
+        except Exception:
+            logger.exception("could not begin to capture %s/%s", request.app, request.server.name)
+
+    async def room_was_made(self) -> None:
+        """Something ended: try again what found no room."""
+        waiting, self._waiting = self._waiting, {}
+        for request in waiting.values():
+            await self.wanted(request)
+
+    def _begin_if_sensible(self, key: SnapshotKey, request: StartReplica) -> None:
         attempts = self._attempts.get(key.id)
-        if key.id in self._tasks or (attempts and self.clock.monotonic() < attempts.not_before_s):
+        is_too_early = attempts is not None and self.clock.monotonic() < attempts.not_before_s
+        if self._is_closed or is_too_early or key.id in self._tasks:
             return
         try:
             self.begin(key, request)
         except Unavailable:
             self._waiting[key.id] = request
 
-    async def room_was_made(self) -> None:
-        """Something ended: try again what found no room."""
-        waiting, self._waiting = self._waiting, {}
-        for key_id, request in waiting.items():
-            if not await self.starter.in_thread(self._exists, key_id):
-                await self.wanted(request)
-
     def begin(self, key: SnapshotKey, request: StartReplica) -> SnapshotView:
-        """Start capturing now. Raises Conflict (under way) or Unavailable (no room)."""
+        """Start capturing now. Raises Conflict (under way) or Unavailable (no room, or the agent leaves)."""
+        if self._is_closed:
+            raise Unavailable("The node agent is leaving.", remedy="Try again in a moment.")
         if key.id in self._tasks:
             raise Conflict(f"Snapshot {key.id} is being captured right now.", snapshot_id=key.id)
         replica_id = f"{request.app[:20]}-{request.server.name[:20]}-capture-{randomness.token_hex(2)}"
@@ -116,11 +135,13 @@ class Captures:
             key_fields=dict(key.fields),
         )
         self._views[key.id] = view
+        self._images[key.id] = request.image_id
         self._tasks[key.id] = asyncio.create_task(self._run(key, request, replica_id))
         return view
 
     async def close(self) -> None:
         """Give up what is under way, and clean up after it."""
+        self._is_closed = True
         self._waiting.clear()
         tasks = list(self._tasks.values())
         for task in tasks:
@@ -131,7 +152,9 @@ class Captures:
         started = time.monotonic()
         try:
             await self._capture(key, request, replica_id)
-        except (GlowplugError, OSError, TimeoutError, aiohttp.ClientError) as error:
+        except Exception as error:  # whatever it is, the agent and the replica that serves go on
+            if not isinstance(error, EXPECTED):
+                logger.exception("capturing %s: this should not happen", key.id)
             self._note_failure(key, error)
         else:
             self._attempts.pop(key.id, None)
@@ -140,6 +163,7 @@ class Captures:
             logger.info("captured %s of %s/%s", key.id, request.app, request.server.name)
         finally:
             self._tasks.pop(key.id, None)
+            self._images.pop(key.id, None)
             self.capacity.release(replica_id)
 
     def _note_failure(self, key: SnapshotKey, error: Exception) -> None:
@@ -147,7 +171,7 @@ class Captures:
         attempts.failures += 1
         wait_s = min(FIRST_RETRY_S * 2 ** (attempts.failures - 1), SLOWEST_RETRY_S)
         attempts.not_before_s = self.clock.monotonic() + wait_s
-        attempts.reason = str(error) or type(error).__name__
+        attempts.reason = in_words(error)
         view = self._views[key.id]
         self._views[key.id] = view.model_copy(
             update={
@@ -166,12 +190,12 @@ class Captures:
         )
         started = time.monotonic()
         expected_bytes = request.server.resources.memory_bytes // 4
-        with self.snapshots.begin(key, expected_bytes) as staging:
+        async with self._staging(key, expected_bytes) as staging:
             replica = self.new_replica(quiet, Purpose.CAPTURE)
             try:
                 await self.starter.in_thread(replica.container.allocate)
                 await self.starter.start_cold(replica)
-                answers = await self._prepare(replica)
+                answers = await self.starter.while_alive(replica, self._prepare(replica))
                 frozen = time.monotonic()
                 replica.stop_watching()
                 await self.starter.in_thread(replica.container.checkpoint, staging.path)
@@ -189,6 +213,19 @@ class Captures:
                 tools={"runtime": key.fields["runtime"]},
             )
             await self._try_and_publish(staging, draft, quiet)
+
+    @asynccontextmanager
+    async def _staging(self, key: SnapshotKey, expected_bytes: int) -> AsyncIterator[Staging]:
+        """``snapshots.begin`` in threads: removing a failed capture of many GB takes seconds."""
+        begun = self.snapshots.begin(key, expected_bytes)
+        staging = await self.starter.in_thread(begun.__enter__)
+        try:
+            yield staging
+        except BaseException as error:
+            await self.starter.in_thread(begun.__exit__, type(error), error, error.__traceback__)
+            raise
+        else:
+            await self.starter.in_thread(begun.__exit__, None, None, None)
 
     async def _prepare(self, replica: Replica) -> list[canary.CanaryAnswer]:
         """Warm up, record the canary, run the hook. No connection is left open."""
@@ -220,7 +257,7 @@ class Captures:
         if difference is not None:
             raise SnapshotInvalid(
                 f"The canary {call.method} {call.path} is not repeatable: asked twice, {difference}.",
-                remedy="Use a canary with one right answer (temperature 0), or list what may differ in ignore=.",
+                remedy="Use one with one right answer (temperature 0), or list what may differ in ignore=.",
                 replica_id=replica_id,
             )
         return answer
@@ -262,21 +299,21 @@ class Captures:
     async def _discard(self, replica: Replica) -> None:
         """The replica has done its duty, or failed: nothing of it stays but a line in the table."""
         replica.stop_watching()
-        await self.starter.in_thread(replica.container.destroy)
+        await self.leftovers.remove(replica.id)
         replica.change(state=ReplicaState.STOPPED, ended_at=self.clock.wall(), pid=None, endpoint=None)
 
-    def _exists(self, key_id: str) -> bool:
+    def _has_good_snapshot(self, key: SnapshotKey) -> bool:
         try:
-            self.snapshots.get(key_id)
-        except GlowplugError:
+            return self.snapshots.find(key) is not None
+        except SnapshotInvalid:
             return False
-        return True
 
 
 def _require_success(replica_id: str, what: str, call: HttpCall, answer: Answer) -> None:
     if not answer.is_success:
         raise ReplicaFailed(
-            f"The {what} call {call.method} {call.path} was answered with {answer.status}: {answer.text(300)}",
+            f"The {what} call {call.method} {call.path} was answered with {answer.status}: "
+            f"{answer.text(300)}",
             remedy="Fix the call in Snapshot(...), or the server.",
             replica_id=replica_id,
             stage=Stage.FIRST_ANSWER.value,

@@ -44,7 +44,7 @@ class ExitWatch:
         """The exit code (128 + n for signal n), or None if nobody noted it within a second."""
         deadline = asyncio.get_running_loop().time() + _NOTE_DEADLINE_S
         while True:
-            code = self._read_note()
+            code = _read_note(self._note, self._since)
             if code is not None or asyncio.get_running_loop().time() > deadline:
                 return code
             await asyncio.sleep(_NOTE_POLL_S)
@@ -60,12 +60,18 @@ class ExitWatch:
         self.close()
         self._ended.set()
 
-    def _read_note(self) -> int | None:
-        try:
-            note = json.loads(self._note.read_text())
-            if float(note["at"]) < self._since:
-                return None
-            code, signal = note["exit_code"], note["signal"]
-            return int(code) if code is not None else 128 + int(signal)
-        except (OSError, ValueError, KeyError, TypeError):
+
+def read_exit_code(notes: Path, pid: int | None, since: float) -> int | None:
+    """The exit code of ``pid``, if its end was noted at or after ``since`` (Unix time)."""
+    return None if pid is None else _read_note(notes / str(pid), since)
+
+
+def _read_note(path: Path, since: float) -> int | None:
+    try:
+        note = json.loads(path.read_text())
+        if float(note["at"]) < since:
             return None
+        code, signal = note["exit_code"], note["signal"]
+        return int(code) if code is not None else 128 + int(signal)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from glowplug.node.logs import last_words
-from glowplug.types.errors import DeadlineExceeded, GlowplugError, ReplicaFailed, RuntimeFailed
+from glowplug.types.errors import (
+    DeadlineExceeded,
+    GlowplugError,
+    ReplicaFailed,
+    ResourceExhausted,
+    RuntimeFailed,
+)
 from glowplug.types.replica import Stage
 from glowplug.types.spec import ServerSpec
 
 _GIB = 1 << 30
+_LISTENING = "0A"
+_LOOPBACK = ("0100007F", "00000000000000000000000001000000")
 
 
 def exited(replica_id: str, server: ServerSpec, log: Path, code: int | None, oom_kills: int) -> ReplicaFailed:
@@ -32,6 +41,21 @@ def exited(replica_id: str, server: ServerSpec, log: Path, code: int | None, oom
         replica_id=replica_id,
         exit_code=code,
         log=words,
+    )
+
+
+def from_system(what: str, error: OSError) -> GlowplugError:
+    """The system refused something of ours: a full disk is named as such."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(
+            f"{what}: the disk is full.",
+            remedy="Free some space (`glowplug snapshot rm ID`), or put GLOWPLUG_STATE on a larger disk.",
+            file=str(error.filename or ""),
+        )
+    return GlowplugError(
+        f"{what}: {error}.",
+        remedy="The agent's log and `dmesg` may say more.",
+        file=str(error.filename or ""),
     )
 
 
@@ -63,12 +87,12 @@ def could_not_start(replica_id: str, server: ServerSpec, error: GlowplugError) -
 
 
 def listening_ports(proc_net_tcp: str) -> str:
-    """A sentence on what the container listens on, from its /proc/net/tcp (proc(5))."""
+    """A sentence on what the container listens on, from its /proc/net/tcp and tcp6 (proc(5))."""
     found = set()
-    for line in proc_net_tcp.splitlines()[1:]:
+    for line in proc_net_tcp.splitlines():
         fields = line.split()
-        if len(fields) > 3 and fields[3] == "0A":
+        if len(fields) > 3 and fields[3] == _LISTENING:
             address, _, port = fields[1].rpartition(":")
-            where = "127.0.0.1 only" if address == "0100007F" else "all addresses"
+            where = "127.0.0.1 only" if address in _LOOPBACK else "all addresses"
             found.add(f"{int(port, 16)} ({where})")
     return f"It listens on {', '.join(sorted(found))}." if found else "It listens on no TCP port."

@@ -6,6 +6,7 @@ after everything of it is gone, so a folder without a living sandbox always mean
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -30,18 +31,19 @@ class ReplicaFile(Message):
 
 
 class ReplicaFolder:
-    """The folder of one replica: ``replica.json``, the runtime's ``bundle/`` and ``inside/``."""
+    """The folder of one replica: ``replica.json``, the runtime's ``bundle/``, ``inside/``, and ``execs/``."""
 
     def __init__(self, state: StateDir, replica_id: str) -> None:
         self.path = state.replicas / replica_id
         self.bundle = self.path / "bundle"
         self.inside = self.path / "inside"
+        self.execs = self.path / "execs"
         self.log = state.replica_logs / f"{replica_id}.log"
 
     def create(self) -> None:
         """Make the folders, readable by root only: ``inside`` holds secrets."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (self.path, self.bundle, self.inside):
+        for folder in (self.path, self.bundle, self.inside, self.execs):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def save(self, record: ReplicaFile) -> None:
@@ -58,8 +60,9 @@ class ReplicaFolder:
             return None
 
     def remove(self) -> None:
-        """Remove the folder. The log stays, for whoever asks why."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the folder. The log stays, for whoever asks why. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.path)
 
 
 def pid_start_ticks(pid: int) -> int | None:

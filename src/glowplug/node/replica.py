@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from glowplug.node.container import Container
+from glowplug.node.container import CAPTURE_HOSTNAME, Container
 from glowplug.node.exits import ExitWatch
 from glowplug.node.record import ReplicaFile, pid_start_ticks
 from glowplug.node.table import ReplicaTable
@@ -16,6 +17,8 @@ from glowplug.types.replica import Purpose, ReplicaState, ReplicaView, Stage, St
 
 BACKGROUND_CPU_WEIGHT = 20
 NORMAL_CPU_WEIGHT = 100
+
+logger = logging.getLogger(__name__)
 
 
 class Replica:
@@ -63,6 +66,11 @@ class Replica:
         return self.file.view
 
     @property
+    def hostname(self) -> str:
+        """What the sandbox is called when it starts cold."""
+        return CAPTURE_HOSTNAME if self.view.purpose is Purpose.CAPTURE else self.id
+
+    @property
     def cpu_weight(self) -> int:
         """Captures yield the processor to whoever serves."""
         return BACKGROUND_CPU_WEIGHT if self.view.purpose is Purpose.CAPTURE else NORMAL_CPU_WEIGHT
@@ -70,9 +78,14 @@ class Replica:
     def change(self, **changes: object) -> None:
         """Change the view, write it down, tell the watchers."""
         self.file.view = self.file.view.model_copy(update=changes)
-        if self.container.folder.path.exists():
-            self.container.folder.save(self.file)
         self._table.put(self.file.view)
+        try:
+            if self.container.folder.path.exists():
+                self.container.folder.save(self.file)
+        except OSError as error:
+            # A full disk must not keep a replica from being stopped. A successor that finds an old record
+            # adopts it or cleans it up; either is right.
+            logger.error("could not write down that %s changed: %s", self.id, error)
 
     def watch_process(self, pid: int) -> ExitWatch:
         """Remember the sandbox's process and watch for its end."""

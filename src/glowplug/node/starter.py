@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import aiohttp
 
 from glowplug.image.mount import Mounter, RootFilesystem
 from glowplug.node import failures
 from glowplug.node.hooks import run_hook
+from glowplug.node.race import Interrupted, before
 from glowplug.node.replica import Replica
 from glowplug.node.talk import ReplicaTalk
 from glowplug.observe.metrics import Metrics
@@ -30,6 +32,8 @@ from glowplug.types.errors import DeadlineExceeded, GlowplugError, ReplicaFailed
 from glowplug.types.replica import Purpose, Stage, StartPath, StartReplica
 from glowplug.types.spec import HttpCall
 
+# What may go wrong around a sandbox without a bug of ours.
+EXPECTED = (GlowplugError, OSError, TimeoutError, aiohttp.ClientError)
 CANARY_TIMEOUT_S = 60.0
 ACTIVATE_TIMEOUT_S = 60.0
 _PROBE_TIMEOUT_S = 5.0
@@ -39,6 +43,8 @@ _THREADS = 64
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+
+logger = logging.getLogger(__name__)
 
 
 class CorruptSnapshot(SnapshotInvalid):
@@ -107,37 +113,72 @@ class Starter:
         with replica.stage(Stage.HOST_INIT):
             try:
                 await self.in_thread(container.write_inside, request.secrets, restored=False)
-                pid = await self.in_thread(container.create, root, request.secrets, replica.cpu_weight)
+                pid = await self.in_thread(
+                    container.create, root, request.secrets, replica.cpu_weight, replica.hostname
+                )
                 replica.watch_process(pid)
                 await self.in_thread(container.start)
+            except OSError as error:
+                raise failures.from_system(f"{replica.id} could not start", error) from error
             except GlowplugError as error:
                 raise failures.could_not_start(replica.id, request.server, error) from error
-            talk = ReplicaTalk(container.endpoint)
-            try:
-                await self._wait_ready(replica, talk)
-                if request.server.code is not None and replica.view.purpose is Purpose.SERVE:
-                    await activate(talk, request, restored=False)
-            finally:
-                await talk.close()
+            await self.while_alive(replica, self._become_ready(replica))
+
+    async def _become_ready(self, replica: Replica) -> None:
+        """Wait until it answers, and make a serving one of ours what it is."""
+        request = replica.request
+        talk = ReplicaTalk(replica.container.endpoint)
+        try:
+            await self._wait_ready(replica, talk, request.server.startup_timeout_s)
+            if request.server.code is not None and replica.view.purpose is Purpose.SERVE:
+                await activate(talk, request, restored=False)
+        finally:
+            await talk.close()
+
+    async def while_alive(self, replica: Replica, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Do ``work`` on a running replica. Raises ReplicaFailed as soon as its sandbox ends instead.
+
+        A dead sandbox resets no connection: whoever talks to it would wait for the whole deadline.
+        """
+        watch = replica.exit_watch
+        if watch is None:
+            work.close()
+            raise ReplicaFailed(f"{replica.id} does not run.", replica_id=replica.id)
+        try:
+            return await before(watch.wait(), work)
+        except Interrupted:
+            container = replica.container
+            raise failures.exited(
+                replica.id,
+                replica.request.server,
+                container.folder.log,
+                await watch.exit_code(),
+                container.cgroup.oom_kills(),
+            ) from None
 
     async def start_restored(self, replica: Replica, root: RootFilesystem, snapshot: Snapshot) -> None:
         """Restore, verify and ask the canary. Raises GlowplugError; the caller cleans up."""
         container, request = replica.container, replica.request
         with snapshot.pin():
             verified = asyncio.wrap_future(snapshot.start_verification(self._threads))
+            failure: Exception | None = None
             try:
                 with replica.stage(Stage.HOST_INIT):
                     await self.in_thread(container.write_inside, request.secrets, restored=True)
                     pid = await self.in_thread(container.create, root, {}, replica.cpu_weight)
                     replica.watch_process(pid)
                     await self.in_thread(container.restore, snapshot.path)
-                await self._prove(replica, snapshot)
+                await self.while_alive(replica, self._prove(replica, snapshot))
+            except Exception as error:  # noqa: BLE001 - raised below, unless corruption explains it
+                failure = error
             finally:
-                # Pinned until every byte was read; and corruption explains whatever else went wrong.
+                # Pinned until every byte was read.
                 with replica.stage(Stage.FIRST_ANSWER):
                     await asyncio.wait([verified])
-                if (corruption := verified.exception()) is not None:
-                    raise CorruptSnapshot(f"{corruption}", snapshot_id=snapshot.id) from corruption
+            if (corruption := verified.exception()) is not None:
+                raise CorruptSnapshot(f"{corruption}", snapshot_id=snapshot.id) from corruption
+            if failure is not None:
+                raise failure
         replica.change(restored_bytes=snapshot.manifest.total_bytes)
 
     async def _prove(self, replica: Replica, snapshot: Snapshot) -> None:
@@ -156,44 +197,50 @@ class Starter:
                 for expected in snapshot.manifest.canary:
                     await ask_canary(talk, expected)
                 if not snapshot.manifest.canary:
-                    await self._wait_ready(replica, talk)
+                    await self._wait_ready(replica, talk, CANARY_TIMEOUT_S)
         finally:
             await talk.close()
 
     async def _usable_snapshot(self, replica: Replica) -> Snapshot | None:
-        """The snapshot to restore, or None with the reason noted."""
+        """The snapshot to restore, or None with the reason noted and counted."""
         request = replica.request
         if not request.server.snapshot.enabled:
-            replica.change(fallback_reason="snapshots are disabled for this server")
+            self._note_cold(replica, "snapshots are disabled for this server")
             return None
         try:
             key = await self.in_thread(self.key, request)
             snapshot = await self.in_thread(self._snapshots.find, key)
-            if snapshot is None:
-                nearest = await self.in_thread(self._snapshots.nearest, key, request.app, request.server.name)
-                replica.change(fallback_reason=nearest.reason if nearest else "no snapshot was captured yet")
-            return snapshot
+            if snapshot is not None:
+                return snapshot
+            nearest = await self.in_thread(self._snapshots.nearest, key, request.app, request.server.name)
         except GlowplugError as error:
-            replica.change(fallback_reason=error.message)
+            self._note_cold(replica, error.message)
             return None
+        self._note_cold(replica, nearest.reason if nearest else "no snapshot was captured yet")
+        return None
+
+    def _note_cold(self, replica: Replica, reason: str) -> None:
+        replica.change(fallback_reason=reason)
+        self._metrics.count_fallback(reason)
 
     async def _try_restore(self, replica: Replica, root: RootFilesystem, snapshot: Snapshot) -> bool:
         """Whether the restore worked; if not, everything of it is gone again and the reason is noted."""
         replica.change(path=StartPath.CPU_SNAPSHOT, snapshot_id=snapshot.id)
         try:
             await self.start_restored(replica, root, snapshot)
-        except (GlowplugError, OSError, TimeoutError, aiohttp.ClientError) as error:
-            reason = (
-                f"restore of {snapshot.id} failed: {error}" if str(error) else f"restore failed: {error!r}"
-            )
-            replica.stop_watching()
-            await self.in_thread(replica.container.stop_sandbox)
-            await self.in_thread(replica.container.allocate)
+        except Exception as error:  # whatever it is, a cold start may still work
+            reason = f"restore of {snapshot.id} failed: {in_words(error)}"
+            if not isinstance(error, EXPECTED):
+                logger.exception("restoring %s: this should not happen", replica.id)
+            logger.warning("%s: %s", replica.id, reason)
             # The stages of the failed try stay in the record: the caller did wait for them.
             replica.change(fallback_reason=reason, snapshot_id=None, pid=None)
             self._metrics.count_fallback(reason)
             self._metrics.count_restore(succeeded=False)
             await self._note_restore(snapshot.id, error, reason)
+            replica.stop_watching()
+            await self.in_thread(replica.container.stop_sandbox)
+            await self.in_thread(replica.container.allocate)
             return False
         self._metrics.count_restore(succeeded=True, restored_bytes=snapshot.manifest.total_bytes)
         await self._note_restore(snapshot.id, None, "")
@@ -205,31 +252,25 @@ class Starter:
                 await self.in_thread(self._snapshots.quarantine, snapshot_id, reason)
             else:
                 await self.in_thread(self._snapshots.record_restore, snapshot_id, error is None, reason)
-        except GlowplugError as error:  # removed meanwhile, or the disk is full: the replica is what matters
-            self._metrics.count_fallback(f"could not note the restore: {error.message}")
+        except (
+            GlowplugError
+        ) as problem:  # removed meanwhile, or the disk is full: the replica is what matters
+            logger.warning("could not note how the restore of %s went: %s", snapshot_id, problem)
 
-    async def _wait_ready(self, replica: Replica, talk: ReplicaTalk) -> None:
-        """Ask the ready call until it succeeds. Raises ReplicaFailed or DeadlineExceeded."""
+    async def _wait_ready(self, replica: Replica, talk: ReplicaTalk, timeout_s: float) -> None:
+        """Ask the ready call until it succeeds. Raises DeadlineExceeded."""
         server, container = replica.request.server, replica.container
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + server.startup_timeout_s
+        deadline = loop.time() + timeout_s
         pause_s, last = _FIRST_PROBE_S, "it was never asked"
         while True:
-            watch = replica.exit_watch
-            if watch is None or watch.has_ended:
-                code = await watch.exit_code() if watch else None
-                raise failures.exited(
-                    replica.id, server, container.folder.log, code, container.cgroup.oom_kills()
-                )
-            if replica.stop_requested.is_set():
-                raise ReplicaFailed(f"{replica.id} was stopped while it was starting.", replica_id=replica.id)
             try:
                 answer = await talk.ask(server.ready, _PROBE_TIMEOUT_S)
                 if answer.is_success:
                     return
                 last = f"the last answer was {answer.status}"
             except (OSError, TimeoutError, aiohttp.ClientError) as error:
-                last = f"the last try failed ({error or type(error).__name__})"
+                last = f"the last try failed ({in_words(error)})"
             if loop.time() > deadline:
                 listening = await self.in_thread(self._what_listens, replica.id)
                 raise failures.never_ready(replica.id, server, container.folder.log, last, listening)
@@ -241,18 +282,24 @@ class Starter:
         return self._runtime.exec_argv(replica_id, command, tty=False)
 
     def _what_listens(self, replica_id: str) -> str:
-        argv = self.exec_argv(replica_id, ["cat", "/proc/net/tcp"])
+        """What its own kernel says, if its image has `cat`; nothing otherwise."""
+        argv = self.exec_argv(replica_id, ["cat", "/proc/net/tcp", "/proc/net/tcp6"])
         try:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
-        except subprocess.TimeoutExpired:
+        except (OSError, subprocess.TimeoutExpired):
             return ""
-        return failures.listening_ports(done.stdout) if done.returncode == 0 else ""
+        return failures.listening_ports(done.stdout) if done.stdout else ""
+
+
+def in_words(error: Exception) -> str:
+    """What an exception says, or what it is when it says nothing (as TimeoutError does)."""
+    return str(error) or type(error).__name__
 
 
 async def activate(talk: ReplicaTalk, request: StartReplica, *, restored: bool) -> None:
     """Tell our runner to become a copy of its own. Raises ReplicaFailed with the user's traceback."""
     body = {
-        "env": {**request.server.env, **request.secrets},
+        "env": {"HOSTNAME": request.replica_id, **request.server.env, **request.secrets},
         "restored": restored,
         "hostname": request.replica_id,
     }

@@ -45,6 +45,10 @@ class ReplicaTable:
         """Replace some fields of one replica. Raises NotFound."""
         return self.put(self.get(replica_id).model_copy(update=changes))
 
+    def find(self, replica_id: str) -> ReplicaView | None:
+        """One replica, or None if it is not known (any more)."""
+        return self._views.get(replica_id)
+
     def get(self, replica_id: str) -> ReplicaView:
         """One replica. Raises NotFound."""
         view = self._views.get(replica_id)

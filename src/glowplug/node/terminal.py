@@ -1,4 +1,8 @@
-"""`exec` and `shell`: a process inside a replica at the other end of a WebSocket (docs/architecture.md)."""
+"""`exec` and `shell`: a process inside a replica at the other end of a WebSocket (docs/architecture.md).
+
+Promise: when the socket is gone, by whatever end, so is the process, inside and outside. Nothing here keeps a
+thread: any number of people may look at quiet terminals.
+"""
 
 from __future__ import annotations
 
@@ -10,46 +14,76 @@ import os
 import pty
 import struct
 import termios
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from glowplug.types.errors import GlowplugError
+from glowplug.types.errors import GlowplugError, InvalidInput
 
 _CHUNK_BYTES = 64 << 10
 _STDOUT, _STDERR = b"\x01", b"\x02"
+_END_DEADLINE_S = 2.0
+_MAX_SIDE = 1000
+
+
+@dataclass(frozen=True)
+class ExecCommand:
+    """A command line of the host's, and how to end what it started inside (blocks; may be called twice)."""
+
+    argv: list[str]
+    end_inside: Callable[[], None]
 
 
 async def serve_exec(
-    socket: WebSocket, make_argv: Callable[[], list[str]], tty: bool, rows: int, cols: int
+    socket: WebSocket, make_command: Callable[[], ExecCommand], tty: bool, rows: int, cols: int
 ) -> None:
     """Run the command until it ends or the other side goes away; then nothing of it is left."""
     await socket.accept()
     try:
-        argv = make_argv()
+        await _serve(socket, make_command(), tty, rows, cols)
     except GlowplugError as error:
         await _send(socket, {"type": "error", "error": error.to_dict()})
+    with contextlib.suppress(RuntimeError):  # closed by the other side already
         await socket.close()
-        return
-    session = _Terminal(argv, rows, cols) if tty else _Pipes(argv)
-    await session.start()
+
+
+async def _serve(socket: WebSocket, command: ExecCommand, tty: bool, rows: int, cols: int) -> None:
+    session = _Terminal(rows, cols) if tty else _Pipes()
+    process = await session.start(command.argv)
     reader = asyncio.create_task(_read_client(socket, session))
     output = asyncio.create_task(session.pump(socket))
     try:
         await asyncio.wait([output, reader], return_when=asyncio.FIRST_COMPLETED)
-        if output.done():
-            await _send(socket, {"type": "exit", "code": await session.wait()})
-            await socket.close()
-    except (WebSocketDisconnect, RuntimeError):
-        pass  # the client left; the process is ended below
+        if output.done() and output.exception() is None:
+            await _send(socket, {"type": "exit", "code": await process.wait()})
+        elif reader.done():
+            reader.result()  # raises what the client did wrong
     finally:
-        reader.cancel()
-        output.cancel()
+        for task in (reader, output):
+            task.cancel()
         await asyncio.gather(reader, output, return_exceptions=True)
-        await session.end()
+        await _end(process, command)
+        session.close()
+
+
+async def _end(process: Process, command: ExecCommand) -> None:
+    """Kill what still runs: inside first, because killing the host's command would leave it alone there."""
+    if process.returncode is not None:
+        await asyncio.to_thread(command.end_inside)
+        return
+    await asyncio.to_thread(command.end_inside)
+    try:
+        await asyncio.wait_for(process.wait(), _END_DEADLINE_S)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 async def _read_client(socket: WebSocket, session: _Session) -> None:
+    """Until the client leaves. Raises InvalidInput for what is no message of ours."""
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
@@ -57,11 +91,23 @@ async def _read_client(socket: WebSocket, session: _Session) -> None:
         if (data := message.get("bytes")) is not None:
             await session.write(data)
         elif (text := message.get("text")) is not None:
-            control = json.loads(text)
-            if control.get("type") == "resize":
+            await _obey(text, session)
+
+
+async def _obey(text: str, session: _Session) -> None:
+    try:
+        control = json.loads(text)
+        match control["type"]:
+            case "resize":
                 session.resize(int(control["rows"]), int(control["cols"]))
-            elif control.get("type") == "eof":
-                session.write_eof()
+            case "eof":
+                await session.write_eof()
+            case other:
+                raise ValueError(f"type {other!r}")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InvalidInput(
+            f"This is no exec message: {text[:80]!r}.", remedy='Send {"type": "resize"} or {"type": "eof"}.'
+        ) from error
 
 
 async def _send(socket: WebSocket, message: dict[str, object]) -> None:
@@ -69,114 +115,107 @@ async def _send(socket: WebSocket, message: dict[str, object]) -> None:
         await socket.send_text(json.dumps(message))
 
 
-class _Session:
-    """A running command."""
+class _Pipes:
+    """No terminal: stdout and stderr stay apart."""
 
-    def __init__(self, argv: list[str]) -> None:
-        self._argv = argv
-        self._process: asyncio.subprocess.Process | None = None
+    _process: Process
 
-    async def start(self) -> None:
-        raise NotImplementedError
+    async def start(self, argv: list[str]) -> Process:
+        self._process = await asyncio.create_subprocess_exec(*argv, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        return self._process
 
     async def pump(self, socket: WebSocket) -> None:
         """Send output until there is none any more."""
-        raise NotImplementedError
-
-    async def write(self, data: bytes) -> None:
-        raise NotImplementedError
-
-    def write_eof(self) -> None:
-        raise NotImplementedError
-
-    def resize(self, rows: int, cols: int) -> None:
-        """Only terminals have a size."""
-
-    async def wait(self) -> int:
-        assert self._process is not None  # noqa: S101 - started by serve_exec
-        return await self._process.wait()
-
-    async def end(self) -> None:
-        """Kill what still runs. `runsc exec` ends its process inside when it is killed itself."""
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()
-            try:
-                await asyncio.wait_for(self._process.wait(), 2.0)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
-
-
-class _Pipes(_Session):
-    """No terminal: stdout and stderr stay apart."""
-
-    async def start(self) -> None:
-        pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(
-            *self._argv, stdin=pipe, stdout=pipe, stderr=pipe
-        )
-
-    async def pump(self, socket: WebSocket) -> None:
-        assert self._process is not None  # noqa: S101 - started by serve_exec
         await asyncio.gather(
             _forward(self._process.stdout, socket, _STDOUT), _forward(self._process.stderr, socket, _STDERR)
         )
 
     async def write(self, data: bytes) -> None:
-        if self._process is not None and self._process.stdin is not None:
+        if self._process.stdin is not None:
             with contextlib.suppress(ConnectionError):
                 self._process.stdin.write(data)
                 await self._process.stdin.drain()
 
-    def write_eof(self) -> None:
-        if self._process is not None and self._process.stdin is not None:
+    async def write_eof(self) -> None:
+        if self._process.stdin is not None:
             self._process.stdin.close()
 
+    def resize(self, rows: int, cols: int) -> None:
+        """Only terminals have a size."""
 
-class _Terminal(_Session):
-    """A pseudo-terminal: one stream, sizes and control characters."""
+    def close(self) -> None:
+        """Everything of ours closes with the process."""
 
-    def __init__(self, argv: list[str], rows: int, cols: int) -> None:
-        super().__init__(argv)
+
+class _Terminal:
+    """A pseudo-terminal: one stream, sizes and control characters. Owns its master side."""
+
+    def __init__(self, rows: int, cols: int) -> None:
         self._size = (rows, cols)
         self._master = -1
 
-    async def start(self) -> None:
+    async def start(self, argv: list[str]) -> Process:
         self._master, slave = pty.openpty()
         try:
+            os.set_blocking(self._master, False)
             self.resize(*self._size)
-            self._process = await asyncio.create_subprocess_exec(
-                *self._argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+            return await asyncio.create_subprocess_exec(
+                *argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
             )
+        except BaseException:
+            self.close()
+            raise
         finally:
             os.close(slave)
 
     async def pump(self, socket: WebSocket) -> None:
-        while data := await asyncio.to_thread(self._read):
+        while data := await self._read():
             await socket.send_bytes(_STDOUT + data)
 
     async def write(self, data: bytes) -> None:
-        await asyncio.to_thread(os.write, self._master, data)
+        loop = asyncio.get_running_loop()
+        while data:
+            try:
+                data = data[os.write(self._master, data) :]
+            except BlockingIOError:
+                await _until(self._master, loop.add_writer, loop.remove_writer)
+            except OSError:  # the other side of the terminal was closed
+                return
 
-    def write_eof(self) -> None:
-        os.write(self._master, b"\x04")
+    async def write_eof(self) -> None:
+        await self.write(b"\x04")
 
     def resize(self, rows: int, cols: int) -> None:
-        size = struct.pack("HHHH", min(max(rows, 1), 1000), min(max(cols, 1), 1000), 0, 0)
+        size = struct.pack("HHHH", min(max(rows, 1), _MAX_SIDE), min(max(cols, 1), _MAX_SIDE), 0, 0)
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
-    async def end(self) -> None:
-        await super().end()
+    def close(self) -> None:
         if self._master >= 0:
             os.close(self._master)
             self._master = -1
 
-    def _read(self) -> bytes:
-        try:
-            return os.read(self._master, _CHUNK_BYTES)
-        except OSError:  # EIO: the other side of the terminal was closed
-            return b""
+    async def _read(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return os.read(self._master, _CHUNK_BYTES)
+            except BlockingIOError:
+                await _until(self._master, loop.add_reader, loop.remove_reader)
+            except OSError:  # EIO: the other side of the terminal was closed
+                return b""
+
+
+_Session = _Pipes | _Terminal
+
+
+async def _until(descriptor: int, add: Callable[..., object], remove: Callable[[int], object]) -> None:
+    """Wait until the descriptor can be read from, or written to."""
+    is_possible = asyncio.Event()
+    add(descriptor, is_possible.set)
+    try:
+        await is_possible.wait()
+    finally:
+        remove(descriptor)
 
 
 async def _forward(stream: asyncio.StreamReader | None, socket: WebSocket, kind: bytes) -> None:

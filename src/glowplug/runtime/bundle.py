@@ -49,9 +49,9 @@ def oci_config(sandbox: Sandbox) -> dict[str, Any]:
             "args": list(sandbox.args),
             "env": [f"{name}={value}" for name, value in env.items()],
             "cwd": sandbox.workdir,
-            "capabilities": dict.fromkeys(
-                _CAPABILITY_SETS, [*CAPABILITIES, *sandbox.extra_capabilities]
-            ),
+            "capabilities": {
+                kind: [*CAPABILITIES, *sandbox.extra_capabilities] for kind in _CAPABILITY_SETS
+            },
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": OPEN_FILES, "soft": OPEN_FILES}],
             "noNewPrivileges": True,
         },

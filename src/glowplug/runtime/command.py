@@ -76,9 +76,9 @@ def last_words(log: Path) -> str:
         with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", "warning"):
-                message = str(entry.get("msg", "")).strip()
-                if message:
-                    return message.splitlines()[0][:_MAX_MESSAGE_CHARACTERS]
+                message = entry.get("msg")
+                if isinstance(message, str) and message.strip():
+                    return message.strip().splitlines()[0][:_MAX_MESSAGE_CHARACTERS]
     return ""
 
 

@@ -11,7 +11,7 @@ What is peculiar to it, all measured (``docs/runtime.md``):
 * ``delete`` waits for the sandbox and its gofer to be *reaped*, up to two minutes: somebody must be their
   subreaper (the supervisor is).
 * Its error texts end in pages of Go panics; the first line that says something is kept.
-* A full disk makes ``checkpoint`` fail with a nil pointer dereference: whether it was that is seen on the disk.
+* A full disk makes ``checkpoint`` fail with a nil pointer dereference: the disk itself tells.
 * Killing ``runsc exec`` does not end what it runs inside: that needs ``runsc kill --pid``.
 """
 
@@ -41,6 +41,7 @@ _MEMORY_S = 600.0
 _WORDS_PREFIX = ".words-"
 # Its own processes that are no commands: they are the sandbox.
 _SANDBOX_PROGRAMS = ("runsc-sandbox", "runsc-gofer")
+_TERMINAL = "TERM=xterm-256color"
 # ext4 and tmpfs refuse writes with a few blocks left over.
 _FULL_BELOW_BYTES = 1 << 20
 _FLAGS = {
@@ -123,12 +124,18 @@ class Runsc:
         """``runsc delete``; absent containers are fine."""
         command = ["delete", *(["--force"] if force else []), sandbox_id]
         self._run(command, sandbox_id, timeout_s=_QUICK_S)
+        # A refused second `create` of one id, or one that was killed, leaves its control socket.
+        (self._root / f"runsc-{sandbox_id}.sock").unlink(missing_ok=True)
 
     def exec_argv(
         self, sandbox_id: str, command: list[str], *, tty: bool, pid_file: Path | None = None
     ) -> list[str]:
-        """``runsc exec``. The caller runs it, and must have ended it before any checkpoint (see facts)."""
+        """``runsc exec``, which sees for itself whether its input is a terminal.
+
+        The caller runs it, and must have ended it before any checkpoint: the image could not be restored.
+        """
         flags = [] if pid_file is None else ["--internal-pid-file", str(pid_file)]
+        flags += ["--env", _TERMINAL] if tty else []
         return [str(self._binary), *self._global_flags(), "exec", *flags, sandbox_id, *command]
 
     def end_commands(self) -> None:

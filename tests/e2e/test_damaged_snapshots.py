@@ -1,0 +1,85 @@
+"""Snapshots whose bytes changed on the disk: the caller gets a right answer, the operator the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from glowplug.types.coldstart import ColdStartRecord, Outcome
+from glowplug.types.replica import SnapshotStatus, StartPath
+from tests.e2e.conftest import Apps, Deployed
+from tests.e2e.live import Live
+
+pytestmark = pytest.mark.sandbox
+
+
+def largest_file(live: Live, snapshot_id: str) -> Path:
+    """The memory pages: by far the most of a snapshot."""
+    folder = (live.state.snapshots / snapshot_id).resolve()
+    return max(folder.iterdir(), key=lambda file: file.stat().st_size)
+
+
+def flip_a_bit_in_the_middle(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        byte = opened.read(1)[0]
+        opened.seek(-1, 1)
+        opened.write(bytes([byte ^ 0x10]))
+
+
+def cut_off_the_end(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size - 4096)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def answer_after_damage(live: Live, app: Deployed, snapshot_id: str) -> ColdStartRecord:
+    """Wake ``app``: it must answer as it always does. The record of how."""
+    assert app.ask()["version"] == "1"
+    record = live.cold_starts(app.name)[0]
+    assert record.outcome is Outcome.ANSWERED
+    assert record.path is StartPath.COLD
+    assert record.fallback_reason is not None
+    assert snapshot_id in record.fallback_reason
+    return record
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [(flip_a_bit_in_the_middle, "bitflip"), (cut_off_the_end, "truncated"), (remove, "removed")],
+)
+def test_a_damaged_snapshot_becomes_a_cold_start_with_a_reason(
+    live: Live, apps: Apps, damage: Callable[[Path], None], word: str
+) -> None:
+    app = apps.deploy(word=word)
+    app.ask()
+    snapshot = live.wait_for_snapshot(app.name)
+    live.rest(app.name)
+    damage(largest_file(live, snapshot.id))
+    answer_after_damage(live, app, snapshot.id)
+
+
+def test_a_damaged_snapshot_is_found_by_verify_and_replaced_by_a_new_capture(live: Live, apps: Apps) -> None:
+    app = apps.deploy(word="verify")
+    app.ask()
+    snapshot = live.wait_for_snapshot(app.name)
+    live.cli("snapshot", "verify", snapshot.id)
+    live.rest(app.name)
+    flip_a_bit_in_the_middle(largest_file(live, snapshot.id))
+    shown = live.cli("snapshot", "verify", snapshot.id, code=1)
+    assert snapshot.id in shown.stderr
+    answer_after_damage(live, app, snapshot.id)
+
+    def is_whole_again() -> bool:
+        views = live.snapshots(app.name)
+        return any(v.status is SnapshotStatus.GOOD and v.created_at > snapshot.created_at for v in views)
+
+    live.wait_for(is_whole_again, "a new capture in place of the damaged one")
+    live.rest(app.name)
+    app.ask()
+    assert live.cold_starts(app.name)[0].path is StartPath.CPU_SNAPSHOT

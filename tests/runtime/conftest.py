@@ -1,0 +1,90 @@
+"""Real namespaces, cgroups and sandboxes; orphans are reaped here, as the supervisor does."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.runtime.sandboxes import Sandboxes, eventually
+
+from glowplug.runtime.runsc import Runsc, find_runsc
+from glowplug.types.errors import SystemUnfit
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class OrphanReaper:
+    """Makes this process the parent of orphaned sandboxes, and waits for those; nothing else's children."""
+
+    def __init__(self) -> None:
+        self.exit_codes: dict[int, int] = {}
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._reap, daemon=True)
+
+    def __enter__(self) -> OrphanReaper:
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+    def exit_code(self, pid: int) -> int:
+        """How ``pid`` ended, once it has."""
+        eventually(lambda: pid in self.exit_codes, f"process {pid} ends")
+        return self.exit_codes[pid]
+
+    def _reap(self) -> None:
+        while not self._is_over.wait(0.005):
+            for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                self._reap_one(int(child))
+
+    def _reap_one(self, pid: int) -> None:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return
+        name, state = fields.partition("(")[2].rpartition(")")[0], fields.rpartition(")")[2].split()[0]
+        if state == "Z" and name == "exe":  # how runsc re-executes itself
+            got, status = os.waitpid(pid, os.WNOHANG)
+            if got:
+                self.exit_codes[pid] = os.waitstatus_to_exitcode(status)
+
+
+@pytest.fixture(scope="session")
+def runsc_binary() -> Path:
+    """The installed runsc; tests that need it are skipped where there is none, or no root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    try:
+        return find_runsc()
+    except SystemUnfit as error:
+        pytest.skip(error.message)
+
+
+@pytest.fixture(scope="module")
+def reaper() -> Iterator[OrphanReaper]:
+    with OrphanReaper() as reaper:
+        yield reaper
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="gpt-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def sandboxes(folder: Path, runsc_binary: Path, reaper: OrphanReaper) -> Iterator[Sandboxes]:
+    """What a runtime adapter is tried with: the one installed here."""
+    made = Sandboxes(folder, Runsc(folder / "runsc", runsc_binary))
+    yield made
+    made.remove_all()
+    assert not list((folder / "runsc").glob("*")), "the runtime's state folder is not empty"

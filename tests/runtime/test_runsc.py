@@ -1,0 +1,219 @@
+"""The runsc adapter against the real program: the contract, and what is peculiar to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.runtime.contract import RuntimeContract
+from tests.runtime.sandboxes import Sandboxes, ask, eventually, failure, is_alive, running
+
+from glowplug.runtime.runsc import Runsc, find_runsc
+from glowplug.types.errors import ResourceExhausted, RuntimeFailed, SystemUnfit
+
+pytestmark = pytest.mark.sandbox
+
+
+class TestRunscKeepsTheContract(RuntimeContract):
+    """All of it."""
+
+
+@pytest.fixture
+def captured(sandboxes: Sandboxes, folder: Path) -> Path:
+    """The image of a counter."""
+    image = folder / "image"
+    image.mkdir()
+    sandboxes.runtime.checkpoint(sandboxes.run_counter().id, image)
+    return image
+
+
+def _restore(sandboxes: Sandboxes, image: Path) -> Callable[[], None]:
+    original = sandboxes._made[0]
+
+    def restore() -> None:
+        copy = sandboxes.describe(*original.args)
+        sandboxes.runtime.create(copy)
+        sandboxes.runtime.restore(copy, image)
+
+    return restore
+
+
+@pytest.mark.parametrize("file", ["checkpoint.img", "pages_meta.img", "pages.img"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_image_is_refused_in_one_readable_line(
+    sandboxes: Sandboxes, captured: Path, file: str, damage: str
+) -> None:
+    path = captured / file
+    if damage == "missing":
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size // 2)
+    _assert_refused(failure(_restore(sandboxes, captured)))
+
+
+@pytest.mark.parametrize("file", ["checkpoint.img", "pages_meta.img"])
+def test_flipped_bits_in_the_state_are_refused_in_one_readable_line(
+    sandboxes: Sandboxes, captured: Path, file: str
+) -> None:
+    path = captured / file
+    content = bytearray(path.read_bytes())
+    for position in range(len(content) // 4, len(content) // 4 + 64):
+        content[position] ^= 0xFF
+    path.write_bytes(content)
+    _assert_refused(failure(_restore(sandboxes, captured)))
+
+
+def test_an_empty_image_folder_is_refused(sandboxes: Sandboxes, captured: Path, folder: Path) -> None:
+    (folder / "empty").mkdir()
+    _assert_refused(failure(_restore(sandboxes, folder / "empty")))
+
+
+def _assert_refused(error: BaseException | None) -> None:
+    assert isinstance(error, RuntimeFailed)
+    assert error.message.startswith("`runsc restore` failed (exit code ")
+    assert "\n" not in error.message
+    assert len(error.message) < 700
+    assert not error.message.endswith(": "), "it says why"
+    assert error.details["sandbox"]
+
+
+def test_an_image_folder_that_was_used_is_refused_and_the_application_lives_on(
+    sandboxes: Sandboxes, captured: Path
+) -> None:
+    another = sandboxes.run_counter()
+    with pytest.raises(RuntimeFailed, match="exists"):
+        sandboxes.runtime.checkpoint(another.id, captured)
+    assert ask(another)
+
+
+def test_a_full_disk_at_checkpoint_is_named_as_such(sandboxes: Sandboxes, folder: Path) -> None:
+    small = folder / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)], check=True)
+    try:
+        (small / "image").mkdir()
+        sandbox = sandboxes.run_counter()
+        with pytest.raises(ResourceExhausted, match="full") as caught:
+            sandboxes.runtime.checkpoint(sandbox.id, small / "image")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert caught.value.remedy
+
+
+def test_a_restore_into_too_little_memory_is_an_error(sandboxes: Sandboxes, folder: Path) -> None:
+    hog = "import time; block = bytearray(b'x') * (300 << 20); print('full', flush=True); time.sleep(1000)"
+    original, _ = sandboxes.run("python3", "-c", hog, memory_bytes=400 << 20)
+    eventually(lambda: "full" in original.log.read_text())
+    (folder / "image").mkdir()
+    sandboxes.runtime.checkpoint(original.id, folder / "image")
+    copy = replace(sandboxes.describe(*original.args), memory_bytes=32 << 20)
+    sandboxes.runtime.create(copy)
+    error = failure(lambda: sandboxes.runtime.restore(copy, folder / "image"))
+    assert isinstance(error, RuntimeFailed)
+    assert "\n" not in error.message
+
+
+def test_commands_that_a_dead_agent_left_running_are_ended_and_sandboxes_are_not(
+    sandboxes: Sandboxes, folder: Path, runsc_binary: Path
+) -> None:
+    sandbox, pid = sandboxes.run("sleep", "1000")
+    argv = sandboxes.runtime.exec_argv(sandbox.id, ["sleep", "1000"], tty=False)
+    with running(argv) as left_running:
+        another = Runsc(folder / "another", runsc_binary)
+        another.end_commands()
+        assert left_running.poll() is None, "commands on another state folder are not ours"
+        sandboxes.runtime.end_commands()
+        assert left_running.wait(10) == -9
+    assert is_alive(pid)
+
+
+# -- without a sandbox ---------------------------------------------------------------------------------------
+
+
+def _fake_runsc(
+    folder: Path, flags: str = "", checkpoint: str = "", version: str = "runsc version x"
+) -> Path:
+    """A shell script that answers what Runsc asks, and otherwise prints its arguments to a file."""
+    program = folder / "fake-runsc"
+    program.write_text(
+        f"""#!/bin/sh
+case "$1" in
+  --version) printf '%s\\n' "{version}" ;;
+  flags) printf '%s\\n' "{flags}" ;;
+  help) printf '%s\\n' "{checkpoint}" >&2 ;;
+  *) printf '%s\\n' "$*" >> {folder}/called ;;
+esac
+"""
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_only_flags_that_the_installed_program_knows_are_given(folder: Path) -> None:
+    program = _fake_runsc(folder, flags="  -platform string\n  -overlay2 value\n  -something int")
+    runsc = Runsc(folder / "state", program)
+    assert runsc.identity().flags == ("--platform=systrap", "--overlay2=root:memory")
+
+
+def test_a_program_with_other_flags_is_another_identity(folder: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "b").mkdir()
+    older = Runsc(folder, _fake_runsc(folder / "a", flags="  -platform string"))
+    newer = Runsc(folder, _fake_runsc(folder / "b", flags="  -platform string\n  -dcache int"))
+    assert older.identity() != newer.identity()
+
+
+@pytest.mark.parametrize(
+    ("known", "given"),
+    [
+        ("  -compression value\n  -exclude-committed-zero-pages", True),
+        ("  -image-path string", False),
+    ],
+)
+def test_checkpoints_are_uncompressed_where_the_program_can(folder: Path, known: str, given: bool) -> None:
+    runsc = Runsc(folder / "state", _fake_runsc(folder, checkpoint=known))
+    runsc.checkpoint("some-id", folder / "image")
+    called = (folder / "called").read_text()
+    assert ("--compression=none" in called) is given
+    assert ("--exclude-committed-zero-pages=true" in called) is given
+
+
+def test_a_program_that_is_not_there_is_an_unfit_system(folder: Path) -> None:
+    error = failure(lambda: Runsc(folder, folder / "absent").identity())
+    assert isinstance(error, SystemUnfit)
+    assert "doctor" in error.remedy
+
+
+def test_a_program_that_is_not_runsc_is_an_unfit_system(folder: Path) -> None:
+    error = failure(lambda: Runsc(folder, Path("/bin/true")).identity())
+    assert isinstance(error, SystemUnfit)
+    assert "/bin/true" in error.message
+
+
+def test_a_program_for_another_processor_is_an_unfit_system(folder: Path) -> None:
+    broken = folder / "broken"
+    broken.write_bytes(b"\x7fELF" + b"\0" * 60)
+    broken.chmod(0o755)
+    assert isinstance(failure(lambda: Runsc(folder, broken).identity()), SystemUnfit)
+
+
+def test_a_program_that_went_away_is_an_unfit_system(sandboxes: Sandboxes, folder: Path) -> None:
+    gone = Runsc(folder / "gone", folder / "absent")
+    assert isinstance(failure(lambda: gone.delete("x")), SystemUnfit)
+
+
+def test_the_named_program_is_taken_and_nothing_else(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    program = _fake_runsc(folder)
+    monkeypatch.setenv("GLOWPLUG_RUNSC", str(program))
+    assert find_runsc() == program
+    monkeypatch.setenv("GLOWPLUG_RUNSC", str(folder / "absent"))
+    assert isinstance(failure(find_runsc), SystemUnfit)
+
+
+def test_end_commands_on_a_fresh_machine_does_nothing(folder: Path) -> None:
+    Runsc(folder / "state", Path(sys.executable)).end_commands()
