@@ -46,15 +46,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         left = int(self.headers["Content-Length"])
-        taken = zeros = 0
+        taken = 0
+        is_zero = True
         while left:
             chunk = self.rfile.read(min(left, CHUNK_BYTES))
             if not chunk:
                 return
             left -= len(chunk)
             taken += len(chunk)
-            zeros += chunk.count(0)
-        self._answer({"bytes": taken, "zeros": zeros})
+            is_zero = is_zero and chunk == bytes(len(chunk))
+        self._answer({"bytes": taken, "is_zero": is_zero})
 
     def _answer(self, answer):
         body = json.dumps(answer).encode()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from glowplug.observe.metrics import Metrics
+from glowplug.observe.tracing import ColdStartTracer, NoTracer
 from glowplug.types.clock import Clock
 from glowplug.types.coldstart import ColdStartRecord, Outcome
 from glowplug.types.errors import GlowplugError
@@ -51,10 +52,13 @@ class OpenColdStart:
 class ColdStartLog:
     """Opens and closes records. :meth:`run` saves the closed ones and is somebody's task."""
 
-    def __init__(self, store: RecordStore, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, store: RecordStore, clock: Clock, metrics: Metrics, tracer: ColdStartTracer | None = None
+    ) -> None:
         self._store = store
         self._clock = clock
         self._metrics = metrics
+        self._tracer = tracer or NoTracer()
         self._closed: asyncio.Queue[ColdStartRecord] = asyncio.Queue(_UNSAVED_LIMIT)
 
     def open(self, app: str, server: str, deployment_id: str) -> OpenColdStart:
@@ -94,9 +98,10 @@ class ColdStartLog:
             await self._save(await self._closed.get())
 
     async def flush(self) -> None:
-        """Save what is closed and not saved yet."""
+        """Save what is closed and not saved yet, and send its spans."""
         while not self._closed.empty():
             await self._save(self._closed.get_nowait())
+        await asyncio.to_thread(self._tracer.close)
 
     def _close(
         self,
@@ -124,6 +129,7 @@ class ColdStartLog:
             error=error,
         )
         self._metrics.observe_cold_start(record)
+        self._tracer.record(record)
         if record.fallback_reason:
             self._metrics.count_fallback(record.fallback_reason)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.node.client import NodeClient
 from glowplug.observe.metrics import Metrics
+from glowplug.observe.tracing import tracer_from_environment
 from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import GlowplugError, NotFound, Unavailable
 
@@ -50,7 +52,8 @@ class ControlPlane:
         self._started_at_s = self._clock.monotonic()
         self.metrics = Metrics()
         self.store = Store(database_url)
-        self.cold_starts = ColdStartLog(self.store, self._clock, self.metrics)
+        tracer = tracer_from_environment(os.environ)
+        self.cold_starts = ColdStartLog(self.store, self._clock, self.metrics, tracer)
         self.fleet = Fleet(clock=self._clock, timings=self._timings, cold_starts=self.cold_starts)
         client = NodeClient(agent_socket)
         self.links = [
