@@ -9,7 +9,7 @@ RESULTS ?= build/benchmarks
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup engine demo lint test bench clean
+.PHONY: help setup engine services demo lint test bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ setup: ## System packages, .venv and runsc
 engine: setup ## ... and vLLM with a small real model, for the demo and the tests
 	@scripts/setup_vllm.sh
 
+services: setup ## ... and a PostgreSQL server, for the tests of the control plane's database
+	@scripts/apt_packages.sh postgresql
+
 demo: engine ## Scale a real vLLM to zero and back, five times (DEMO_ARGS="--cycles 10")
 	@$(BIN)/python scripts/demo.py $(DEMO_ARGS)
 
@@ -29,7 +32,7 @@ lint: setup ## Style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint engine ## All of lint, then every test (PYTEST_ARGS="-k router")
+test: lint engine services ## All of lint, then every test (PYTEST_ARGS="-k router")
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: engine ## The benchmarks behind docs/specification.md (about half an hour)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.e2e.live import TOOLBOX, Live
 
 _APP_FILE = """

@@ -20,16 +20,17 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx
+from tests.e2e import leftovers
 
 from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import Purpose, ReplicaState, ReplicaView, SnapshotStatus, SnapshotView
-from tests.e2e import leftovers
 
 GLOWPLUG = Path(sys.executable).with_name("glowplug")
 TOOLBOX = Path(__file__).with_name("toolbox_server.py")
 POLL_S = 0.05
 COMMAND_TIMEOUT_S = 60.0
+LEFTOVERS_TIMEOUT_S = 60.0
 _VARIABLES_OF_OURS = ("GLOWPLUG_STATE", "GLOWPLUG_URL", "GLOWPLUG_TOKEN")
 
 _Result = TypeVar("_Result")
@@ -64,13 +65,16 @@ class Live:
         self.cli("down", timeout_s=120)
         left = leftovers.of_state(self.state) + leftovers.of_apps(self.state, self.apps)
         assert left == [], f"after `glowplug down` (logs: {self.state.logs})"
-        for item in self.state.root.iterdir():
-            if item.is_dir() and not (self.keeps_logs and item == self.state.logs):
-                shutil.rmtree(item)
         if not self.keeps_logs:
             shutil.rmtree(self.state.root)
+            return
+        for item in self.state.root.iterdir():
+            if item.is_dir() and item != self.state.logs:
+                shutil.rmtree(item)
+            elif not item.is_dir():
+                item.unlink()
 
-    # -- the command -----------------------------------------------------------------------------------------
+    # -- the command ---------------------------------------------------------------------------------
 
     def cli(
         self, *arguments: str, code: int | None = 0, timeout_s: float = COMMAND_TIMEOUT_S, **environment: str
@@ -103,7 +107,7 @@ class Live:
         """``glowplug deploy FILE --name NAME``."""
         self.cli("deploy", str(file), "--name", name, **environment)
 
-    # -- what there is -------------------------------------------------------------------------------------
+    # -- what there is -------------------------------------------------------------------------------
 
     def get(self, path: str) -> Any:
         """JSON of a GET that must succeed."""
@@ -148,7 +152,7 @@ class Live:
                 return int(process.name)
         return None
 
-    # -- waiting -------------------------------------------------------------------------------------------
+    # -- waiting -------------------------------------------------------------------------------------
 
     def wait_for(self, look: Callable[[], _Result | None], what: str, timeout_s: float = 60.0) -> _Result:
         """Look until there is something; what was found. Fails at the deadline, naming ``what``."""
@@ -182,10 +186,10 @@ class Live:
         """Undeploy ``apps``; then nothing of them may be left, captures included."""
         for app in apps:
             self.cli("stop", app, "--remove", code=None)
-        self.wait_for(
-            lambda: not leftovers.of_apps(self.state, apps),
-            f"the traces of {', '.join(apps)} to go: {leftovers.of_apps(self.state, apps)}",
-        )
+        deadline = time.monotonic() + LEFTOVERS_TIMEOUT_S
+        while left := leftovers.of_apps(self.state, apps):
+            assert time.monotonic() < deadline, f"still there (logs: {self.state.logs}): {left}"
+            time.sleep(POLL_S)
 
 
 def resident_bytes(pid: int) -> int:

@@ -6,11 +6,11 @@ import os
 import signal
 
 import pytest
-
-from glowplug.types.replica import ReplicaView
 from tests.e2e.clients import Clients
 from tests.e2e.conftest import Apps, Deployed
 from tests.e2e.live import Live
+
+from glowplug.types.replica import ReplicaView
 
 pytestmark = pytest.mark.sandbox
 

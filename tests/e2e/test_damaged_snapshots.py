@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.e2e.conftest import Apps, Deployed
+from tests.e2e.live import Live
 
 from glowplug.types.coldstart import ColdStartRecord, Outcome
 from glowplug.types.replica import SnapshotStatus, StartPath
-from tests.e2e.conftest import Apps, Deployed
-from tests.e2e.live import Live
 
 pytestmark = pytest.mark.sandbox
 
@@ -38,9 +38,17 @@ def remove(file: Path) -> None:
     file.unlink()
 
 
+def counted_fallbacks(live: Live) -> float:
+    """What ``/metrics`` says, whatever the reason."""
+    lines = live.http.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("glowplug_fallbacks_total{"))
+
+
 def answer_after_damage(live: Live, app: Deployed, snapshot_id: str) -> ColdStartRecord:
-    """Wake ``app``: it must answer as it always does. The record of how."""
+    """Wake ``app``: it must answer as it always does, and the fallback is counted. The record of how."""
+    before = counted_fallbacks(live)
     assert app.ask()["version"] == "1"
+    assert counted_fallbacks(live) == before + 1
     record = live.cold_starts(app.name)[0]
     assert record.outcome is Outcome.ANSWERED
     assert record.path is StartPath.COLD

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.e2e.conftest import Apps
+from tests.e2e.live import GLOWPLUG, Live
 
 from glowplug.types.coldstart import Outcome
 from glowplug.types.replica import StartPath
-from tests.e2e.conftest import Apps
-from tests.e2e.live import GLOWPLUG, Live
 
 pytestmark = pytest.mark.sandbox
 

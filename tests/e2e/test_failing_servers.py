@@ -1,4 +1,4 @@
-"""Apps that cannot work: each gets one clear error with its cause and its remedy, and leaves nothing behind."""
+"""Apps that cannot work: each gets one clear error with cause and remedy, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from glowplug.types.coldstart import Outcome
 from tests.e2e.conftest import Apps, Deployed
 from tests.e2e.live import Live
+
+from glowplug.types.coldstart import Outcome
 
 pytestmark = pytest.mark.sandbox
 
@@ -36,7 +36,7 @@ def refused_deploy(live: Live, file: Path, name: str) -> dict[str, Any]:
     return dict(error)
 
 
-# -- refused when deployed -------------------------------------------------------------------------------------
+# -- refused when deployed ---------------------------------------------------------------------------
 
 
 def test_a_malformed_app_file_is_refused_with_its_line(live: Live, apps: Apps, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_missing_image_folder_is_refused_by_name(live: Live, apps: Apps, tmp_p
     assert str(missing) in error["message"]
 
 
-# -- refused when called -----------------------------------------------------------------------------------------
+# -- refused when called -----------------------------------------------------------------------------
 
 
 def test_a_command_that_exits_is_a_502_with_its_exit_code_and_last_words(live: Live, apps: Apps) -> None:

@@ -1,11 +1,10 @@
-"""How much memory our own processes keep: the promises of docs/specification.md, measured on the real ones."""
+"""How much our own processes keep: the promises of docs/specification.md, measured on the real ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-
 from tests.e2e.conftest import Apps
 from tests.e2e.live import Live, resident_bytes
 
@@ -43,7 +42,7 @@ def test_an_idle_agent_leaves_the_processor_alone(live: Live) -> None:
     before = _cpu_ticks(agent)
     started = live.get("/api/v1/status")["uptime_s"]
     elapsed_s = live.wait_for(
-        lambda: (spent if (spent := live.get("/api/v1/status")["uptime_s"] - started) >= 3.0 else None),
+        lambda: spent if (spent := live.get("/api/v1/status")["uptime_s"] - started) >= 3.0 else None,
         "three seconds to pass",
     )
     assert (_cpu_ticks(agent) - before) / 100 < 0.2 * elapsed_s

@@ -11,25 +11,27 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import aiohttp
 import pytest
+from tests.e2e.conftest import Apps, Deployed
+from tests.e2e.live import Live, resident_bytes
 
 from glowplug.types.coldstart import Outcome
 from glowplug.types.replica import StartPath
-from tests.e2e.conftest import Apps, Deployed
-from tests.e2e.live import Live, resident_bytes
 
 pytestmark = pytest.mark.sandbox
 
 CALLERS = 1000
 DEADLINE_S = 120.0
 UPLOAD_BYTES = int(os.environ.get("GLOWPLUG_UPLOAD_BYTES", str(1 << 30)))
+"""Any size will do: ten gigabytes take half a minute."""
 CHUNK_BYTES = 1 << 20
 MOST_GROWTH_BYTES = 64 << 20
 
 
-# -- many ---------------------------------------------------------------------------------------------------
+# -- many --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ async def test_a_thousand_requests_at_once_wake_a_server_from_its_snapshot(live:
     assert live.cold_starts(app.name)[0].path is StartPath.CPU_SNAPSHOT
 
 
-# -- large --------------------------------------------------------------------------------------------------
+# -- large -------------------------------------------------------------------------------------------
 
 
 def test_a_large_upload_wakes_a_server_and_passes_through_in_bounded_memory(live: Live, apps: Apps) -> None:
@@ -113,7 +115,7 @@ def test_a_large_upload_wakes_a_server_and_passes_through_in_bounded_memory(live
     assert growth_bytes < MOST_GROWTH_BYTES
 
 
-# -- abandoned ------------------------------------------------------------------------------------------------
+# -- abandoned ---------------------------------------------------------------------------------------
 
 
 def test_a_caller_who_goes_away_while_held_leaves_the_others_waiting(live: Live, apps: Apps) -> None:
@@ -141,7 +143,7 @@ def test_a_cold_start_that_nobody_waits_for_any_more_is_recorded_as_abandoned(li
     assert [record.outcome for record in live.cold_starts(app.name)] == [Outcome.ABANDONED]
 
 
-# -- simultaneous -----------------------------------------------------------------------------------------------
+# -- simultaneous ------------------------------------------------------------------------------------
 
 
 def test_deployments_of_one_name_at_once_end_in_one_whole_version(live: Live, apps: Apps) -> None:
@@ -149,7 +151,7 @@ def test_deployments_of_one_name_at_once_end_in_one_whole_version(live: Live, ap
     files = {label: apps.write("--version", label, snapshot=False) for label in ("a", "b", "c")}
     with ThreadPoolExecutor(len(files)) as pool:
 
-        def deploy(label: str) -> tuple[str, int, dict[str, object]]:
+        def deploy(label: str) -> tuple[str, int, dict[str, Any]]:
             done = live.cli("deploy", str(files[label]), "--name", name, "--json", code=None)
             said = done.stdout if done.returncode == 0 else done.stderr.splitlines()[-1]
             return label, done.returncode, json.loads(said)
@@ -159,7 +161,7 @@ def test_deployments_of_one_name_at_once_end_in_one_whole_version(live: Live, ap
         assert code == 0 or (code == 1 and said["code"] == "conflict" and said["remedy"]), said
     labels = {said["version"]: label for label, code, said in results if code == 0}
     listed = live.listing("deployments", name)
-    assert sorted(item["version"] for item in listed) == sorted(labels)  # type: ignore[type-var]
+    assert sorted(item["version"] for item in listed) == sorted(labels)
     active = [item["version"] for item in listed if item["active"]]
-    assert active == [max(labels)]  # type: ignore[type-var]
+    assert active == [max(labels)]
     assert Deployed(live, name).ask()["version"] == labels[active[0]]

@@ -7,11 +7,11 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-
-from glowplug.types.replica import ReplicaView, StartPath
 from tests.e2e.clients import Clients
 from tests.e2e.conftest import Apps, Deployed
 from tests.e2e.live import Live
+
+from glowplug.types.replica import ReplicaView, StartPath
 
 pytestmark = pytest.mark.sandbox
 
@@ -38,7 +38,9 @@ def test_a_new_version_and_a_rollback_under_load_lose_no_request(live: Live, app
     assert {answer["version"] for answer in told.answers} == {"1", "2"}
     active = [item["id"] for item in live.listing("deployments", app.name) if item["active"]]
     assert active == [f"{app.name}-v1"]
-    live.wait_for(lambda: {v.deployment_id for v in live.replicas(app.name)} == {active[0]}, "version 2 to go")
+    live.wait_for(
+        lambda: {v.deployment_id for v in live.replicas(app.name)} == {active[0]}, "version 2 to go"
+    )
 
 
 def test_rolling_back_a_version_that_does_not_exist_is_refused(live: Live, apps: Apps) -> None:

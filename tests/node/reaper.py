@@ -1,8 +1,7 @@
 """Stands in for the supervisor in node tests: starts a command, reaps every orphan, notes exit codes.
 
-``reaper.py [--stay] STATE COMMAND..``. With ``--stay`` it outlives the command, and starts it again on SIGUSR1.
-SIGTERM and SIGINT are passed on; the reaper ends with the command's exit code once that has ended, and without
-one at once.
+``reaper.py [--stay] STATE COMMAND..``. With ``--stay`` it outlives the command, and starts it again on
+SIGUSR1. SIGTERM and SIGINT are passed on, and the reaper ends once the command has ended, with its exit code.
 """
 
 from __future__ import annotations

@@ -293,7 +293,7 @@ class Starter:
 
 def in_words(error: Exception) -> str:
     """What an exception says, or what it is when it says nothing (as TimeoutError does)."""
-    return str(error) or type(error).__name__
+    return (error.message if isinstance(error, GlowplugError) else str(error)) or type(error).__name__
 
 
 async def activate(talk: ReplicaTalk, request: StartReplica, *, restored: bool) -> None:

@@ -1,6 +1,6 @@
 """The server of the node tests: tells what a replica sees, does as it is told. Standard library only.
 
-Environment: ``PORT`` and ``ADDRESS`` to listen on, ``STUBBORN`` to ignore SIGTERM, ``SLOW_S`` to start slowly.
+Environment: ``PORT`` and ``ADDRESS`` to listen on, ``STUBBORN`` to ignore SIGTERM, ``SLOW_S`` to start late.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         self._answer(getattr(self, f"on_{url.path.strip('/') or 'index'}")(**query))
 
-    do_POST = do_GET
+    def do_POST(self) -> None:
+        self.do_GET()
 
     def on_index(self) -> object:
         return "hello"
