@@ -44,8 +44,12 @@ class LiveAgent:
         command = [sys.executable, "-m", "glowplug.node", "--state", str(root)]
         argv = [sys.executable, str(HERE / "reaper.py"), "--stay", str(root), *command]
         self._reaper = subprocess.Popen(argv, stderr=self._log, start_new_session=True)
-        self.pid = self._await_answer()
-        self.image_id = self._build()
+        try:
+            self.pid = self._await_answer()
+            self.image_id = self._build()
+        except BaseException:
+            self.close()
+            raise
 
     # -- the process -----------------------------------------------------------------------------------------
 

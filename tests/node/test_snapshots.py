@@ -386,10 +386,11 @@ def test_a_server_that_dies_while_it_is_captured_fails_the_capture_only(agent: L
 def _small_disk(path: Path, size_mib: int) -> Iterator[None]:
     """A filesystem of its own at ``path``; it can only be unmounted once nobody uses it any more."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "none", str(path)], check=True)
+    umount = ["umount", "--quiet", str(path)]
     try:
         yield
     finally:
-        eventually(lambda: subprocess.run(["umount", str(path)], check=False).returncode == 0, "unmount")
+        eventually(lambda: subprocess.run(umount, check=False).returncode == 0, "unmount", 5)
 
 
 @pytest.mark.parametrize("free_mb", [10, 4], ids=["full at the checkpoint", "full before"])

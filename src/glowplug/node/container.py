@@ -7,7 +7,9 @@ and also when another process made it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+from functools import cache
 from pathlib import Path
 
 from glowplug.image.mount import RootFilesystem
@@ -15,10 +17,10 @@ from glowplug.node.record import ReplicaFolder, write_private
 from glowplug.runtime.cgroup import ReplicaCgroup, cgroup_path
 from glowplug.runtime.network import REPLICA_ADDRESS, ReplicaNetwork
 from glowplug.runtime.port import Runtime, Sandbox, SandboxMount
-from glowplug.types.errors import RuntimeFailed
+from glowplug.types.errors import InvalidInput, RuntimeFailed
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import Endpoint
-from glowplug.types.spec import ServerSpec
+from glowplug.types.spec import ServerSpec, VolumeSpec
 
 INSIDE = "/run/glowplug"
 LIBRARY = "/.glowplug/lib"
@@ -138,9 +140,28 @@ class Container:
         if self._server.code is not None:
             mounts.append(SandboxMount(_PACKAGE, f"{LIBRARY}/glowplug"))
             mounts.append(SandboxMount(Path(self._server.code.local_dir), CODE))
-        for volume in self._server.volumes:
-            mounts.append(SandboxMount(Path(volume.host_path), volume.mount_path, volume.read_only))
-        return mounts
+        return mounts + [_volume_mount(root, volume) for volume in self._server.volumes]
+
+
+def _volume_mount(root: RootFilesystem, volume: VolumeSpec) -> SandboxMount:
+    """Raises InvalidInput where the folder is not there, or mounting it would write to a host's folder."""
+    if not Path(volume.host_path).is_dir():
+        raise InvalidInput(
+            f"The volume {volume.host_path} is not a folder on this node.",
+            remedy="Create it, or correct the path in volumes=.",
+            path=volume.host_path,
+        )
+    root.check_mount_point(volume.mount_path)
+    return SandboxMount(Path(volume.host_path), volume.mount_path, volume.read_only)
+
+
+@cache
+def runner_digest() -> str:
+    """SHA-256 (16 hex digits) of what containers see of this package's code when the runner serves them."""
+    digest = hashlib.sha256()
+    for file in sorted([*_PACKAGE.glob("*.py"), *_PACKAGE.glob("sdk/*.py"), *_PACKAGE.glob("types/*.py")]):
+        digest.update(f"{file.relative_to(_PACKAGE)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def remove_leftovers(state: StateDir, runtime: Runtime, replica_id: str) -> None:

@@ -12,12 +12,14 @@ import logging
 import subprocess
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import aiohttp
 
 from glowplug.image.mount import Mounter, RootFilesystem
 from glowplug.node import failures
+from glowplug.node.container import runner_digest
 from glowplug.node.hooks import run_hook
 from glowplug.node.race import Interrupted, before
 from glowplug.node.replica import Replica
@@ -89,8 +91,11 @@ class Starter:
         """The snapshot key of this server here and now."""
         values = "\0".join(f"{name}={value}" for name, value in sorted(request.secrets.items()))
         scope = f"{request.app} {hashlib.blake2b(values.encode(), digest_size=8).hexdigest()}"
+        runtime = self._runtime.identity()
+        if request.server.code is not None:  # our runner's code is in the memory too
+            runtime = replace(runtime, flags=(*runtime.flags, f"runner={runner_digest()}"))
         return SnapshotKey.compute(
-            request.server, request.image_id, self._runtime.identity(), self._machine, secrets_scope=scope
+            request.server, request.image_id, runtime, self._machine, secrets_scope=scope
         )
 
     async def bring_up(self, replica: Replica) -> None:
