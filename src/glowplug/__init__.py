@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glowplug.sdk.lifecycle import enter as enter
     from glowplug.sdk.lifecycle import exit as exit  # noqa: A004 - read as gp.exit, the word users know
     from glowplug.sdk.lifecycle import method as method
-    from glowplug.sdk.remote import RemoteError as RemoteError
+    from glowplug.sdk.remote_error import RemoteError as RemoteError
     from glowplug.sdk.secret import Secret as Secret
     from glowplug.sdk.snapshot import Hook as Hook
     from glowplug.sdk.snapshot import Request as Request
@@ -31,7 +31,7 @@ _HOMES = {
     "GlowplugError": "glowplug.types.errors",
     "Hook": "glowplug.sdk.snapshot",
     "Image": "glowplug.sdk.image",
-    "RemoteError": "glowplug.sdk.remote",
+    "RemoteError": "glowplug.sdk.remote_error",
     "Request": "glowplug.sdk.snapshot",
     "Secret": "glowplug.sdk.secret",
     "Server": "glowplug.sdk.app",

@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from glowplug.sdk import validation
-from glowplug.types.errors import GlowplugError, InvalidInput
+from glowplug.types.errors import InvalidInput
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,20 +31,6 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 DEFAULT_DEADLINE_S = 660.0
 MAX_DEADLINE_S = 7 * 86_400.0
 MAX_CONCURRENCY = 1024
-
-
-class RemoteError(GlowplugError):
-    """The called code raised. ``remote_type`` names its exception, ``remote_traceback`` says where."""
-
-    code: ClassVar[str] = "remote_error"
-    http_status: ClassVar[int] = 500
-
-    def __init__(self, message: str, *, remedy: str = "", **details: Any) -> None:
-        super().__init__(message, remedy=remedy, **details)
-        self.remote_type = str(details.get("type", "Exception"))
-        self.remote_traceback = str(details.get("traceback", ""))
-        if self.remote_traceback:
-            self.add_note(f"Traceback in the replica:\n{self.remote_traceback}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from glowplug.sdk.remote import RemoteError
+from glowplug.sdk.remote_error import RemoteError
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, InvalidInput, Unavailable
 
 MAX_ANSWER_BYTES = 1 << 30
