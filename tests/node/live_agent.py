@@ -17,6 +17,8 @@ import httpx
 from tests.runtime.sandboxes import eventually
 
 from glowplug.types.paths import StateDir
+from glowplug.types.replica import StartReplica
+from glowplug.types.spec import HostPythonImage, ServerSpec
 
 HERE = Path(__file__).parent
 SERVERS = HERE / "servers"
@@ -196,6 +198,10 @@ class LiveAgent:
         assert answer is not None, f"{view['id']} does not answer"
         return answer
 
+    def ask_and_lose(self, view: dict[str, Any], path: str) -> None:
+        """Ask what the replica does not survive to answer."""
+        assert _fetch(view["endpoint"], path, None) is None
+
     def calm_down(self) -> None:
         """Stop every replica, wait for every capture."""
         for view in self.client.get("/v1/replicas").json():
@@ -225,6 +231,18 @@ class LiveAgent:
                     continue
                 if mark in argv:
                     yield " ".join(argv)
+
+
+def example_request(**changes: Any) -> StartReplica:
+    """A request for tests that need no real replica."""
+    values: dict[str, Any] = {
+        "replica_id": f"gpt-parts-{os.getpid()}",
+        "app": "parts",
+        "deployment_id": "parts-v1",
+        "server": ServerSpec(name="web", image=HostPythonImage(), command=["true"]),
+        "image_id": "im-0123456789abcdef",
+    }
+    return StartReplica(**values | changes)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from glowplug.node import failures, logs
 from glowplug.node.admission import check_request
 from glowplug.node.capacity import Capacity
 from glowplug.node.capture import Captures
-from glowplug.node.container import Container, end_exec
+from glowplug.node.container import Container, end_exec, exec_pid
 from glowplug.node.exits import read_exit_code
 from glowplug.node.leftovers import Leftovers
 from glowplug.node.race import Interrupted, before
@@ -92,7 +92,12 @@ class Agent:
         await self.starter.in_thread(self.runtime.identity)
         await self.starter.in_thread(self.runtime.end_commands)
         await self.starter.in_thread(self.snapshots.sweep)
-        await asyncio.gather(*(self._adopt(folder.name) for folder in self.state.replicas.iterdir()))
+        names = [folder.name for folder in self.state.replicas.iterdir()]
+        for name, problem in zip(
+            names, await asyncio.gather(*map(self._adopt, names), return_exceptions=True), strict=True
+        ):
+            if problem is not None:  # the others are served all the same
+                logger.error("could not take over %s", name, exc_info=problem)
         self._spawn(self._housekeeping())
 
     async def close(self, *, stop_replicas: bool) -> None:
@@ -200,7 +205,11 @@ class Agent:
             )
         pid_file = replica.container.folder.execs / secrets.token_hex(8)
         argv = self.runtime.exec_argv(replica_id, command, tty=tty, pid_file=pid_file)
-        return ExecCommand(argv, lambda: end_exec(self.runtime, replica_id, pid_file))
+        return ExecCommand(
+            argv,
+            has_begun=lambda: exec_pid(pid_file) is not None,
+            end_inside=lambda: end_exec(self.runtime, replica_id, pid_file),
+        )
 
     def _new_replica(self, request: StartReplica, purpose: Purpose) -> Replica:
         container = Container(self.state, self.runtime, request.replica_id, request.server)
@@ -317,14 +326,15 @@ class Agent:
         replica = Replica(self.state, self.table, request, container, Purpose.SERVE, record.view.created_at)
         replica.file = record
         alive = is_running(record.view.pid, record.pid_started_ticks)
+        was_draining = record.view.state is ReplicaState.DRAINING
         self._replicas[replica_id] = replica
-        if alive and record.view.state in (ReplicaState.READY, ReplicaState.DRAINING):
+        if alive and (was_draining or record.view.state is ReplicaState.READY):
             self.capacity.hold(replica_id, record.server.resources)
             replica.watch_process(record.view.pid or 0)
             replica.change(state=ReplicaState.READY)
             await self.starter.in_thread(replica.container.end_execs)
             self._lives[replica_id] = self._spawn(self._until_its_end(replica))
-            if record.view.state is ReplicaState.DRAINING:
+            if was_draining:
                 self.stop(replica_id, DEFAULT_GRACE_S)
             logger.info("adopted %s", replica_id)
             return

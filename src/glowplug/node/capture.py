@@ -233,13 +233,13 @@ class Captures:
         talk = ReplicaTalk(replica.container.endpoint)
         try:
             for call in server.snapshot.warmup:
-                _require_success(replica.id, "warm-up", call, await talk.ask(call, WARMUP_TIMEOUT_S))
+                await _succeed(talk, replica.id, "warm-up", call, WARMUP_TIMEOUT_S)
             answers = [await self._record_canary(replica.id, talk, call) for call in server.snapshot.canary]
             if not answers:
                 answers = await self._record_ready(replica.id, talk, server.ready)
             if server.code is not None:
                 call = HttpCall(method="POST", path="/.glowplug/before_snapshot", json_body={})
-                _require_success(replica.id, "before_snapshot", call, await talk.ask(call, WARMUP_TIMEOUT_S))
+                await _succeed(talk, replica.id, "before_snapshot", call, WARMUP_TIMEOUT_S)
             if server.snapshot.before_snapshot is not None:
                 await run_hook(
                     server.snapshot.before_snapshot, replica.container, talk, self.starter.exec_argv
@@ -249,10 +249,9 @@ class Captures:
             await talk.close()
 
     async def _record_canary(self, replica_id: str, talk: ReplicaTalk, call: HttpCall) -> canary.CanaryAnswer:
-        first = await talk.ask(call, CANARY_TIMEOUT_S)
-        _require_success(replica_id, "canary", call, first)
+        first = await _succeed(talk, replica_id, "canary", call, CANARY_TIMEOUT_S)
         answer = canary.record(call, first.status, first.headers, first.body)
-        second = await talk.ask(call, CANARY_TIMEOUT_S)
+        second = await talk.call("canary", call, CANARY_TIMEOUT_S)
         difference = canary.compare(answer, second.status, second.body)
         if difference is not None:
             raise SnapshotInvalid(
@@ -309,7 +308,9 @@ class Captures:
             return False
 
 
-def _require_success(replica_id: str, what: str, call: HttpCall, answer: Answer) -> None:
+async def _succeed(talk: ReplicaTalk, replica_id: str, what: str, call: HttpCall, timeout_s: float) -> Answer:
+    """Make a call that must be answered with 2xx. Raises ReplicaFailed or DeadlineExceeded."""
+    answer = await talk.call(what, call, timeout_s)
     if not answer.is_success:
         raise ReplicaFailed(
             f"The {what} call {call.method} {call.path} was answered with {answer.status}: "
@@ -318,3 +319,4 @@ def _require_success(replica_id: str, what: str, call: HttpCall, answer: Answer)
             replica_id=replica_id,
             stage=Stage.FIRST_ANSWER.value,
         )
+    return answer

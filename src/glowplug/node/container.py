@@ -187,13 +187,19 @@ def _remove_sandbox(runtime: Runtime, replica_id: str) -> None:
         raise RuntimeFailed(f"Processes of {replica_id} do not die.", sandbox=replica_id)
 
 
-def end_exec(runtime: Runtime, replica_id: str, pid_file: Path) -> None:
-    """Kill the process inside whose pid is in ``pid_file``, if it still runs, and remove the file."""
+def exec_pid(pid_file: Path) -> int | None:
+    """The pid, inside, of what `exec` started; None if it did not come to run yet."""
     try:
         pid = int(pid_file.read_text())
     except (OSError, ValueError):
-        pid = 0  # it never came to run
-    if pid > 1:
+        return None
+    return pid if pid > 1 else None
+
+
+def end_exec(runtime: Runtime, replica_id: str, pid_file: Path) -> None:
+    """Kill the process inside whose pid is in ``pid_file``, if it still runs, and remove the file."""
+    pid = exec_pid(pid_file)
+    if pid is not None:
         with contextlib.suppress(RuntimeFailed):  # it ended by itself, or the sandbox did
             runtime.signal(replica_id, "SIGKILL", pid)
     pid_file.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ async def run_hook(hook: Hook, container: Container, talk: ReplicaTalk, exec_arg
     A command has ended when this returns: a checkpoint taken while one runs cannot be restored.
     """
     if hook.http is not None:
-        answer = await talk.ask(hook.http, HOOK_TIMEOUT_S)
+        answer = await talk.call("hook", hook.http, HOOK_TIMEOUT_S)
         if not answer.is_success:
             raise _failed(container.id, f"{hook.http.method} {hook.http.path}", f"status {answer.status}")
     elif hook.signal is not None:

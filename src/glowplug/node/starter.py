@@ -30,7 +30,7 @@ from glowplug.snapshot import canary
 from glowplug.snapshot.key import MachineIdentity, SnapshotKey
 from glowplug.snapshot.store import SnapshotStore
 from glowplug.snapshot.stored import Snapshot
-from glowplug.types.errors import DeadlineExceeded, GlowplugError, ReplicaFailed, SnapshotInvalid
+from glowplug.types.errors import GlowplugError, ReplicaFailed, SnapshotInvalid
 from glowplug.types.replica import Purpose, Stage, StartPath, StartReplica
 from glowplug.types.spec import HttpCall
 
@@ -136,7 +136,7 @@ class Starter:
         try:
             await self._wait_ready(replica, talk, request.server.startup_timeout_s)
             if request.server.code is not None and replica.view.purpose is Purpose.SERVE:
-                await activate(talk, request, restored=False)
+                await activate(talk, request, request.server.startup_timeout_s, restored=False)
         finally:
             await talk.close()
 
@@ -193,7 +193,7 @@ class Starter:
         try:
             with replica.stage(Stage.HOST_INIT):
                 if request.server.code is not None:
-                    await activate(talk, request, restored=True)
+                    await activate(talk, request, ACTIVATE_TIMEOUT_S, restored=True)
                 elif request.server.snapshot.after_restore is not None:
                     await run_hook(
                         request.server.snapshot.after_restore, replica.container, talk, self.exec_argv
@@ -301,16 +301,15 @@ def in_words(error: Exception) -> str:
     return (error.message if isinstance(error, GlowplugError) else str(error)) or type(error).__name__
 
 
-async def activate(talk: ReplicaTalk, request: StartReplica, *, restored: bool) -> None:
+async def activate(talk: ReplicaTalk, request: StartReplica, timeout_s: float, *, restored: bool) -> None:
     """Tell our runner to become a copy of its own. Raises ReplicaFailed with the user's traceback."""
     body = {
         "env": {"HOSTNAME": request.replica_id, **request.server.env, **request.secrets},
         "restored": restored,
         "hostname": request.replica_id,
     }
-    answer = await talk.ask(
-        HttpCall(method="POST", path="/.glowplug/activate", json_body=body), ACTIVATE_TIMEOUT_S
-    )
+    call = HttpCall(method="POST", path="/.glowplug/activate", json_body=body)
+    answer = await talk.call("enter(snap=False)", call, timeout_s)
     if not answer.is_success:
         raise ReplicaFailed(
             f"{request.replica_id} failed in enter(snap=False): {answer.text()}",
@@ -322,13 +321,7 @@ async def activate(talk: ReplicaTalk, request: StartReplica, *, restored: bool) 
 async def ask_canary(talk: ReplicaTalk, expected: canary.CanaryAnswer) -> None:
     """Raises SnapshotInvalid when the copy answers otherwise than the captured replica did."""
     call = expected.request
-    try:
-        answer = await talk.ask(call, CANARY_TIMEOUT_S)
-    except TimeoutError:
-        raise DeadlineExceeded(
-            f"The canary {call.method} {call.path} was not answered within {CANARY_TIMEOUT_S:g} s.",
-            stage=Stage.FIRST_ANSWER.value,
-        ) from None
+    answer = await talk.call("canary", call, CANARY_TIMEOUT_S)
     difference = canary.compare(expected, answer.status, answer.body)
     if difference is not None:
         raise SnapshotInvalid(

@@ -9,7 +9,8 @@ from typing import Any
 import aiohttp
 
 from glowplug.node.netns_socket import NamespaceSockets
-from glowplug.types.replica import Endpoint
+from glowplug.types.errors import DeadlineExceeded, ReplicaFailed
+from glowplug.types.replica import Endpoint, Stage
 from glowplug.types.spec import HttpCall
 
 PROBE_HEADER = {"x-glowplug-probe": "1"}
@@ -59,6 +60,20 @@ class ReplicaTalk:
             if len(body) >= MAX_ANSWER_BYTES:
                 raise aiohttp.ClientPayloadError(f"answer to {call.path} is over {MAX_ANSWER_BYTES} bytes")
             return Answer(response.status, dict(response.headers), body)
+
+    async def call(self, what: str, call: HttpCall, timeout_s: float) -> Answer:
+        """As :meth:`ask`, but raises DeadlineExceeded or ReplicaFailed, which name the call."""
+        named = f"The {what} call {call.method} {call.path}"
+        try:
+            return await self.ask(call, timeout_s)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{named} was not answered within {timeout_s:g} s.", stage=Stage.FIRST_ANSWER.value
+            ) from None
+        except (OSError, aiohttp.ClientError) as error:
+            raise ReplicaFailed(
+                f"{named} was not answered: {error or type(error).__name__}.", remedy="See the server's log."
+            ) from error
 
     async def close(self) -> None:
         """Release the sockets and the namespace."""

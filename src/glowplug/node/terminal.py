@@ -24,15 +24,22 @@ from glowplug.types.errors import GlowplugError, InvalidInput
 
 _CHUNK_BYTES = 64 << 10
 _STDOUT, _STDERR = b"\x01", b"\x02"
-_END_DEADLINE_S = 2.0
+_END_DEADLINE_S = 5.0
+_BEGIN_POLL_S = 0.02
 _MAX_SIDE = 1000
+# Control-C is a signal to the foreground of whoever *controls* the terminal; runsc passes it on inside.
+_WITH_TERMINAL = ("setsid", "--ctty")
 
 
 @dataclass(frozen=True)
 class ExecCommand:
-    """A command line of the host's, and how to end what it started inside (blocks; may be called twice)."""
+    """A command line of the host's that starts something inside.
+
+    ``has_begun`` tells whether it did, ``end_inside`` ends that (blocks; may be called twice).
+    """
 
     argv: list[str]
+    has_begun: Callable[[], bool]
     end_inside: Callable[[], None]
 
 
@@ -45,7 +52,7 @@ async def serve_exec(
         await _serve(socket, make_command(), tty, rows, cols)
     except GlowplugError as error:
         await _send(socket, {"type": "error", "error": error.to_dict()})
-    with contextlib.suppress(RuntimeError):  # closed by the other side already
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the other side closed it already
         await socket.close()
 
 
@@ -70,16 +77,18 @@ async def _serve(socket: WebSocket, command: ExecCommand, tty: bool, rows: int, 
 
 async def _end(process: Process, command: ExecCommand) -> None:
     """Kill what still runs: inside first, because killing the host's command would leave it alone there."""
-    if process.returncode is not None:
-        await asyncio.to_thread(command.end_inside)
-        return
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _END_DEADLINE_S
+    # The runtime tells by writing a file: there is no event to wait for.
+    while process.returncode is None and not command.has_begun() and loop.time() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(_BEGIN_POLL_S)
     await asyncio.to_thread(command.end_inside)
-    try:
-        await asyncio.wait_for(process.wait(), _END_DEADLINE_S)
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    for _ in range(2):
+        try:
+            await asyncio.wait_for(process.wait(), _END_DEADLINE_S)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
 
 
 async def _read_client(socket: WebSocket, session: _Session) -> None:
@@ -160,7 +169,7 @@ class _Terminal:
             os.set_blocking(self._master, False)
             self.resize(*self._size)
             return await asyncio.create_subprocess_exec(
-                *argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+                *_WITH_TERMINAL, *argv, stdin=slave, stdout=slave, stderr=slave
             )
         except BaseException:
             self.close()

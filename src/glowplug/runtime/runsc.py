@@ -124,8 +124,10 @@ class Runsc:
         """``runsc delete``; absent containers are fine."""
         command = ["delete", *(["--force"] if force else []), sandbox_id]
         self._run(command, sandbox_id, timeout_s=_QUICK_S)
-        # A refused second `create` of one id, or one that was killed, leaves its control socket.
-        (self._root / f"runsc-{sandbox_id}.sock").unlink(missing_ok=True)
+        # A `create` that was killed, or refused because its id is in use, leaves its lock and its socket.
+        for pattern in (f"{sandbox_id}_sandbox:*", f"runsc-{sandbox_id}.sock"):
+            for left in self._root.glob(pattern):
+                left.unlink(missing_ok=True)
 
     def exec_argv(
         self, sandbox_id: str, command: list[str], *, tty: bool, pid_file: Path | None = None

@@ -19,6 +19,8 @@ class Copies:
     @gp.enter(snap=False)
     def connect(self):
         self.token = os.environ.get("TOKEN")
+        if self.token == "broken":
+            raise ConnectionError("the token is refused")
 
     @gp.method()
     def look(self):
