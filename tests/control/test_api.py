@@ -193,7 +193,7 @@ async def test_a_capture_can_be_asked_for(control: Control, agent: FakeAgent) ->
     await control.deploy(app_spec(server_spec(secrets=["k"])), {"k": "v"})
     answer = await control.client.post("/api/v1/snapshots", json={"app": "shop", "server": "web"})
     assert (answer.status_code, answer.json()["status"]) == (202, "capturing")
-    assert (agent.orders[0].deployment_id, agent.orders[0].secrets) == ("shop-v1", {})
+    assert (agent.orders[0].deployment_id, agent.orders[0].secrets) == ("shop-v1", {"k": "v"})
 
 
 async def test_an_image_can_be_built(control: Control) -> None:

@@ -114,6 +114,7 @@ def test_a_capture_cannot_be_stopped_by_its_id(agent: LiveAgent) -> None:
 def test_sigint_to_the_agent_stops_all_replicas(own_agent: LiveAgent) -> None:
     serving = own_agent.start(own_agent.server(snapshot={}))
     starting = own_agent.begin(own_agent.server(env={"SLOW_S": "1000"}))
+    eventually(lambda: own_agent.view(starting)["pid"], "its sandbox exists")
     own_agent.restart(signal.SIGINT)
     assert own_agent.leftovers() == []
     assert own_agent.client.get("/v1/replicas").json() == []

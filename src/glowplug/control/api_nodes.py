@@ -190,7 +190,8 @@ def _add_snapshots(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> Non
             deployment_id=version.deployment_id,
             server=version.spec,
             image_id=version.image_id,
-            secrets=version.secrets if version.spec.snapshot.secrets_in_snapshot else {},
+            # The capture replica is not given them: the agent looks for them in what it captured.
+            secrets=version.secrets,
         )
         return await nodes.first.create_snapshot(order)
 
