@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.conftest import Apps
+from tests.e2e.engines import require_engine
 from tests.e2e.live import GLOWPLUG, Live
 
 from glowplug.types.coldstart import Outcome
@@ -20,14 +21,17 @@ from glowplug.types.replica import StartPath
 pytestmark = pytest.mark.sandbox
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-OF_OTHER_TESTS = {"chat_vllm.py", "torch_server.py"}
-"""They need an engine: ``test_vllm.py`` and the benchmarks run them."""
+OF_OTHER_TESTS = {"chat_vllm.py"}
+"""``test_vllm.py`` runs it."""
+NEEDS_ENGINE = {"torch_server.py"}
 CALLS: dict[str, tuple[str, Any]] = {
     "hello_function.py": ("/greet/call", {"name": "Ada"}),
     "embedder_cls.py": ("/embedder/embed", {"texts": ["hello", "world"]}),
     "static_files.py": ("/static/hello_function.py", None),
+    "torch_server.py": ("/weights/", None),
 }
 SECRETS = {"EMBEDDER_SALT": "an end-to-end salt"}
+SIZES = {"GLOWPLUG_TORCH_MB": "64"}
 
 
 def ask(live: Live, path: str, body: Any) -> bytes:
@@ -40,13 +44,21 @@ def test_every_example_is_tried() -> None:
     assert {file.name for file in EXAMPLES.glob("*.py")} == set(CALLS) | OF_OTHER_TESTS
 
 
-@pytest.mark.parametrize("example", sorted(CALLS))
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(example, marks=[pytest.mark.engine] if example in NEEDS_ENGINE else [])
+        for example in sorted(CALLS)
+    ],
+)
 def test_an_example_answers_the_same_after_it_was_scaled_to_zero(
     live: Live, apps: Apps, example: str
 ) -> None:
+    if example in NEEDS_ENGINE:
+        require_engine()
     name = apps.name(example.partition("_")[0])
     path, body = CALLS[example]
-    live.deploy(EXAMPLES / example, name, **SECRETS)
+    live.deploy(EXAMPLES / example, name, **SECRETS, **SIZES)
     first = ask(live, f"/{name}{path}", body)
     live.wait_for_snapshot(name)
     live.rest(name)
