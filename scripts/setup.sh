@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # wrk is for the router's benchmark, the rest for running.
-scripts/apt_packages.sh ca-certificates iproute2 python3 python3-venv wrk
+scripts/apt_packages.sh ca-certificates iproute2 mount python3 python3-venv wrk
 
 python=$(scripts/find_python.sh)
 stamp=.venv/.glowplug-setup

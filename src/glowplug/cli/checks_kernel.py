@@ -56,8 +56,9 @@ def kernel_checks(state_root: Path) -> list[Check]:
             "/proc/sys/net",
             "Newer kernels show net.core.rmem_default in every namespace; runsc then takes it for the host's "
             "and refuses a network. We hide it from runsc in a mount namespace.",
-            "Run as root; in a container: with CAP_SYS_ADMIN.",
+            "apt-get install mount; run as root; in a container: with CAP_SYS_ADMIN.",
             _sysctl_quirk,
+            Fix(packages=("mount",)),
         ),
         Check(
             "open files",
