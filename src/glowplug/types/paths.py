@@ -47,6 +47,21 @@ class StateDir:
         return self.root / "images"
 
     @property
+    def indexes(self) -> Path:
+        """One folder per image index, named by its digest."""
+        return self.root / "indexes"
+
+    @property
+    def chunks(self) -> Path:
+        """The SSD tier: content by hash, of images and snapshots."""
+        return self.root / "chunks"
+
+    @property
+    def lazy(self) -> Path:
+        """The blob daemon: its socket, its FUSE mount, the EROFS mounts."""
+        return self.run / "lazy"
+
+    @property
     def snapshots(self) -> Path:
         """One folder per finished snapshot."""
         return self.root / "snapshots"

@@ -1,0 +1,1 @@
+"""Where trees come from: folders, tar archives, OCI layouts and registries, Dockerfiles."""
