@@ -25,6 +25,8 @@ class FakeControl:
     replicas: list[dict[str, Any]] = field(default_factory=list)
     snapshots: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
+    indexes: list[dict[str, Any]] = field(default_factory=list)
+    task_events: list[dict[str, Any]] = field(default_factory=list)
     deployments: list[dict[str, Any]] = field(default_factory=list)
     cold_starts: list[dict[str, Any]] = field(default_factory=list)
     status: dict[str, Any] = field(default_factory=dict)
@@ -187,6 +189,20 @@ class FakeControl:
         @app.get("/api/v1/images")
         async def images() -> Any:
             return self.images
+
+        @app.get("/api/v1/indexes")
+        async def indexes() -> Any:
+            return self.indexes
+
+        @app.get("/api/v1/indexes/{image:path}")
+        async def index(image: str) -> Any:
+            return next(view for view in self.indexes if image in view["names"])
+
+        @app.post("/api/v1/image-tasks")
+        async def image_task(request: Request) -> Any:
+            self.bodies.append(await request.json())
+            lines = [json.dumps(event) + "\n" for event in self.task_events]
+            return Response("".join(lines), media_type="application/x-ndjson")
 
         @app.post("/api/v1/images")
         async def build(request: Request) -> Response:

@@ -37,13 +37,13 @@ _Result = TypeVar("_Result")
 
 
 class Live:
-    """``with Live() as live``: a running Glowplug of one's own."""
+    """``with Live() as live``: a running Glowplug of one's own; ``environment`` configures its node."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environment: str) -> None:
         # Not below /tmp, which is memory on many machines; and short, for the names of Unix sockets.
         self.state = StateDir(Path(tempfile.mkdtemp(prefix="gp-e2e-", dir="/var/tmp")))
         self.environment = {k: v for k, v in os.environ.items() if k not in _VARIABLES_OF_OURS}
-        self.environment["GLOWPLUG_STATE"] = str(self.state.root)
+        self.environment |= {"GLOWPLUG_STATE": str(self.state.root), **environment}
         self.apps: set[str] = set()
         self.url = ""
         self.keeps_logs = False

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from glowplug.image import FolderMounter, ImageStore, RootFilesystem, overlay
+from glowplug.image import ImageMounter, ImageStore, RootFilesystem, overlay
 from glowplug.types.paths import TOOLS_DIR, StateDir
 
 Enter = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -69,8 +69,8 @@ def store(state: StateDir) -> ImageStore:
 
 
 @pytest.fixture
-def mounter(state: StateDir) -> FolderMounter:
-    return FolderMounter(state)
+def mounter(state: StateDir) -> ImageMounter:
+    return ImageMounter(state)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from glowplug.image import FolderMounter, ImageStore
+from glowplug.image import ImageMounter, ImageStore
 from glowplug.image.build import StepReader
 from glowplug.image.containerfile import Instruction
 from glowplug.image.job import Job
@@ -58,7 +58,7 @@ def run_step(line: str) -> BuildStep:
 
 @pytest.mark.sandbox
 def test_an_image_with_debian_python_packages_and_a_command_runs(
-    builder: ImageStore, mounter: FolderMounter, tmp_path: Path, enter: Enter
+    builder: ImageStore, mounter: ImageMounter, tmp_path: Path, enter: Enter
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_text("local")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from glowplug.image import FolderMounter, ImageStore
+from glowplug.image import ImageMounter, ImageStore
 from glowplug.types.errors import InvalidInput
 from glowplug.types.paths import StateDir
 from glowplug.types.spec import DirectoryImage, LocalDir
@@ -107,7 +107,7 @@ def test_a_local_folder_that_is_missing_doubled_or_in_the_way_is_refused(
 
 
 def test_the_interpreter_is_found_along_the_images_own_path(
-    store: ImageStore, mounter: FolderMounter, tree: Path
+    store: ImageStore, mounter: ImageMounter, tree: Path
 ) -> None:
     interpreter = tree / "opt" / "python" / "bin" / "python3"
     interpreter.parent.mkdir(parents=True)
@@ -120,7 +120,7 @@ def test_the_interpreter_is_found_along_the_images_own_path(
 
 @pytest.mark.sandbox
 def test_a_container_never_changes_the_users_folder(
-    store: ImageStore, mounter: FolderMounter, bootable_tree: Path, tmp_path: Path, enter: Enter
+    store: ImageStore, mounter: ImageMounter, bootable_tree: Path, tmp_path: Path, enter: Enter
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_text("from the host")
@@ -145,7 +145,7 @@ def test_a_container_never_changes_the_users_folder(
 
 
 def test_removing_an_image_leaves_the_users_folder_alone(
-    store: ImageStore, mounter: FolderMounter, tree: Path
+    store: ImageStore, mounter: ImageMounter, tree: Path
 ) -> None:
     (tree / "etc" / "precious").write_text("data")
     image = store.ensure(DirectoryImage(path=str(tree)), quiet)

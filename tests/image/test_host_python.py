@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from glowplug.image import FolderMounter, ImageStore, RootFilesystem
+from glowplug.image import ImageMounter, ImageStore, RootFilesystem
 from glowplug.types.errors import InvalidInput
 from glowplug.types.spec import HostPythonImage, LocalDir
 
@@ -22,7 +22,7 @@ print(json.dumps([sys.prefix, len(ssl.create_default_context().get_ca_certs())])
 """
 
 
-def image_of(store: ImageStore, mounter: FolderMounter, venv: Path | None, **fields: Any) -> RootFilesystem:
+def image_of(store: ImageStore, mounter: ImageMounter, venv: Path | None, **fields: Any) -> RootFilesystem:
     spec = HostPythonImage(venv=str(venv) if venv else None, **fields)
     return mounter.mount(store.ensure(spec, quiet).id)
 
@@ -37,7 +37,7 @@ def refused(store: ImageStore, venv: Path, **fields: Any) -> InvalidInput:
 
 @pytest.mark.sandbox
 def test_the_virtual_environment_runs_with_its_standard_library(
-    store: ImageStore, mounter: FolderMounter, venv: Path, enter: Enter
+    store: ImageStore, mounter: ImageMounter, venv: Path, enter: Enter
 ) -> None:
     root = image_of(store, mounter, venv)
     assert root.python == f"{venv}/bin/python"
@@ -47,7 +47,7 @@ def test_the_virtual_environment_runs_with_its_standard_library(
 
 
 @pytest.mark.sandbox
-def test_the_nodes_own_python_runs(store: ImageStore, mounter: FolderMounter, enter: Enter) -> None:
+def test_the_nodes_own_python_runs(store: ImageStore, mounter: ImageMounter, enter: Enter) -> None:
     root = image_of(store, mounter, None)
     result = enter(root, "python3", "-c", PROGRAM)
     assert result.returncode == 0, result.stderr
@@ -76,7 +76,7 @@ def make_linked_venv(folder: Path) -> Path:
 
 @pytest.mark.sandbox
 def test_links_on_the_way_to_an_interpreter_work_inside(
-    store: ImageStore, mounter: FolderMounter, outside_tmp: Path, enter: Enter
+    store: ImageStore, mounter: ImageMounter, outside_tmp: Path, enter: Enter
 ) -> None:
     venv = make_linked_venv(outside_tmp)
     root = image_of(store, mounter, venv)
@@ -91,7 +91,7 @@ def test_links_in_a_folder_that_is_empty_in_containers_are_refused(store: ImageS
 
 @pytest.mark.sandbox
 def test_host_folders_stay_unwritable_and_unchanged(
-    store: ImageStore, mounter: FolderMounter, venv: Path, enter: Enter
+    store: ImageStore, mounter: ImageMounter, venv: Path, enter: Enter
 ) -> None:
     root = image_of(store, mounter, venv)
     result = enter(root, "/bin/sh", "-c", f"touch {venv}/x; touch /usr/x; touch /tmp/ok && echo tmp")
@@ -100,7 +100,7 @@ def test_host_folders_stay_unwritable_and_unchanged(
     assert not Path("/usr/x").exists()
 
 
-def test_no_secret_of_the_host_is_shown(store: ImageStore, mounter: FolderMounter, venv: Path) -> None:
+def test_no_secret_of_the_host_is_shown(store: ImageStore, mounter: ImageMounter, venv: Path) -> None:
     root = image_of(store, mounter, venv)
     shown = {bind.destination for bind in root.binds}
     for private in (
@@ -121,7 +121,7 @@ def test_no_secret_of_the_host_is_shown(store: ImageStore, mounter: FolderMounte
 
 
 def test_the_virtual_environments_programs_come_first(
-    store: ImageStore, mounter: FolderMounter, venv: Path
+    store: ImageStore, mounter: ImageMounter, venv: Path
 ) -> None:
     assert image_of(store, mounter, venv).env["PATH"].startswith(f"{venv}/bin:/usr/local")
     chosen = image_of(store, mounter, venv, env={"PATH": "/usr/bin", "X": "1"})
@@ -200,7 +200,7 @@ def test_a_virtual_environment_in_circles_is_refused(store: ImageStore, tmp_path
 
 
 def test_a_local_folder_must_not_need_a_new_folder_on_the_host(
-    store: ImageStore, mounter: FolderMounter, venv: Path, tmp_path: Path
+    store: ImageStore, mounter: ImageMounter, venv: Path, tmp_path: Path
 ) -> None:
     local = [LocalDir(local_path=str(tmp_path), remote_path="/usr/share/not-there-yet")]
     assert "/usr" in refused(store, venv, local_dirs=local).message

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glowplug.image import Bind, FolderMounter, ImageStore, Mounter, RootFilesystem, overlay
+from glowplug.image import Bind, ImageMounter, ImageStore, Mounter, RootFilesystem, overlay
 from glowplug.types.errors import InvalidInput, NotFound
 from glowplug.types.paths import StateDir
 from glowplug.types.spec import DirectoryImage, HostPythonImage, ImageSpec
@@ -32,7 +32,7 @@ def test_mounting_twice_gives_the_same(mounter: Mounter, image_id: str) -> None:
 
 
 def test_another_process_sees_the_same_mount(state: StateDir, image_id: str) -> None:
-    assert FolderMounter(state).mount(image_id) == FolderMounter(state).mount(image_id)
+    assert ImageMounter(state).mount(image_id) == ImageMounter(state).mount(image_id)
 
 
 def test_a_known_image_is_mounted_within_the_budget(mounter: Mounter, image_id: str) -> None:
@@ -60,7 +60,7 @@ def test_mounts_at_once_end_in_one_mount(state: StateDir, image_id: str) -> None
 
     def mount(_number: int) -> RootFilesystem:
         barrier.wait(timeout=10)
-        return FolderMounter(state).mount(image_id)
+        return ImageMounter(state).mount(image_id)
 
     with ThreadPoolExecutor(8) as pool:
         roots = list(pool.map(mount, range(8)))

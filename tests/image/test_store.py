@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from glowplug.image import FolderMounter, ImageStore
+from glowplug.image import ImageMounter, ImageStore
 from glowplug.image.layout import ImageFolders
 from glowplug.image.lock import held_if_free
 from glowplug.types.clock import ManualClock
@@ -213,7 +213,7 @@ def test_other_errors_of_the_disk_are_not_mistaken_for_a_full_one(
 
 
 def test_a_mounted_image_is_unmounted_when_it_is_removed(
-    store: ImageStore, mounter: FolderMounter, tree: Path
+    store: ImageStore, mounter: ImageMounter, tree: Path
 ) -> None:
     image = store.ensure(DirectoryImage(path=str(tree)), quiet)
     root = mounter.mount(image.id).root

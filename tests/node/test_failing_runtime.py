@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.node.live_agent import example_request
 
-from glowplug.image.mount import FolderMounter
+from glowplug.image.mount import ImageMounter
 from glowplug.node.agent import Agent
 from glowplug.observe.metrics import Metrics
 from glowplug.runtime.port import Sandbox
@@ -65,7 +65,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     agent = Agent(
         state=state,
         runtime=FailingRuntime(),
-        images=FolderMounter(state),
+        images=ImageMounter(state),
         snapshots=SnapshotStore(state),
         metrics=Metrics(),
         clock=ManualClock(),

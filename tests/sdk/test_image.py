@@ -9,7 +9,16 @@ from pydantic import TypeAdapter
 
 import glowplug as gp
 from glowplug.types.errors import InvalidInput
-from glowplug.types.spec import BuildImage, DirectoryImage, HostPythonImage, ImageSpec, LocalDir
+from glowplug.types.spec import (
+    BuildImage,
+    DirectoryImage,
+    DockerfileImage,
+    HostPythonImage,
+    ImageSpec,
+    LocalDir,
+    NamedImage,
+    RegistryImage,
+)
 
 _SPEC: TypeAdapter[ImageSpec] = TypeAdapter(ImageSpec)
 
@@ -85,3 +94,35 @@ def test_empty_steps_and_odd_arguments_are_refused() -> None:
     ):
         with pytest.raises(InvalidInput):
             mistake()
+
+
+def test_an_image_may_come_from_a_registry() -> None:
+    image = gp.Image.from_registry("localhost:5000/app:1", insecure=True).env({"A": "1"})
+    assert described(image) == RegistryImage(ref="localhost:5000/app:1", insecure=True, env={"A": "1"})
+
+
+def test_an_image_may_have_been_imported_before() -> None:
+    assert described(gp.Image.from_name("team/vllm:1")) == NamedImage(name="team/vllm:1")
+
+
+def test_a_dockerfile_copies_from_its_own_folder_unless_told_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "Dockerfile").write_text("FROM scratch\n")
+    image = gp.Image.from_dockerfile("docker/Dockerfile", build_args={"V": "2"})
+    assert described(image, tmp_path) == DockerfileImage(
+        path=f"{tmp_path}/docker/Dockerfile", context_dir=f"{tmp_path}/docker", build_args={"V": "2"}
+    )
+    elsewhere = gp.Image.from_dockerfile("docker/Dockerfile", context=".")
+    assert described(elsewhere, tmp_path) == DockerfileImage(
+        path=f"{tmp_path}/docker/Dockerfile", context_dir=str(tmp_path)
+    )
+
+
+def test_a_missing_dockerfile_is_noticed_when_the_image_is_described(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="is no file"):
+        gp.Image.from_dockerfile().to_spec(tmp_path)
+
+
+def test_only_built_images_take_steps() -> None:
+    with pytest.raises(InvalidInput, match="works on images that are built"):
+        gp.Image.from_registry("app").pip_install("torch")

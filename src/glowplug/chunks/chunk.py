@@ -37,6 +37,9 @@ class Chunk:
     id: bytes
     size_bytes: int
 
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     @staticmethod
     def of(data: Buffer) -> Chunk:
         """The chunk that ``data`` is."""

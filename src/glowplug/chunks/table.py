@@ -49,14 +49,14 @@ class ChunkTable(Sequence[Chunk]):
         if count > MAX_CHUNKS or len(data) != HEADER.size + count * (ID_BYTES + 4):
             raise _damaged("its length is not what its header says")
         self._data = data
-        self._sizes = array("I", bytes(data[HEADER.size + count * ID_BYTES :]))
+        self.sizes: array[int] = array("I", bytes(data[HEADER.size + count * ID_BYTES :]))
         if sys.byteorder == "big":
-            self._sizes.byteswap()
-        if count and not 0 < min(self._sizes) <= max(self._sizes) <= CHUNK_BYTES:
+            self.sizes.byteswap()
+        if count and not 0 < min(self.sizes) <= max(self.sizes) <= CHUNK_BYTES:
             raise _damaged("it has a chunk of an impossible size")
         self.blob_bytes: int = blob_bytes
         self.content_bytes: int = content_bytes
-        if sum(self._sizes) != content_bytes or sum(map(aligned, self._sizes)) != blob_bytes:
+        if sum(self.sizes) != content_bytes or sum(map(aligned, self.sizes)) != blob_bytes:
             raise _damaged("its sums are wrong")
 
     @classmethod
@@ -85,7 +85,7 @@ class ChunkTable(Sequence[Chunk]):
         return header + b"".join(chunk.id for chunk in listed) + sizes.tobytes()
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self.sizes)
 
     @overload
     def __getitem__(self, index: int) -> Chunk: ...
@@ -99,7 +99,9 @@ class ChunkTable(Sequence[Chunk]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if index < 0:
             index += len(self)
-        size_bytes = self._sizes[index]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        size_bytes = self.sizes[index]
         start = HEADER.size + index * ID_BYTES
         return Chunk(bytes(self._data[start : start + ID_BYTES]), size_bytes)
 
@@ -109,7 +111,7 @@ class ChunkTable(Sequence[Chunk]):
     @cached_property
     def starts(self) -> array[int]:
         """``len + 1`` numbers: where each chunk starts in the blob, in units of ALIGN_BYTES; then the end."""
-        return array("Q", accumulate((aligned(size) // ALIGN_BYTES for size in self._sizes), initial=0))
+        return array("Q", accumulate((aligned(size) // ALIGN_BYTES for size in self.sizes), initial=0))
 
     def offset(self, index: int) -> int:
         """Where chunk ``index`` starts in the blob, in bytes."""

@@ -14,6 +14,7 @@ from glowplug.cli.transport import Transport
 from glowplug.control.messages import DeployEvent, DeploymentView, StatusView, StopResult
 from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.errors import Unavailable
+from glowplug.types.image import ImageTask, IndexView, TaskEvent
 from glowplug.types.replica import BuildEvent, ImageView, ReplicaView, SnapshotView
 
 M = TypeVar("M", bound=BaseModel)
@@ -108,6 +109,18 @@ class ApiClient:
     def remove_image(self, image_id: str) -> None:
         """Delete an image that nothing uses."""
         self._transport.request("DELETE", f"/api/v1/images/{_part(image_id)}", {})
+
+    def indexes(self) -> list[IndexView]:
+        """Image indexes the nodes hold."""
+        return self._many(IndexView, "/api/v1/indexes")
+
+    def index(self, image: str) -> IndexView:
+        """One image index, by name or digest."""
+        return self._one(IndexView, "GET", f"/api/v1/indexes/{_part(image)}")
+
+    def image_task(self, task: ImageTask) -> Generator[TaskEvent, None, None]:
+        """Do an image task; its events, the last of which holds ``result`` or ``error``."""
+        return self._events(TaskEvent, "/api/v1/image-tasks", {"task": task.model_dump(mode="json")})
 
     def snapshots(self) -> list[SnapshotView]:
         """Snapshots the nodes hold."""

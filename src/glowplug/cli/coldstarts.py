@@ -17,7 +17,7 @@ from glowplug.observe.quantiles import answered_seconds, speedups, summarise
 from glowplug.observe.waterfall import format_bytes, waterfall
 from glowplug.types.clock import SystemClock
 from glowplug.types.coldstart import ColdStartRecord, Outcome
-from glowplug.types.replica import StartPath
+from glowplug.types.replica import Stage, StartPath
 
 _STYLES = {Outcome.ANSWERED: "green", Outcome.FAILED: "red", Outcome.ABANDONED: "yellow"}
 
@@ -62,12 +62,13 @@ def _print_records(session: Session, records: list[ColdStartRecord]) -> None:
             record.path.value,
             Text(record.outcome.value, _STYLES[record.outcome]),
             format_seconds(record.total_s),
-            format_bytes(sum(record.bytes_by_tier.values())) if record.bytes_by_tier else "",
+            format_seconds(record.stages_s.get(Stage.MOUNT, 0.0)),
+            ", ".join(f"{format_bytes(count)} {tier}" for tier, count in record.bytes_by_tier.items()),
             record.error or record.fallback_reason or "",
         ]
         for record in records
     ]
-    columns = ["AGE", "SERVER", "PATH", "OUTCOME", "TOTAL", "READ", "REASON"]
+    columns = ["AGE", "SERVER", "PATH", "OUTCOME", "TOTAL", "MOUNT", "READ", "REASON"]
     print_table(session, columns, table, "No cold starts yet: ask a server something.")
 
 

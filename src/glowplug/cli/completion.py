@@ -42,12 +42,25 @@ def snapshots(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def images(context: typer.Context, incomplete: str) -> list[str]:
-    """Ids of images."""
-    return _matching(context, incomplete, lambda client: [image.id for image in client.images()])
+    """Ids of images, and their names."""
+    return _matching(
+        context,
+        incomplete,
+        lambda client: [image.id for image in client.images()] + _image_names(client),
+    )
+
+
+def image_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of imported images, and the short digests of those that have none."""
+    return _matching(context, incomplete, _image_names)
 
 
 def _app_names(client: ApiClient) -> list[str]:
     return [deployment.app for deployment in client.deployments() if deployment.active]
+
+
+def _image_names(client: ApiClient) -> list[str]:
+    return [name for index in client.indexes() for name in index.names or [index.digest[:12]]]
 
 
 def _server_names(client: ApiClient) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -38,9 +39,34 @@ def up(
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=0.1, help="Seconds until everything must answer.")
     ] = embedded.START_TIMEOUT_S,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Where images are pushed to and pulled from: s3://.., gs://.., a folder ..",
+            envvar="GLOWPLUG_REGION",
+        ),
+    ] = None,
+    zone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL,..", help="Cache servers near this machine, asked first.", envvar="GLOWPLUG_ZONE"
+        ),
+    ] = None,
+    ssd_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Room for image content on this machine (default: no limit).",
+            envvar="GLOWPLUG_SSD_BYTES",
+        ),
+    ] = None,
 ) -> None:
     """Start Glowplug on this machine, unless it runs already, and wait until it answers."""
     session = session_of(context)
+    # The agent, its tasks and the blob daemon all find these in their environment.
+    settings = {"GLOWPLUG_REGION": region, "GLOWPLUG_ZONE": zone, "GLOWPLUG_SSD_BYTES": ssd_bytes}
+    os.environ |= {name: str(value) for name, value in settings.items() if value is not None}
 
     def announce(address: embedded.Address) -> None:
         text = f"Glowplug answers at {address.url} (state: {session.state.root})"

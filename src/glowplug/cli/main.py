@@ -17,12 +17,14 @@ from glowplug.cli import (
     coldstarts,
     deploy,
     doctor,
+    image_tasks,  # noqa: F401 - adds its commands to those of images
     images,
     lifecycle,
     replicas,
     run,
     snapshots,
     terminal,
+    zone_cache,
 )
 from glowplug.cli.output import print_error, print_json_error
 from glowplug.cli.session import Session
@@ -110,6 +112,7 @@ terminal.register(app)
 coldstarts.register(app)
 app.add_typer(snapshots.commands, name="snapshot")
 app.add_typer(images.commands, name="image")
+app.add_typer(zone_cache.commands, name="zone-cache")
 doctor.register(app)
 
 

@@ -74,8 +74,20 @@ SnapshotArgument = Annotated[
 SnapshotsArgument = Annotated[
     list[str], typer.Argument(help="Ids of snapshots.", autocompletion=completion.snapshots)
 ]
-ImagesArgument = Annotated[list[str], typer.Argument(help="Ids of images.", autocompletion=completion.images)]
-ImageArgument = Annotated[str, typer.Argument(help="An image's id.", autocompletion=completion.images)]
+AnyImagesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE...", help="Names, digests or ids of images.", autocompletion=completion.images
+    ),
+]
+AnyImageArgument = Annotated[
+    str,
+    typer.Argument(metavar="IMAGE", help="A name, digest or id.", autocompletion=completion.images),
+]
+NamedImageArgument = Annotated[
+    str,
+    typer.Argument(metavar="IMAGE", help="An image's name or digest.", autocompletion=completion.image_names),
+]
 DurationOption = Annotated[
     float | None,
     typer.Option("--since", parser=_duration, metavar="DURATION", help="Only the last 90s, 15m, 1h, 2d, ..."),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from rich.progress import (
     BarColumn,
@@ -16,6 +18,8 @@ from rich.progress import (
 
 from glowplug.cli.session import Session
 from glowplug.observe.waterfall import printable
+
+_COUNT_EVERY_S = 5.0
 
 Report = Callable[[str, float | None], None]
 """Told what happens now and how far it is (0 to 1; None: unknown)."""
@@ -54,12 +58,18 @@ def _bar(session: Session, title: str) -> Iterator[Report]:
 
 
 def _lines(session: Session) -> Report:
-    previous = ""
+    previous, said_s = "", 0.0
 
     def report(text: str, fraction: float | None) -> None:
-        nonlocal previous
-        if text and text != previous:
-            previous = text
-            session.say(printable(text))
+        nonlocal previous, said_s
+        is_counting = bool(previous) and _without_numbers(text) == _without_numbers(previous)
+        if not text or text == previous or (is_counting and monotonic() - said_s < _COUNT_EVERY_S):
+            return
+        previous, said_s = text, monotonic()
+        session.say(printable(text))
 
     return report
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"[\d.,]+", "", text)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from glowplug.cli.client import ApiClient
+from glowplug.cli.completion import image_names
 from glowplug.cli.deploy import deploy_app, print_deployment
 from glowplug.cli.options import parse_assignments, session_of
 from glowplug.cli.session import Session
@@ -53,6 +54,12 @@ def run(
     image_dir: Annotated[
         Path | None, typer.Option(help="Run in this root filesystem.", rich_help_panel=_PANEL)
     ] = None,
+    image_name: Annotated[
+        str | None,
+        typer.Option(
+            "--image", help="Run in this imported image.", autocompletion=image_names, rich_help_panel=_PANEL
+        ),
+    ] = None,
     volume: Annotated[
         list[str] | None,
         typer.Option(metavar="HOST:INSIDE[:ro]", help="Show a folder; repeatable.", rich_help_panel=_PANEL),
@@ -87,12 +94,14 @@ def run(
 ) -> None:
     """Serve a command that listens on a port; Ctrl-C stops and removes it. No Python file needed.
 
-    It runs in the current folder, which it sees read-only (unless --image-dir names another root).
+    It runs in the current folder, which it sees read-only (unless --image or --image-dir says otherwise).
     """
     session = session_of(context)
-    if venv is not None and image_dir is not None:
-        raise typer.BadParameter("--venv and --image-dir exclude each other.")
+    if sum(choice is not None for choice in (venv, image_dir, image_name)) > 1:
+        raise typer.BadParameter("--venv, --image and --image-dir exclude each other.")
     image = Image.from_directory(image_dir) if image_dir else None
+    if image_name is not None:
+        image = Image.from_name(image_name)
     if venv is not None:
         image = in_current_folder(Image.host_python(venv))
     options: dict[str, Any] = {

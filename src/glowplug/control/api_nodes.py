@@ -23,6 +23,7 @@ from glowplug.control.streams import NDJSON, Stream, ndjson
 from glowplug.node.client import NodeClient
 from glowplug.types.errors import GlowplugError, NotFound, Unavailable
 from glowplug.types.ids import new_replica_id
+from glowplug.types.image import IndexView, TaskEvent, TaskRequest
 from glowplug.types.replica import (
     BuildEvent,
     BuildRequest,
@@ -151,6 +152,32 @@ def _add_images(routes: APIRouter, nodes: _Nodes) -> None:
     async def build(request: BuildRequest) -> Response:
         """Make an image ready; the last line holds the image or the error."""
         return Stream(ndjson(_build(nodes.first, request)), NDJSON)
+
+    @routes.get("/indexes")
+    async def indexes() -> list[IndexView]:
+        """All image indexes."""
+        return await nodes.gather(lambda client: client.indexes())
+
+    @routes.get("/indexes/{image:path}")
+    async def index(image: str) -> IndexView:
+        """One image index, by name or digest."""
+        return await nodes.find(lambda client: client.index(image))
+
+    @routes.post(
+        "/image-tasks",
+        status_code=200,
+        response_class=Stream,
+        responses={200: {"model": TaskEvent, "description": "NDJSON of task events"}},
+    )
+    async def image_task(request: TaskRequest) -> Response:
+        """Import, push, pull, mount ... an image; the last line holds the result or the error."""
+        return Stream(ndjson(_task(nodes.first, request)), NDJSON)
+
+
+async def _task(client: NodeClient, request: TaskRequest) -> AsyncGenerator[TaskEvent, None]:
+    async with aclosing(client.image_task(request.task)) as events:
+        async for event in events:
+            yield event
 
 
 async def _build(client: NodeClient, request: BuildRequest) -> AsyncGenerator[BuildEvent, None]:

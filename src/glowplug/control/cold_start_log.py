@@ -123,7 +123,8 @@ class ColdStartLog:
             started_at=started.started_at,
             total_s=self._clock.monotonic() - started.opened_at_s,
             stages_s=stages_s,
-            bytes_by_tier={"ssd": view.restored_bytes} if view and view.restored_bytes else {},
+            bytes_by_tier=_bytes_by_tier(view),
+            mounted_as=view.mounted_as if view else None,
             snapshot_id=view.snapshot_id if view else None,
             fallback_reason=view.fallback_reason if view else None,
             error=error,
@@ -142,3 +143,12 @@ class ColdStartLog:
             await self._store.add_cold_start(record)
         except GlowplugError as error:
             log.error("cold-start record %s is lost: %s", record.id, error)
+
+
+def _bytes_by_tier(view: ReplicaView | None) -> dict[str, int]:
+    if view is None:
+        return {}
+    counts = dict(view.image_bytes_by_tier)
+    if view.restored_bytes:
+        counts["ssd"] = counts.get("ssd", 0) + view.restored_bytes
+    return counts

@@ -4,7 +4,7 @@
 else of this room is meant for others.
 """
 
-from glowplug.image.mount import Bind, FolderMounter, Mounter, RootFilesystem
+from glowplug.image.mount import Bind, ImageMounter, Mounter, MountUse, RootFilesystem
 from glowplug.image.store import ImageStore
 
-__all__ = ["Bind", "FolderMounter", "ImageStore", "Mounter", "RootFilesystem"]
+__all__ = ["Bind", "ImageMounter", "ImageStore", "MountUse", "Mounter", "RootFilesystem"]

@@ -1,7 +1,7 @@
-"""``Image.debian_slim().apt_install().pip_install().run_commands()``: built by buildah, kept as a folder.
+"""``Image.debian_slim().apt_install().pip_install().run_commands()``: built by buildah, kept as an index.
 
 We write no builder: mmdebstrap makes the base, buildah runs the steps and caches one layer per step, and
-the result is copied out to ``rootfs/``, so that a finished image depends on no builder and no cache.
+the result is copied out and imported, so that a finished image depends on no builder and no cache.
 """
 
 from __future__ import annotations
@@ -16,15 +16,24 @@ from pathlib import Path
 from glowplug.image.apt import reaching_options
 from glowplug.image.base import base_name, ensure_base, recipe
 from glowplug.image.buildah import Buildah, failure
-from glowplug.image.containerfile import VENV, Instruction, built_environment, containerfile, instructions
+from glowplug.image.containerfile import (
+    SOURCE_DATE_EPOCH,
+    VENV,
+    Instruction,
+    built_environment,
+    containerfile,
+    instructions,
+)
 from glowplug.image.host_access import FOLDER, LENT_FOLDER, HostAccess
 from glowplug.image.job import Job
 from glowplug.image.skeleton import add_mount_point, in_root, make_empty_files
-from glowplug.image.source import Prepared
+from glowplug.image.source import Prepared, make_overlay_folders
+from glowplug.image.task_runner import TaskRunner
 from glowplug.types.errors import InvalidInput, RuntimeFailed
+from glowplug.types.image import ImportTask
 from glowplug.types.spec import BuildImage
 
-STEPS_SHARE = 0.9  # of the progress bar; the rest is copying the result out
+STEPS_SHARE = 0.8  # of the progress bar; the rest is copying the result out and importing it
 _STEP = re.compile(r"STEP (\d+)/(\d+): ")
 
 
@@ -62,6 +71,7 @@ class BuildSource:
     steps: list[Instruction]
     buildah: Buildah
     environ: Mapping[str, str]
+    tasks: TaskRunner
 
     @property
     def tag(self) -> str:
@@ -75,8 +85,8 @@ class BuildSource:
         return {"recipe": recipe(), "python": self.spec.python, "steps": steps}
 
     def prepare(self, folder: Path, job: Job) -> Prepared:
-        """Build, and copy the result to ``folder/rootfs``."""
-        root = folder / "rootfs"
+        """Build, and import the result: the index holds everything, ``folder`` only mount points."""
+        root = folder / "built"
         with self.buildah.session(job):
             base = ensure_base(self.buildah, job, self.environ)
             self._build(base, job)
@@ -88,7 +98,17 @@ class BuildSource:
         make_empty_files(root)
         for place in ("/.glowplug/lib", "/app", "/run/glowplug", self.spec.workdir):
             add_mount_point(root, Path(place), is_folder=True)
-        return Prepared(env=built_environment(self.spec), python=f"{VENV}/bin/python")
+        job.say("importing the built image", STEPS_SHARE)
+        result = self.tasks.run(ImportTask(source=str(root), clamp_to_s=SOURCE_DATE_EPOCH), job)
+        shutil.rmtree(root)
+        make_overlay_folders(folder)
+        return Prepared(
+            env=built_environment(self.spec),
+            python=f"{VENV}/bin/python",
+            digest=result["digest"],
+            content_bytes=result["content_bytes"],
+            workdir=self.spec.workdir,
+        )
 
     def _build(self, base: str, job: Job) -> None:
         context = self.buildah.scratch / "context"
@@ -122,6 +142,8 @@ class BuildSource:
         self.buildah.copy_out(job, stage, self.tag, root)
 
 
-def look_at_build(spec: BuildImage, buildah: Buildah, environ: Mapping[str, str]) -> BuildSource:
+def look_at_build(
+    spec: BuildImage, buildah: Buildah, environ: Mapping[str, str], tasks: TaskRunner
+) -> BuildSource:
     """Check the steps; raises InvalidInput telling what is wrong with one."""
-    return BuildSource(spec, instructions(spec), buildah, environ)
+    return BuildSource(spec, instructions(spec), buildah, environ, tasks)

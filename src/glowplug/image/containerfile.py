@@ -19,6 +19,9 @@ from glowplug.types.spec import BuildImage, BuildStep
 
 DEBIAN_PYTHON = "3.11"
 VENV = "/opt/venv"
+# No file of a built image is newer than this (2020-01-01), and Python compiles to files that are checked by
+# hash instead of by time: two builds that differ by one package then share all other bytes.
+SOURCE_DATE_EPOCH = 1_577_836_800
 MAX_STEPS = 100
 MAX_TITLE_CHARACTERS = 200
 _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -114,7 +117,7 @@ def _pip_script(step: BuildStep) -> str:
 def _script(spec: BuildImage, body: str) -> str:
     """``body`` under the image's own environment, with what the host lends on top while it builds."""
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(_env(spec).items()))
-    return f"set -e\n{exports}. {FOLDER}/env\n{body}"
+    return f"set -e\nexport SOURCE_DATE_EPOCH={SOURCE_DATE_EPOCH}\n{exports}. {FOLDER}/env\n{body}"
 
 
 def _env(spec: BuildImage) -> dict[str, str]:

@@ -11,7 +11,7 @@ from glowplug.image.job import Job
 from glowplug.image.local_dirs import real_folder
 from glowplug.image.record import Lower
 from glowplug.image.resolve import look_up
-from glowplug.image.source import Prepared
+from glowplug.image.source import Prepared, make_overlay_folders
 from glowplug.types.errors import InvalidInput
 from glowplug.types.paths import StateDir
 from glowplug.types.spec import DirectoryImage
@@ -39,12 +39,12 @@ class DirectorySource:
     def prepare(self, folder: Path, job: Job) -> Prepared:
         """Make the folders for an overlay, so that mount points never appear in the user's folder."""
         job.say(f"using {self.root} in place")
-        for name in ("rootfs", "upper", "work"):
-            (folder / name).mkdir(mode=0o755)
+        make_overlay_folders(folder)
         return Prepared(
             env=self.env,
             python=self.python,
             lower=Lower(path=str(self.root), inode=self.root.stat().st_ino),
+            workdir=self.spec.workdir,
         )
 
     def _state(self, path: str) -> list[int] | None:

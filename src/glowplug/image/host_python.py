@@ -63,7 +63,9 @@ class HostPythonSource:
         if not any(workdir.is_relative_to(path) for path in self.bound):
             add_mount_point(root, workdir, is_folder=True)
         binds = [BindRecord(source=str(path), destination=str(path)) for path in self.bound]
-        return Prepared(env=self.env, python=str(self.interpreter.executable), binds=binds)
+        return Prepared(
+            env=self.env, python=str(self.interpreter.executable), binds=binds, workdir=self.spec.workdir
+        )
 
     def _say_what_is_missing(self, job: Job) -> None:
         """Editable installs and .pth files may point anywhere: not an error, but not to be kept quiet."""

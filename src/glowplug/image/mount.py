@@ -1,11 +1,12 @@
 """The seam between images and containers: what a container can be started from, and who provides it.
 
-Whatever an image is made of (a folder, the host itself, a build; later a lazily filled filesystem), the
-rest of Glowplug sees a :class:`RootFilesystem` that a :class:`Mounter` handed out, and nothing else.
+Whatever an image is made of (an index whose content is fetched when it is read, a folder, the host itself),
+the rest of Glowplug sees a :class:`RootFilesystem` that a :class:`Mounter` handed out, and nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from glowplug.image.lock import held
 from glowplug.image.record import ImageRecord, Lower, read_record
 from glowplug.image.resolve import HOST_ROOT, look_up, trace
 from glowplug.types.clock import Clock, SystemClock
-from glowplug.types.errors import InvalidInput, NotFound
+from glowplug.types.errors import GlowplugError, InvalidInput, NotFound
 from glowplug.types.paths import StateDir
 
 MOUNT_TIMEOUT_S = 10.0  # somebody else's mount of the same image takes about a millisecond
@@ -70,37 +71,77 @@ class RootFilesystem:
             )
 
 
+@dataclass(frozen=True)
+class MountUse:
+    """How an image is mounted (``graduated``, ``lazy``, ``folder`` ..), and what was read from which tier."""
+
+    kind: str = "folder"
+    bytes_by_tier: dict[str, int] = field(default_factory=dict)
+
+
+class IndexMounts(Protocol):
+    """Mounts the trees of image indexes, whose content may still be elsewhere. Safe from many threads."""
+
+    def mount(self, digest: str, command: Sequence[str]) -> Path:
+        """Where the tree is; begins to fetch what ``command`` read before. Raises NotFound, SystemUnfit."""
+        ...
+
+    def unmount(self, digest: str) -> None:
+        """Release it. Raises Conflict while somebody uses it."""
+        ...
+
+    def use(self, digest: str) -> MountUse:
+        """Totals since it was mounted. Never raises, never takes long: what cannot be told is left out."""
+        ...
+
+    def keep_trace(self, digest: str, command: Sequence[str]) -> None:
+        """Remember what was read so far as what ``command`` needs to start."""
+        ...
+
+
 class Mounter(Protocol):
     """Gives out root filesystems of images that are ready.
 
     Duties: ``mount`` is idempotent, safe from several threads and processes, and takes less than 5 ms for
-    an image it knows; what it gives out stays valid until ``unmount``, also across restarts of the
-    process. ``unmount`` of what is not mounted does nothing; running containers are not disturbed by it.
+    an image it has mounted before; what it gives out stays valid until ``unmount``, also across restarts of
+    the process. ``unmount`` of what is not mounted does nothing; running containers are not disturbed by it.
     """
 
-    def mount(self, image_id: str) -> RootFilesystem:
-        """Raises NotFound if there is no such image or a host folder it stands for has gone."""
+    def mount(self, image_id: str, command: Sequence[str] = ()) -> RootFilesystem:
+        """For starting ``command``. Raises NotFound if the image or its host folder has gone."""
         ...
 
     def unmount(self, image_id: str) -> None:
         """Release what ``mount`` set up."""
         ...
 
+    def use(self, image_id: str) -> MountUse:
+        """How it is mounted and what was read; quick, and never raises."""
+        ...
 
-class FolderMounter:
-    """Images whose root is a folder here: a built one, a skeleton, or a user's under an overlay."""
+    def keep_trace(self, image_id: str, command: Sequence[str]) -> None:
+        """``command`` has just become ready: what it read is what it needs to start."""
+        ...
 
-    def __init__(self, state: StateDir, clock: Clock | None = None) -> None:
+
+class ImageMounter:
+    """All kinds of images: indexes and users' folders under an overlay, skeletons as they are."""
+
+    def __init__(self, state: StateDir, indexes: IndexMounts, clock: Clock | None = None) -> None:
         self._folders = ImageFolders(state)
+        self._indexes = indexes
         self._clock = clock or SystemClock()
 
-    def mount(self, image_id: str) -> RootFilesystem:
+    def mount(self, image_id: str, command: Sequence[str] = ()) -> RootFilesystem:
         """See :class:`Mounter`."""
         folder = self._folders.image(image_id)
         record = read_record(folder, image_id)
         root = folder / "rootfs"
-        if record.lower is not None:
-            self._mount_overlay(record, record.lower, root)
+        if record.index_digest is not None:
+            self._mount_overlay(record, self._indexes.mount(record.index_digest, command), root)
+        elif record.lower is not None:
+            self._check_lower(record, record.lower)
+            self._mount_overlay(record, Path(record.lower.path), root)
         for bind in record.binds:
             if not Path(bind.source).exists():
                 raise _gone(record.id, bind.source)
@@ -108,29 +149,51 @@ class FolderMounter:
             root=root,
             binds=tuple(Bind(Path(b.source), b.destination, b.read_only) for b in record.binds),
             env=dict(record.env),
-            workdir=record.spec.workdir,
+            workdir=record.workdir,
             python=record.python,
         )
 
     def unmount(self, image_id: str) -> None:
         """See :class:`Mounter`."""
-        root = self._folders.image(image_id) / "rootfs"
-        if root.is_mount():
+        folder = self._folders.image(image_id)
+        if (folder / "rootfs").is_mount():
             with self._exclusively(image_id):
-                overlay.release(root)
+                overlay.release(folder / "rootfs")
+        record = read_record(folder, image_id)
+        if record.index_digest is not None:
+            self._indexes.unmount(record.index_digest)
 
-    def _mount_overlay(self, record: ImageRecord, lower: Lower, root: Path) -> None:
+    def use(self, image_id: str) -> MountUse:
+        """See :class:`Mounter`."""
+        digest = self._digest(image_id)
+        return MountUse() if digest is None else self._indexes.use(digest)
+
+    def keep_trace(self, image_id: str, command: Sequence[str]) -> None:
+        """See :class:`Mounter`."""
+        digest = self._digest(image_id)
+        if digest is not None:
+            self._indexes.keep_trace(digest, command)
+
+    def _digest(self, image_id: str) -> str | None:
+        try:
+            return read_record(self._folders.image(image_id), image_id).index_digest
+        except GlowplugError:  # removed meanwhile
+            return None
+
+    def _check_lower(self, record: ImageRecord, lower: Lower) -> None:
         try:
             is_same = Path(lower.path).stat().st_ino == lower.inode
         except OSError:
             is_same = False
         if not is_same:
             raise _gone(record.id, lower.path)
+
+    def _mount_overlay(self, record: ImageRecord, lower: Path, root: Path) -> None:
         if root.is_mount():
             return
         with self._exclusively(record.id):
             if not root.is_mount():
-                overlay.mount(Path(lower.path), root.parent / "upper", root.parent / "work", root)
+                overlay.mount(lower, root.parent / "upper", root.parent / "work", root)
 
     def _exclusively(self, image_id: str) -> AbstractContextManager[None]:
         deadline_s = self._clock.monotonic() + MOUNT_TIMEOUT_S

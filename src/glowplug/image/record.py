@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from glowplug.image.index.manifest import Hash
 from glowplug.types.errors import GlowplugError, NotFound
 from glowplug.types.replica import ImageView
 from glowplug.types.spec import ImageSpec, Spec
@@ -46,8 +47,11 @@ class ImageRecord(Spec):
     created_at: float
     owned_bytes: int
     lower: Lower | None = None
+    index_digest: Hash | None = None  # of the index, for images that are mounted lazily
+    content_bytes: int = 0
     binds: list[BindRecord] = []
     env: dict[str, str] = {}
+    workdir: str = "/"
     python: str | None = None
 
     def view(self, *, is_in_use: bool) -> ImageView:
@@ -56,7 +60,8 @@ class ImageRecord(Spec):
             id=self.id,
             kind=self.spec.kind,
             spec=self.spec,
-            bytes=self.owned_bytes,
+            bytes=self.content_bytes or self.owned_bytes,
+            digest=self.index_digest,
             created_at=self.created_at,
             in_use=is_in_use,
         )

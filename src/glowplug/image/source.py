@@ -18,6 +18,15 @@ class Prepared:
     python: str | None
     binds: list[BindRecord] = field(default_factory=list)
     lower: Lower | None = None
+    digest: str | None = None
+    content_bytes: int = 0
+    workdir: str = "/"
+
+
+def make_overlay_folders(folder: Path) -> None:
+    """What an overlay over a tree that must not change needs; it takes the mount points of runtimes."""
+    for name in ("rootfs", "upper", "work"):
+        (folder / name).mkdir(mode=0o755)
 
 
 class Source(Protocol):
@@ -33,5 +42,5 @@ class Source(Protocol):
         ...
 
     def prepare(self, folder: Path, job: Job) -> Prepared:
-        """Make ``folder/rootfs`` and whatever belongs to it."""
+        """Make ``folder/rootfs`` (empty, if the tree is elsewhere) and whatever belongs to it."""
         ...

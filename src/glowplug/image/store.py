@@ -24,6 +24,8 @@ from glowplug.image.build import look_at_build
 from glowplug.image.buildah import Buildah
 from glowplug.image.directory import check_folder_or_nothing, look_at_directory
 from glowplug.image.host_python import look_at_host_python
+from glowplug.image.index.catalog import Catalog
+from glowplug.image.indexed import look_at_dockerfile, look_at_named, look_at_registry
 from glowplug.image.inside import check_path
 from glowplug.image.job import Job, Progress
 from glowplug.image.layout import ImageFolders
@@ -40,11 +42,20 @@ from glowplug.image.record import (
 )
 from glowplug.image.skeleton import add_mount_point
 from glowplug.image.source import Prepared, Source
+from glowplug.image.task_runner import TaskRunner
 from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import Conflict, ResourceExhausted
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import ImageView
-from glowplug.types.spec import BuildImage, DirectoryImage, HostPythonImage, ImageSpec
+from glowplug.types.spec import (
+    BuildImage,
+    DirectoryImage,
+    DockerfileImage,
+    HostPythonImage,
+    ImageSpec,
+    NamedImage,
+    RegistryImage,
+)
 
 BUILD_TIMEOUT_S = 3600.0
 IDENTITY_VERSION = 1
@@ -74,12 +85,15 @@ class ImageStore:
         self._clock = clock or SystemClock()
         self._environ = dict(os.environ if environ is None else environ)
         self._buildah = Buildah(build_storage or self._folders.build_storage, self._clock)
+        self._tasks = TaskRunner(state, self._environ)
+        self._catalog = Catalog(state)
         self._build_timeout_s = build_timeout_s
         self._clear_remains()
 
     def identify(self, spec: ImageSpec) -> str:
         """The id of what ``spec`` means on this machine now. Raises InvalidInput for what cannot be used."""
-        return _identify(spec, self._look_at(spec), check_local_dirs(spec.local_dirs))
+        job = Job(lambda _text, _fraction: None, self._clock, self._deadline_s())
+        return _identify(spec, self._look_at(spec, job), check_local_dirs(spec.local_dirs))
 
     def ensure(
         self, spec: ImageSpec, progress: Progress, cancelled: threading.Event | None = None
@@ -89,7 +103,7 @@ class ImageStore:
         Blocks (call it from a thread). Ends within a second of ``cancelled`` being set.
         """
         job = Job(progress, self._clock, self._deadline_s(), cancelled or threading.Event())
-        source, local = self._look_at(spec), check_local_dirs(spec.local_dirs)
+        source, local = self._look_at(spec, job), check_local_dirs(spec.local_dirs)
         image_id = _identify(spec, source, local)
         waiting = f"waiting for somebody else who is making {image_id}"
         with held(self._folders.lock(image_id), job, waiting):
@@ -116,7 +130,7 @@ class ImageStore:
             record = self._record_to_remove(image_id)
             self._discard(folder)
         if record is not None and isinstance(record.spec, BuildImage):
-            self._buildah.forget(look_at_build(record.spec, self._buildah, self._environ).tag)
+            self._buildah.forget(look_at_build(record.spec, self._buildah, self._environ, self._tasks).tag)
 
     def list(self) -> Sequence[ImageView]:
         """All finished images, sorted by id. A damaged one is left out, and logged."""
@@ -127,15 +141,26 @@ class ImageStore:
                 views.append(self._view(record))
         return views
 
-    def _look_at(self, spec: ImageSpec) -> Source:
-        check_path(spec.workdir, "working directory")
+    def digests(self) -> set[str]:
+        """The indexes that images here are made of."""
+        return {view.digest for view in self.list() if view.digest is not None}
+
+    def _look_at(self, spec: ImageSpec, job: Job) -> Source:
+        if spec.workdir is not None:
+            check_path(spec.workdir, "working directory")
         match spec:
             case DirectoryImage():
                 return look_at_directory(spec, self._state)
             case HostPythonImage():
                 return look_at_host_python(spec, self._state)
             case BuildImage():
-                return look_at_build(spec, self._buildah, self._environ)
+                return look_at_build(spec, self._buildah, self._environ, self._tasks)
+            case RegistryImage():
+                return look_at_registry(spec, self._tasks, job)
+            case DockerfileImage():
+                return look_at_dockerfile(spec, self._tasks)
+            case NamedImage():
+                return look_at_named(spec, self._catalog, self._tasks, job)
 
     def _make(
         self, image_id: str, spec: ImageSpec, source: Source, local: Sequence[BindRecord], job: Job
@@ -156,8 +181,11 @@ class ImageStore:
                     created_at=self._clock.wall(),
                     owned_bytes=_owned_bytes(staging),
                     lower=prepared.lower,
+                    index_digest=prepared.digest,
+                    content_bytes=prepared.content_bytes,
                     binds=[*prepared.binds, *local],
                     env=prepared.env,
+                    workdir=prepared.workdir,
                     python=prepared.python,
                 )
                 write_record(staging, record)
@@ -226,7 +254,9 @@ def _identify(spec: ImageSpec, source: Source, local: Sequence[BindRecord]) -> s
 
 
 def _place(local: Sequence[BindRecord], root: Path, prepared: Prepared) -> None:
-    """Make the mount points of local folders, unless the root is a user's folder (its overlay takes them)."""
+    """Make the mount points of local folders, unless the root is under an overlay, which takes them."""
+    if prepared.digest is not None:
+        return
     if prepared.lower is not None:
         for bind in local:
             check_folder_or_nothing(Path(bind.destination), Path(prepared.lower.path))

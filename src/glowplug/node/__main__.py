@@ -20,8 +20,7 @@ from pathlib import Path
 
 import uvicorn
 
-from glowplug.image.mount import FolderMounter
-from glowplug.image.store import ImageStore
+from glowplug.image.node_images import NodeImages, open_images
 from glowplug.node.agent import Agent
 from glowplug.node.api import make_app
 from glowplug.observe.metrics import Metrics
@@ -62,17 +61,18 @@ def main() -> int:
 
 
 async def _serve(state: StateDir) -> None:
+    images = await asyncio.to_thread(open_images, state)
     agent = Agent(
         state=state,
         runtime=Runsc(state.runtime_root),
-        images=FolderMounter(state),
+        images=images.mounter,
         snapshots=SnapshotStore(state),
         metrics=Metrics(),
         clock=SystemClock(),
         version=version("glowplug"),
     )
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="api"))
-    images = await asyncio.to_thread(ImageStore, state, in_use=agent.images_in_use)
+    images.in_use = agent.images_in_use
     leaving: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _leave, leaving, number)
@@ -93,6 +93,14 @@ async def _serve(state: StateDir) -> None:
     await agent.close(stop_replicas=stop_replicas)
     server.should_exit = True
     await serving
+    await asyncio.to_thread(_leave_images, images, everything=stop_replicas)
+
+
+def _leave_images(images: NodeImages, *, everything: bool) -> None:
+    """Replicas that go on need their mounts; when none is left, none of them is left either."""
+    if everything:
+        images.release_all()
+    images.close()
 
 
 def _leave(leaving: asyncio.Future[signal.Signals], number: signal.Signals) -> None:

@@ -238,6 +238,7 @@ class Agent:
         replica.change(state=ReplicaState.READY, ready_at=self.clock.wall(), stage=None)
         logger.info("%s is ready (%s)", replica.id, replica.view.path.value)
         if replica.view.snapshot_id is None:
+            await self.starter.keep_trace(replica)
             await self.captures.wanted(replica.request)
         await self._until_its_end(replica)
 

@@ -10,18 +10,15 @@ from fastapi import FastAPI, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from glowplug.image.store import ImageStore
-from glowplug.node import failures, logs
+from glowplug.image.node_images import NodeImages
+from glowplug.node import logs
 from glowplug.node.admission import is_replica_id
 from glowplug.node.agent import DEFAULT_GRACE_S, Agent
+from glowplug.node.api_images import NDJSON, add_images
 from glowplug.node.record import ReplicaFolder
 from glowplug.node.terminal import serve_exec
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, SnapshotInvalid
 from glowplug.types.replica import (
-    BuildEvent,
-    BuildRequest,
-    ErrorInfo,
-    ImageView,
     NodeView,
     ReplicaView,
     SnapshotStatus,
@@ -29,15 +26,13 @@ from glowplug.types.replica import (
     StartReplica,
 )
 
-NDJSON = "application/x-ndjson"
 
-
-def make_app(agent: Agent, images: ImageStore) -> FastAPI:
+def make_app(agent: Agent, images: NodeImages) -> FastAPI:
     """The ASGI application. ``agent`` is opened and closed by whoever runs it."""
     app = FastAPI(title="Glowplug node agent", docs_url=None, redoc_url=None)
     _add_errors(app)
     _add_replicas(app, agent)
-    _add_images(app, agent, images)
+    add_images(app, images)
     _add_snapshots(app, agent)
     return app
 
@@ -117,52 +112,6 @@ def _add_replicas(app: FastAPI, agent: Agent) -> None:
         cols: int = 80,
     ) -> None:
         await serve_exec(socket, lambda: agent.exec_command(replica_id, command, tty=tty), tty, rows, cols)
-
-
-def _add_images(app: FastAPI, agent: Agent, images: ImageStore) -> None:
-    @app.get("/v1/images")
-    async def listing() -> list[ImageView]:
-        return list(await asyncio.to_thread(images.list))
-
-    @app.get("/v1/images/{image_id}")
-    async def one(image_id: str) -> ImageView:
-        return await asyncio.to_thread(images.get, image_id)
-
-    @app.delete("/v1/images/{image_id}", status_code=204)
-    async def remove(image_id: str) -> None:
-        await asyncio.to_thread(images.remove, image_id)
-
-    @app.post("/v1/images")
-    async def build(request: BuildRequest) -> StreamingResponse:
-        return StreamingResponse(_build_events(images, request), media_type=NDJSON)
-
-
-async def _build_events(images: ImageStore, request: BuildRequest) -> AsyncIterator[str]:
-    """Progress lines, then the image or the error."""
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[BuildEvent] = asyncio.Queue()
-
-    def progress(text: str, fraction: float | None) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, BuildEvent(text=text, fraction=fraction))
-
-    def work() -> BuildEvent:
-        try:
-            return BuildEvent(image=images.ensure(request.image, progress), fraction=1.0)
-        except GlowplugError as error:
-            return BuildEvent(error=ErrorInfo.model_validate(error.to_dict()))
-        except OSError as error:
-            problem = failures.from_system("The image could not be made", error)
-            return BuildEvent(error=ErrorInfo.model_validate(problem.to_dict()))
-
-    building = loop.run_in_executor(None, work)
-    while not building.done() or not queue.empty():
-        waiting = asyncio.ensure_future(queue.get())
-        await asyncio.wait([waiting, building], return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            yield waiting.result().model_dump_json() + "\n"
-        else:
-            waiting.cancel()
-    yield (await building).model_dump_json() + "\n"
 
 
 def _add_snapshots(app: FastAPI, agent: Agent) -> None:

@@ -20,6 +20,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from glowplug.types.errors import GlowplugError, NotFound, Unavailable
+from glowplug.types.image import ImageTask, IndexView, TaskEvent, TaskRequest
 from glowplug.types.replica import (
     BuildEvent,
     BuildRequest,
@@ -45,6 +46,7 @@ _VERIFY_TIMEOUT_S = 600.0
 _Message = TypeVar("_Message", bound=Message)
 _REPLICAS = TypeAdapter(list[ReplicaView])
 _IMAGES = TypeAdapter(list[ImageView])
+_INDEXES = TypeAdapter(list[IndexView])
 _SNAPSHOTS = TypeAdapter(list[SnapshotView])
 
 
@@ -120,6 +122,22 @@ class NodeClient:
     async def delete_image(self, image_id: str) -> None:
         """Remove an image nothing uses. Raises NotFound, Conflict."""
         await self._call("DELETE", f"/v1/images/{_part(image_id)}")
+
+    async def indexes(self) -> list[IndexView]:
+        """All image indexes of the node."""
+        return _INDEXES.validate_python(await self._call("GET", "/v1/indexes"))
+
+    async def index(self, image: str) -> IndexView:
+        """One image index, by name or digest. Raises NotFound."""
+        return IndexView.model_validate(await self._call("GET", f"/v1/indexes/{_part(image)}"))
+
+    async def image_task(self, task: ImageTask) -> AsyncGenerator[TaskEvent, None]:
+        """Do an image task; the last event holds ``result`` or ``error``."""
+        request = TaskRequest(task=task)
+        async for line in self._lines(
+            "POST", "/v1/image-tasks", request, silence_limit_s=_BUILD_SILENCE_LIMIT_S
+        ):
+            yield _parse(TaskEvent, line)
 
     async def snapshots(self) -> list[SnapshotView]:
         """All snapshots of the node."""

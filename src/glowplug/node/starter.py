@@ -100,10 +100,33 @@ class Starter:
 
     async def bring_up(self, replica: Replica) -> None:
         """From nothing to an answering replica. Raises GlowplugError when even a cold start failed."""
+        before_start = await self.in_thread(self._images.use, replica.request.image_id)
+        await self._restore_or_start(replica)
+        use = await self.in_thread(self._images.use, replica.request.image_id)
+        # What several replicas of one image read at the same time counts for each of them.
+        replica.change(
+            mounted_as=use.kind,
+            image_bytes_by_tier={
+                tier: count - before_start.bytes_by_tier.get(tier, 0)
+                for tier, count in use.bytes_by_tier.items()
+                if count > before_start.bytes_by_tier.get(tier, 0)
+            },
+        )
+
+    async def keep_trace(self, replica: Replica) -> None:
+        """Remember what a replica that has just become ready read of its image."""
+        request = replica.request
+        await self.in_thread(self._images.keep_trace, request.image_id, request.server.command)
+
+    async def _mount(self, replica: Replica) -> RootFilesystem:
+        request = replica.request
+        return await self.in_thread(self._images.mount, request.image_id, request.server.command)
+
+    async def _restore_or_start(self, replica: Replica) -> None:
         with replica.stage(Stage.ALLOCATE):
             await self.in_thread(replica.container.allocate)
         with replica.stage(Stage.MOUNT):
-            root = await self.in_thread(self._images.mount, replica.request.image_id)
+            root = await self._mount(replica)
         snapshot = await self._usable_snapshot(replica)
         if snapshot is not None and await self._try_restore(replica, root, snapshot):
             return
@@ -112,7 +135,7 @@ class Starter:
     async def start_cold(self, replica: Replica, root: RootFilesystem | None = None) -> None:
         """Run the command and wait until it answers. Raises GlowplugError."""
         if root is None:
-            root = await self.in_thread(self._images.mount, replica.request.image_id)
+            root = await self._mount(replica)
         container, request = replica.container, replica.request
         replica.change(path=StartPath.COLD)
         with replica.stage(Stage.HOST_INIT):

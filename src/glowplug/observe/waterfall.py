@@ -102,6 +102,8 @@ def _notes(record: ColdStartRecord) -> list[Text]:
     facts = [f"replica {record.replica_id}"]
     if record.snapshot_id:
         facts.append(f"snapshot {record.snapshot_id}")
+    if record.mounted_as:
+        facts.append(f"image mounted {record.mounted_as}")
     facts += [f"{format_bytes(count)} from {tier}" for tier, count in record.bytes_by_tier.items() if count]
     notes = [Text(printable(" · ".join(facts)), style="bright_black")]
     if record.fallback_reason:

@@ -18,18 +18,22 @@ from glowplug.sdk import validation
 from glowplug.types.errors import InvalidInput
 
 StepKind = Literal["apt", "pip", "run"]
+ImageKind = Literal["build", "directory", "host_python", "registry", "dockerfile", "named"]
 _PYTHON = re.compile(r"3\.\d{1,3}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Image:
-    """A root filesystem: built (``debian_slim``), a folder (``from_directory``) or the node's own Python.
+    """A root filesystem: built, from a registry, imported before, a folder, or the node's own Python.
 
     Make one with the class methods; the fields are details.
     """
 
-    kind: Literal["build", "directory", "host_python"]
+    kind: ImageKind
     source: str | os.PathLike[str] | None = None
+    context: str | os.PathLike[str] | None = None
+    build_args: tuple[tuple[str, str], ...] = ()
+    insecure: bool = False
     python: str | None = None
     steps: tuple[tuple[StepKind, tuple[str, ...]], ...] = ()
     variables: tuple[tuple[str, str], ...] = ()
@@ -52,6 +56,31 @@ class Image:
     def host_python(cls, venv: str | os.PathLike[str] | None = None) -> Image:
         """The node's own /usr plus a virtual environment (None: the system Python); nothing is copied."""
         return cls("host_python", source=venv)
+
+    @classmethod
+    def from_registry(cls, ref: str, *, insecure: bool = False) -> Image:
+        """An OCI image, as Docker names it: ``from_registry("nvcr.io/nvidia/pytorch:26.01-py3")``.
+
+        Its content is fetched when it is read. ``insecure``: the registry speaks HTTP without TLS.
+        """
+        return cls("registry", source=validation.text(ref, "registry reference"), insecure=insecure)
+
+    @classmethod
+    def from_dockerfile(
+        cls,
+        path: str | os.PathLike[str] = "Dockerfile",
+        *,
+        context: str | os.PathLike[str] | None = None,
+        build_args: Mapping[str, str] | None = None,
+    ) -> Image:
+        """Built on the node from a Dockerfile; ``context`` (default: its folder) is what it copies from."""
+        arguments = validation.environment(dict(build_args or {}), "build_args")
+        return cls("dockerfile", source=path, context=context, build_args=tuple(arguments.items()))
+
+    @classmethod
+    def from_name(cls, name: str) -> Image:
+        """An image that `glowplug image import` made or `glowplug image push` brought to the region."""
+        return cls("named", source=validation.text(name, "image name"))
 
     def apt_install(self, *packages: str) -> Image:
         """Install Debian packages (``debian_slim`` images only)."""
@@ -83,16 +112,7 @@ class Image:
 
     def to_spec(self, folder: Path) -> dict[str, Any]:
         """The ``ImageSpec``; ``folder`` is where relative paths start. Raises InvalidInput."""
-        spec: dict[str, Any] = {"kind": self.kind}
-        if self.kind == "build":
-            spec |= {
-                "python": self.python,
-                "steps": [{"op": op, "args": list(args)} for op, args in self.steps],
-            }
-        elif self.kind == "directory":
-            spec["path"] = str(validation.local_path(self.source, folder, "image folder"))
-        elif self.source is not None:
-            spec["venv"] = str(validation.local_path(self.source, folder, "virtual environment"))
+        spec: dict[str, Any] = {"kind": self.kind, **self._source_to_spec(folder)}
         if self.variables:
             spec["env"] = validation.environment(dict(self.variables), "Image.env")
         if self.working_directory is not None:
@@ -106,6 +126,32 @@ class Image:
                 for local, remote in self.local_dirs
             ]
         return spec
+
+    def _source_to_spec(self, folder: Path) -> dict[str, Any]:
+        match self.kind:
+            case "build":
+                steps = [{"op": op, "args": list(args)} for op, args in self.steps]
+                return {"python": self.python, "steps": steps}
+            case "directory":
+                return {"path": str(validation.local_path(self.source, folder, "image folder"))}
+            case "registry":
+                return {"ref": self.source, "insecure": self.insecure}
+            case "named":
+                return {"name": self.source}
+            case "dockerfile":
+                path = validation.local_path(self.source, folder, "Dockerfile", must_be="file")
+                context = path.parent
+                if self.context is not None:
+                    context = validation.local_path(self.context, folder, "build context")
+                return {
+                    "path": str(path),
+                    "context_dir": str(context),
+                    "build_args": dict(self.build_args),
+                }
+            case "host_python":
+                if self.source is None:
+                    return {}
+                return {"venv": str(validation.local_path(self.source, folder, "virtual environment"))}
 
     def _with_step(self, op: StepKind, args: tuple[str, ...]) -> Image:
         name = {"apt": "apt_install", "pip": "pip_install", "run": "run_commands"}[op]

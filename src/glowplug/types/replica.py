@@ -98,6 +98,8 @@ class ReplicaView(Message):
     exit_code: int | None = None
     snapshot_id: str | None = None
     restored_bytes: int = 0
+    mounted_as: str | None = None
+    image_bytes_by_tier: dict[str, int] = {}
     fallback_reason: str | None = None
     error: ErrorInfo | None = None
 
@@ -136,7 +138,7 @@ class BuildRequest(Message):
 
 
 class ImageView(Message):
-    """An image a node holds. ``bytes`` counts what it owns itself (0 for bound host folders)."""
+    """An image a node holds. ``bytes`` counts its content (0 for bound host folders)."""
 
     id: str
     kind: str
@@ -144,6 +146,7 @@ class ImageView(Message):
     bytes: int = 0
     created_at: float = 0.0
     in_use: bool = False
+    digest: str | None = None
 
 
 class BuildEvent(Message):

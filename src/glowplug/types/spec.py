@@ -77,7 +77,43 @@ class BuildImage(Spec):
     local_dirs: list[LocalDir] = []
 
 
-ImageSpec = Annotated[DirectoryImage | HostPythonImage | BuildImage, Field(discriminator="kind")]
+class RegistryImage(Spec):
+    """An OCI image in a registry: ``ref`` as Docker writes it. ``insecure``: without TLS."""
+
+    kind: Literal["registry"] = "registry"
+    ref: str = Field(min_length=1, max_length=1024)
+    insecure: bool = False
+    env: dict[str, str] = {}
+    workdir: AbsolutePath | None = None
+    local_dirs: list[LocalDir] = []
+
+
+class DockerfileImage(Spec):
+    """An image built on the node from a Dockerfile and the folder that it copies from."""
+
+    kind: Literal["dockerfile"] = "dockerfile"
+    path: AbsolutePath
+    context_dir: AbsolutePath
+    build_args: dict[str, str] = {}
+    env: dict[str, str] = {}
+    workdir: AbsolutePath | None = None
+    local_dirs: list[LocalDir] = []
+
+
+class NamedImage(Spec):
+    """An image that was imported under this name (or has this digest), here or in the region."""
+
+    kind: Literal["named"] = "named"
+    name: str = Field(min_length=1, max_length=200)
+    env: dict[str, str] = {}
+    workdir: AbsolutePath | None = None
+    local_dirs: list[LocalDir] = []
+
+
+ImageSpec = Annotated[
+    DirectoryImage | HostPythonImage | BuildImage | RegistryImage | DockerfileImage | NamedImage,
+    Field(discriminator="kind"),
+]
 
 
 class Resources(Spec):

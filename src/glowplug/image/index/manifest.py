@@ -12,7 +12,9 @@ from typing import Annotated, Literal
 
 import blake3
 from pydantic import Field, ValidationError
+from typing_extensions import Buffer
 
+from glowplug.chunks.table import ChunkTable
 from glowplug.types.errors import InvalidInput
 from glowplug.types.spec import Spec
 
@@ -38,6 +40,12 @@ class FileDigest(Spec):
     size_bytes: int = Field(ge=0)
     blake3: Hash
 
+    @classmethod
+    def of(cls, data: Buffer) -> FileDigest:
+        """Of a file with this content."""
+        view = memoryview(data)
+        return cls(size_bytes=view.nbytes, blake3=blake3.blake3(view).hexdigest())
+
 
 class ImageManifest(Spec):
     """The content of ``manifest.json``."""
@@ -48,6 +56,17 @@ class ImageManifest(Spec):
     entries: int = Field(ge=1)  # names in the tree, the root among them
     content_bytes: int = Field(ge=0)  # of all distinct chunks
     config: ImageConfig = ImageConfig()
+
+    @classmethod
+    def of(cls, index: Buffer, chunks: bytes, entries: int, config: ImageConfig) -> ImageManifest:
+        """The manifest of an image with these two files; ``entries`` counts the names in its tree."""
+        return cls(
+            index=FileDigest.of(index),
+            chunks=FileDigest.of(chunks),
+            entries=entries,
+            content_bytes=ChunkTable(chunks).content_bytes,
+            config=config,
+        )
 
     def canonical(self) -> bytes:
         """The bytes of ``manifest.json``."""

@@ -113,6 +113,8 @@ class Tree:
                 raise _unfit(path, "has children and is not a directory")
             if stat.S_ISLNK(inode.mode) and not 0 < len(inode.target) <= MAX_SYMLINK_BYTES:
                 raise _unfit(path, "is a link whose target is empty or too long")
+            if b"\0" in inode.target:
+                raise _unfit(path, "is a link with a null byte in its target")
 
 
 def _unfit(path: bytes, why: str) -> InvalidInput:

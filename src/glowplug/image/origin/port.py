@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
+from glowplug.chunks.chunk import Chunk
 from glowplug.image.index.manifest import ImageConfig
 from glowplug.image.index.tree import Extent, Tree
 from glowplug.image.job import Job
 
+Range = tuple[int, int]
+"""Start and length of a run of bytes that is data and no hole."""
+
+
+class ByteStream(Protocol):
+    """The only thing asked of a stream: at most ``size`` bytes, none at its end."""
+
+    def read(self, size: int, /) -> bytes:
+        """As of a raw binary file: may give less than asked for."""
+        ...
+
 
 class ContentSink(Protocol):
-    """Takes file content, cuts it into chunks and stores them. Safe to use from many threads."""
+    """Takes file content, cuts it into chunks and stores them. Safe to use from many threads.
 
-    def add_stream(self, stream: BinaryIO, size_bytes: int) -> tuple[Extent, ...]:
-        """Exactly ``size_bytes`` from ``stream``, from offset 0; whole chunks of zeros become holes.
+    Whole chunks of zeros become holes. Every method raises ResourceExhausted when the disk is full.
+    """
 
-        Raises InvalidInput if the stream ends early; ResourceExhausted when the disk is full.
+    def add_contents(self, contents: Sequence[bytes]) -> list[tuple[Extent, ...]]:
+        """The whole contents of several small files, at most CHUNK_BYTES each: the cheap way for many."""
+        ...
+
+    def add_stream(
+        self, stream: ByteStream, size_bytes: int, data_ranges: Sequence[Range] | None = None
+    ) -> tuple[Extent, ...]:
+        """A file of ``size_bytes`` read from ``stream``.
+
+        With ``data_ranges`` (ascending, apart) the stream holds the bytes of those only, one range after the
+        other, and the rest is holes. Reads no byte too many. Raises InvalidInput if the stream ends early.
         """
         ...
 
     def add_file(
-        self, path: Path, data_ranges: Sequence[tuple[int, int]], size_bytes: int
+        self, descriptor: int, size_bytes: int, data_ranges: Sequence[Range] | None = None
     ) -> tuple[Extent, ...]:
-        """A file here; ``data_ranges`` are (start, length) of what is data (SEEK_DATA), the rest is holes."""
+        """The first ``size_bytes`` of an open file here. Raises InvalidInput if it is shorter."""
+        ...
+
+    def missing(self, chunks: Iterable[Chunk]) -> set[Chunk]:
+        """Those that the store does not hold; the others need not be read and added again."""
         ...
 
 

@@ -1,0 +1,101 @@
+"""What is asked of the machine: its caches dropped, containers run, mounts made and page cache counted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+RUN_TIMEOUT_S = 300.0
+_CONTAINER = """
+mount --types tmpfs tmpfs "$1/tmp"
+mount --types proc proc "$1/proc"
+mount --bind /dev "$1/dev"
+root=$1
+shift
+exec chroot "$root" env -i "$@"
+"""
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LC_ALL": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+def drop_caches() -> None:
+    """Write back what is dirty, then forget all pages, names and inodes that can be read again."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    # What starts a container is not what is measured.
+    subprocess.run(["unshare", "--mount", "bash", "-c", "mount --version; chroot / env true"], check=True, capture_output=True)
+
+
+def container_s(root: Path, command: Sequence[str]) -> float:
+    """Run a command with ``root`` as its root, in mounts of its own: seconds from start to end."""
+    settings = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
+    arguments = ["unshare", "--mount", "bash", "-euc", _CONTAINER, "container", str(root), *settings, *command]
+    started_s = time.monotonic()
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
+    took_s = time.monotonic() - started_s
+    if ended.returncode != 0:
+        raise RuntimeError(f"{command} failed in {root}: {ended.stderr[-2000:]}")
+    return took_s
+
+
+def tar_s(root: Path) -> float:
+    """Read a whole tree with GNU tar (which skips content if its output is /dev/null itself)."""
+    command = 'tar --create --blocking-factor=512 --one-file-system --directory="$1" --file=- . | cat >/dev/null'
+    started_s = time.monotonic()
+    subprocess.run(["bash", "-euo", "pipefail", "-c", command, "tar", str(root)], check=True, timeout=RUN_TIMEOUT_S)
+    return time.monotonic() - started_s
+
+
+def read_file(tool: Path, file: Path, way: str, block_bytes: int, blocks: int, threads: int, seed: int) -> tuple[float, int]:
+    """Read with the tool in C: seconds and bytes."""
+    command = [str(tool), str(file), way, str(block_bytes), str(blocks), str(threads), str(seed)]
+    ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    seconds, size_bytes = ended.stdout.split()
+    return float(seconds), int(size_bytes)
+
+
+def page_cache_bytes() -> int:
+    """Content of files that is in memory now."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return sum(int(fields[name].split()[0]) for name in ("Cached", "Buffers")) * 1024 - int(fields["Shmem"].split()[0]) * 1024
+
+
+def resident_bytes(pid: int) -> int:
+    """A process's resident memory."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) * 1024
+
+
+@contextmanager
+def bound(source: Path, target: Path) -> Iterator[Path]:
+    """Show ``source`` read-only at ``target``, as a container's root is."""
+    target.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
+    try:
+        subprocess.run(["mount", "--options", "remount,bind,ro", str(target)], check=True)
+        yield target
+    finally:
+        unmount(target)
+
+
+def unmount(target: Path) -> None:
+    """Take away what is mounted there."""
+    for _ in range(50):
+        if subprocess.run(["umount", str(target)], capture_output=True, check=False).returncode == 0:
+            return
+        time.sleep(0.1)
+    subprocess.run(["umount", "--lazy", str(target)], check=True)

@@ -1,0 +1,34 @@
+"""A blob whose chunks can be fetched: what it consists of, where that lies, and what was fetched of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from glowplug.chunks.fetch_stats import Counters
+from glowplug.chunks.placement import Placement
+from glowplug.chunks.table import ChunkTable
+from glowplug.types.errors import NotFound
+
+
+@dataclass(eq=False)
+class RemoteBlob:
+    """One image's (or snapshot's) content. ``counters`` hold its own share of the fetcher's work.
+
+    ``placement`` may be replaced at any time (a later push or pull); it is None for a blob that was never
+    pushed: such a blob's chunks can be had from the SSD tier only.
+    """
+
+    table: ChunkTable
+    placement: Placement | None = None
+    counters: Counters = field(default_factory=Counters)
+
+    def placed(self) -> Placement:
+        """Its placement, known to be one of this table. Raises NotFound."""
+        placement = self.placement
+        if placement is None or len(placement) != len(self.table):
+            raise NotFound(
+                "It is not known where the content of this image lies in the region.",
+                remedy="Run `glowplug image pull NAME` (or `push`, where the image was made).",
+                stage="placement",
+            )
+        return placement

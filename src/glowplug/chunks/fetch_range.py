@@ -1,0 +1,238 @@
+"""Reads one range of a pack through the tiers, nearest first, and yields only chunks that were verified.
+
+A tier that is down, slow or lacks the object costs a fallback to the next one. A chunk that came wrong is
+asked for again, alone: from each tier behind the one that gave it, then once more from the first (whose copy
+may have been fetched afresh by then). Nothing unverified leaves this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+from glowplug.chunks.chunk import Chunk, ChunkInvalid, ChunkMissing
+from glowplug.chunks.fetch_stats import Counters
+from glowplug.chunks.objects import Objects
+from glowplug.chunks.placement import Member, PackRange
+from glowplug.types.clock import Clock
+from glowplug.types.errors import DeadlineExceeded, GlowplugError, NotFound, Unavailable
+
+_log = logging.getLogger(__name__)
+
+_LOG_PAUSE_S = 1.0
+
+Outcome = bytes | memoryview | GlowplugError
+"""A chunk's verified bytes, or why there are none."""
+
+
+class LogLimit:
+    """Warns of each kind of trouble once a second at most: a tier that is down fails thousands of reads."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kinds: dict[str, tuple[float, int]] = {}
+
+    def warn(self, kind: str, text: str) -> None:
+        """Log ``text``, unless one of its kind just was; those kept back are counted in the next."""
+        now_s = self._clock.monotonic()
+        with self._lock:
+            last_s, kept_back = self._kinds.get(kind, (-math.inf, 0))
+            if now_s - last_s < _LOG_PAUSE_S:
+                self._kinds[kind] = (last_s, kept_back + 1)
+                return
+            self._kinds[kind] = (now_s, 0)
+        _log.warning("%s%s", text, f" ({kept_back} more like it)" if kept_back else "")
+
+
+class RangeReader:
+    """The tiers of a machine in the order to ask them. Safe to use from many threads."""
+
+    def __init__(self, tiers: Sequence[Objects], clock: Clock) -> None:
+        self._tiers = tuple(tiers)
+        self._clock = clock
+        self._log_limit = LogLimit(clock)
+
+    @property
+    def tier_names(self) -> tuple[str, ...]:
+        """Labels of the tiers, in the order they are asked."""
+        return tuple(tier.tier for tier in self._tiers)
+
+    def read(
+        self,
+        wanted: PackRange,
+        chunks: Mapping[int, Chunk],
+        first_index: int | None,
+        deadline_s: float,
+        counters: Sequence[Counters],
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Every member's index and outcome, each once: ``first_index``'s as soon as it is known.
+
+        ``chunks`` are the members' by index; ``deadline_s`` is on the clock's monotonic time; all of
+        ``counters`` are told what was done.
+        """
+        asking = _Asking(self._tiers, self._clock, self._log_limit, deadline_s, counters)
+        members = sorted(wanted.members, key=lambda member: member[0] != first_index)
+        problems: list[_Problem] = []
+        answer = asking.first_answer(wanted, problems)
+        if answer is None:
+            for index, _ in members:
+                yield index, _failure(chunks[index], problems)
+            return
+        position, data = answer
+        bad: list[tuple[Member, list[_Problem]]] = []
+        good = 0
+        for member in members:
+            own_problems: list[_Problem] = []
+            opened = asking.open(position, wanted, data, member, chunks[member[0]], own_problems)
+            good += opened is not None
+            if member[0] == first_index or member is members[-1]:  # not for each: that would take a lock each
+                asking.count_good(position, good)
+                good = 0
+            if opened is None:
+                bad.append((member, own_problems))
+            else:
+                yield member[0], opened
+        del data  # what follows may take long
+        for member, own_problems in bad:
+            yield member[0], asking.alone(position, wanted.key, member, chunks[member[0]], own_problems)
+
+
+_Problem = tuple[str, GlowplugError]
+"""A tier, and what it did wrong."""
+
+
+class _Asking:
+    """One range's dealings with the tiers, within one deadline."""
+
+    def __init__(
+        self,
+        tiers: tuple[Objects, ...],
+        clock: Clock,
+        log_limit: LogLimit,
+        deadline_s: float,
+        counters: Sequence[Counters],
+    ) -> None:
+        self._tiers = tiers
+        self._clock = clock
+        self._log_limit = log_limit
+        self._deadline_s = deadline_s
+        self._counters = counters
+
+    def first_answer(self, wanted: PackRange, problems: list[_Problem]) -> tuple[int, bytes] | None:
+        """The position of the first tier that gives the range, and the range."""
+        for position in range(len(self._tiers)):
+            shares = len(self._tiers) - position
+            data = self._ask(position, wanted, shares, problems, is_fallback=position > 0)
+            if data is not None:
+                return position, data
+        return None
+
+    def alone(
+        self, bad_position: int, key: str, member: Member, chunk: Chunk, problems: list[_Problem]
+    ) -> Outcome:
+        """A chunk that one tier gave wrong: from those behind it, then from the first once more."""
+        wanted = PackRange(key, member[1].offset, member[1].stored_bytes, (member,))
+        positions = [*range(bad_position + 1, len(self._tiers)), 0]
+        for turn, position in enumerate(positions):
+            data = self._ask(position, wanted, len(positions) - turn, problems, is_fallback=True)
+            if data is None:
+                continue
+            opened = self.open(position, wanted, data, member, chunk, problems)
+            if opened is not None:
+                self.count_good(position, 1)
+                return opened
+        return _failure(chunk, problems)
+
+    def open(
+        self,
+        position: int,
+        wanted: PackRange,
+        data: bytes,
+        member: Member,
+        chunk: Chunk,
+        problems: list[_Problem],
+    ) -> bytes | memoryview | None:
+        """A member's verified bytes out of the range's; None, logged and counted, if they are wrong."""
+        tier = self._tiers[position].tier
+        try:
+            return wanted.open_member(data, member, chunk, tier)
+        except ChunkInvalid as problem:
+            self._log_limit.warn(f"{tier} invalid", problem.message)
+            problems.append((tier, problem))
+            for counter in self._counters:
+                counter.add_tier(tier, invalid=1)
+            return None
+
+    def count_good(self, position: int, chunks: int) -> None:
+        """These were verified and are handed on."""
+        for counter in self._counters:
+            counter.add_tier(self._tiers[position].tier, chunks=chunks)
+
+    def _ask(
+        self, position: int, wanted: PackRange, shares: int, problems: list[_Problem], *, is_fallback: bool
+    ) -> bytes | None:
+        """One request, which may take its share of the time that is left; None if it failed."""
+        tier = self._tiers[position]
+        left_s = self._deadline_s - self._clock.monotonic()
+        if left_s <= 0:
+            problems.append((tier.tier, _late(wanted)))
+            return None
+        try:
+            data = _exactly(tier, wanted, left_s / shares)
+        except GlowplugError as problem:
+            self._log_limit.warn(tier.tier, f"{tier.tier} could not give {wanted.key}: {problem.message}")
+            problems.append((tier.tier, problem))
+            for counter in self._counters:
+                counter.add_tier(tier.tier, requests=1, errors=1, fallbacks=int(is_fallback))
+            return None
+        for counter in self._counters:
+            counter.add_tier(tier.tier, requests=1, transferred_bytes=len(data), fallbacks=int(is_fallback))
+        return data
+
+
+def _exactly(tier: Objects, wanted: PackRange, timeout_s: float) -> bytes:
+    """What ``tier`` gives for the range. Raises GlowplugError only, whatever is wrong with the tier."""
+    try:
+        data = tier.read(wanted.key, wanted.start, wanted.size_bytes, timeout_s)
+    except GlowplugError:
+        raise
+    except Exception as bug:  # a bug in one tier must not take the next one with it
+        _log.exception("%s failed in a way it should not", tier.tier)
+        raise Unavailable(f"{tier.tier} failed: {bug!r}.", remedy="Please report this.") from bug
+    if len(data) != wanted.size_bytes:
+        raise Unavailable(
+            f"{tier.tier} gave {len(data)} bytes instead of {wanted.size_bytes}.",
+            remedy="Look at what serves it: an answer was cut off or is not the range asked for.",
+        )
+    return data
+
+
+def _failure(chunk: Chunk, problems: Sequence[_Problem]) -> GlowplugError:
+    """Why ``chunk`` could not be had, from what the tiers said; an error of its own for each chunk."""
+    name = chunk.id.hex()
+    if not problems:
+        return Unavailable(
+            f"Chunk {name[:16]} is not on this machine and there is nowhere to fetch it from.",
+            remedy="Set GLOWPLUG_REGION (and GLOWPLUG_ZONE), then start the blob daemon again.",
+            chunk=name,
+        )
+    last = problems[-1][1]
+    kind = ChunkMissing if type(last) is NotFound else type(last)
+    said = " ".join(f"{tier}: {problem.message}" for tier, problem in problems)
+    return kind(
+        f"Chunk {name[:16]} could not be fetched. {said}",
+        remedy=last.remedy,
+        chunk=name,
+        tiers=[tier for tier, _ in problems],
+    )
+
+
+def _late(wanted: PackRange) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"No time was left to ask for {wanted.key}.",
+        remedy="Look at the latency of the zone and the region, and at what they log.",
+        stage="fetch",
+    )

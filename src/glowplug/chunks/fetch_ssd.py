@@ -1,0 +1,53 @@
+"""The SSD tier as a fetcher uses it: whatever is wrong with the disk costs a fetch, never an answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from glowplug.chunks.chunk import Chunk, ChunkInvalid, ChunkMissing
+from glowplug.chunks.store import WriteStore
+from glowplug.types.errors import ResourceExhausted
+
+_log = logging.getLogger(__name__)
+
+_TIMEOUT_S = 5.0  # a local disk that takes longer than the region is no help
+
+
+class LocalChunks:
+    """Reads, checks and keeps chunks, and logs what it cannot. Safe to use from many threads."""
+
+    def __init__(self, ssd: WriteStore) -> None:
+        self._ssd = ssd
+
+    def read(self, chunk: Chunk) -> bytes | None:
+        """The chunk, if it is here and sound."""
+        try:
+            return self._ssd.get(chunk, _TIMEOUT_S)
+        except (ChunkMissing, ChunkInvalid):
+            return None
+        except Exception:  # noqa: BLE001 - of a disk anything may be wrong; the tiers behind it still answer
+            _log.warning("the SSD tier could not be read; the chunk is fetched", exc_info=True)
+            return None
+
+    def missing(self, chunks: Sequence[Chunk]) -> set[bytes]:
+        """The ids of those that are not here."""
+        if not chunks:
+            return set()
+        try:
+            return {chunk.id for chunk in self._ssd.missing(chunks)}
+        except Exception:  # noqa: BLE001 - as above
+            _log.warning("the SSD tier could not be asked; the chunks are fetched", exc_info=True)
+            return {chunk.id for chunk in chunks}
+
+    def keep(self, chunk: Chunk, data: bytes | memoryview) -> bool:
+        """Whether these verified bytes could be kept."""
+        try:
+            self._ssd.put(chunk, data)
+        except ResourceExhausted as full:
+            _log.debug("a chunk is passed on without being kept: %s", full.message)
+            return False
+        except Exception:  # noqa: BLE001 - as above
+            _log.warning("a chunk is passed on without being kept", exc_info=True)
+            return False
+        return True

@@ -1,0 +1,63 @@
+"""From what an import names to the origin that reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from glowplug.image.origin.dockerfile import DockerfileOrigin
+from glowplug.image.origin.folder import FolderOrigin
+from glowplug.image.origin.oci_layout import LayoutOrigin
+from glowplug.image.origin.oci_platform import Platform
+from glowplug.image.origin.port import Origin
+from glowplug.image.origin.registry import RegistryOrigin
+from glowplug.image.origin.scan_cache import ScanCache
+from glowplug.image.origin.source_name import (
+    DockerfileSource,
+    FolderSource,
+    LayoutSource,
+    RegistrySource,
+    TarSource,
+    parse_source,
+)
+from glowplug.image.origin.tar import TarOrigin
+from glowplug.types.errors import InvalidInput
+from glowplug.types.image import ImportTask, ResolveTask
+
+
+def open_origin(task: ImportTask, *, scratch: Path, builder: Path, cache: ScanCache) -> Origin:
+    """Look at the source of ``task``. Raises InvalidInput or NotFound.
+
+    ``scratch`` is an empty folder for downloads, ``builder`` buildah's storage.
+    """
+    platform = None if task.platform is None else Platform.parse(task.platform)
+    match parse_source(task.source):
+        case FolderSource(path):
+            return FolderOrigin(path, exclude=task.exclude, cache=cache)
+        case TarSource(path):
+            return TarOrigin(path)
+        case LayoutSource(path, tag):
+            return LayoutOrigin(path, tag, scratch=scratch, platform=platform)
+        case RegistrySource(reference):
+            is_plain_http = True if task.insecure else None
+            return RegistryOrigin(reference, scratch=scratch, platform=platform, is_plain_http=is_plain_http)
+        case DockerfileSource(dockerfile, context):
+            return DockerfileOrigin(
+                dockerfile,
+                Path(task.context_dir) if task.context_dir else context,
+                storage=builder,
+                build_args=task.build_args,
+                platform=platform,
+            )
+
+
+def open_registry(task: ResolveTask, scratch: Path) -> RegistryOrigin:
+    """The image in a registry that ``task`` names. Raises InvalidInput if it names something else."""
+    source = parse_source(task.source)
+    if not isinstance(source, RegistrySource):
+        raise InvalidInput(f"{task.source} is not in a registry.", remedy="Write docker://REFERENCE.")
+    return RegistryOrigin(
+        source.reference,
+        scratch=scratch,
+        platform=None if task.platform is None else Platform.parse(task.platform),
+        is_plain_http=True if task.insecure else None,
+    )

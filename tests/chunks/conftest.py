@@ -1,0 +1,67 @@
+"""An SSD tier and ways to look at it from outside, shared by the tests of the content store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from tests.chunks.content import table_file
+from tests.chunks.contract import Pin
+
+from glowplug.chunks.chunk import Chunk
+from glowplug.chunks.ssd import SsdStore
+from glowplug.types.clock import ManualClock
+
+OpenSsd = Callable[..., SsdStore]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def ssd_root(tmp_path: Path) -> Path:
+    return tmp_path / "chunks"
+
+
+@pytest.fixture
+def open_ssd(ssd_root: Path, clock: ManualClock) -> Iterator[OpenSsd]:
+    """Open the store, also a second time beside the first: to the kernel that is another process."""
+    opened: list[SsdStore] = []
+
+    def run(root: Path = ssd_root, **options: object) -> SsdStore:
+        store = SsdStore(root, **({"clock": clock} | options))  # type: ignore[arg-type]
+        opened.append(store)
+        return store
+
+    yield run
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def ssd(open_ssd: OpenSsd) -> SsdStore:
+    return open_ssd()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[[Sequence[Chunk]], Path]:
+    """A new file with a table of these chunks."""
+    count = 0
+
+    def run(chunks: Sequence[Chunk]) -> Path:
+        nonlocal count
+        count += 1
+        return table_file(tmp_path / f"chunks-{count}.bin", chunks)
+
+    return run
+
+
+@pytest.fixture
+def pin_ssd(ssd: SsdStore, table: Callable[[Sequence[Chunk]], Path]) -> Pin:
+    def run(owner: str, chunks: Sequence[Chunk]) -> None:
+        ssd.pin(owner, table(chunks))
+
+    return run

@@ -1,0 +1,337 @@
+"""Images as their user has them: import, push, a node with an empty cache, a server that starts lazily."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.chunks.servers import S3Server, free_port
+from tests.e2e.conftest import Apps
+from tests.e2e.image_root import make_python_root
+from tests.e2e.live import TOOLBOX, Live
+from tests.image.origin.oci_images import require
+from tests.image.origin.registry_server import DockerRegistry
+
+from glowplug.types.replica import StartPath
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(300)]
+
+APP_FILE = """
+import glowplug as gp
+
+app = gp.App("lazy")
+
+
+@app.server(image=gp.Image.from_name("app:1"), memory="256MiB", scaledown_window_s=60, snapshot={snapshot})
+def web():
+    return {command!r}
+"""
+
+
+@dataclass
+class Cloud:
+    """A bucket in a real S3 server, a zone cache before it, and one image that was pushed there."""
+
+    server: S3Server
+    bucket: str
+    zone_port: int
+    root: Path
+    environment: dict[str, str]
+
+    @property
+    def region(self) -> str:
+        return f"s3://{self.bucket}/images"
+
+    @property
+    def zone(self) -> str:
+        return f"http://127.0.0.1:{self.zone_port}"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require("nginx", "docker-registry", "skopeo", "umoci")
+    return make_python_root(tmp_path_factory.mktemp("root") / "root")
+
+
+@pytest.fixture(scope="module")
+def cloud(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    server = S3Server()
+    environment = {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "tests",
+        "AWS_REGION": "us-east-1",
+    }
+    cloud = Cloud(server, server.make_bucket("gp-e2e"), free_port(), root, environment)
+    try:
+        with Live(GLOWPLUG_REGION=cloud.region, **environment) as builder:
+            builder.cli("image", "import", str(root), "app:1")
+            sent = builder.listing("image", "push", "app:1")
+            assert sent["sent_bytes"] > 20 << 20
+            assert builder.listing("image", "push", "app:1")["sent_bytes"] == 0
+            zone_folder = builder.state.root.parent / f"gp-zone-{cloud.zone_port}"
+            listen = f"127.0.0.1:{cloud.zone_port}"
+            builder.cli("zone-cache", "up", cloud.region, "--listen", listen, "--folder", str(zone_folder))
+            try:
+                yield cloud
+            finally:
+                builder.cli("zone-cache", "down", "--folder", str(zone_folder), code=None)
+                shutil.rmtree(zone_folder)
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def empty_node(cloud: Cloud) -> Iterator[Live]:
+    """A node that has never seen an image."""
+    with Live(GLOWPLUG_REGION=cloud.region, GLOWPLUG_ZONE=cloud.zone, **cloud.environment) as live:
+        yield live
+
+
+def deploy(live: Live, folder: Path, *, snapshot: bool = False) -> str:
+    file = folder / "app.py"
+    command = ["python3", "-c", TOOLBOX.read_text()]
+    file.write_text(APP_FILE.format(command=command, snapshot=snapshot))
+    name = live.new_name("lazy")
+    live.deploy(file, name)
+    return name
+
+
+def test_a_server_starts_on_an_empty_node_and_fetches_only_what_it_reads(
+    empty_node: Live, cloud: Cloud, tmp_path: Path
+) -> None:
+    name = deploy(empty_node, tmp_path)
+    assert empty_node.get(f"/{name}/web/who")["version"] == "1"
+    (record,) = empty_node.cold_starts(name)
+    assert record.mounted_as == "lazy"
+    fetched_bytes = sum(count for tier, count in record.bytes_by_tier.items() if tier != "ssd")
+    (image,) = empty_node.listing("image", "ls")["indexes"]
+    assert 0 < fetched_bytes < image["content_bytes"] / 2
+    assert record.bytes_by_tier["zone"] > 0
+    assert image["here_bytes"] >= fetched_bytes / 2
+    assert not image["is_complete"]
+    shown = empty_node.cli("coldstarts", name).stdout
+    assert "zone" in shown
+    assert "image mounted lazy" in shown
+
+
+def test_what_the_first_start_read_is_fetched_ahead_on_other_nodes(
+    empty_node: Live, cloud: Cloud, tmp_path: Path
+) -> None:
+    name = deploy(empty_node, tmp_path)
+    empty_node.get(f"/{name}/web/who")
+
+    def traced() -> bool:
+        return bool(empty_node.listing("image", "ls")["indexes"][0]["traces"])
+
+    empty_node.wait_for(traced, "the access trace")
+    empty_node.cli("image", "push", "app:1")
+    with Live(GLOWPLUG_REGION=cloud.region, GLOWPLUG_ZONE=cloud.zone, **cloud.environment) as other:
+        other.cli("image", "pull", "app:1")
+        assert other.listing("image", "ls")["indexes"][0]["here_bytes"] == 0
+        fetched = other.listing("image", "prefetch", "app:1")["bytes"]
+        image = other.listing("image", "ls")["indexes"][0]
+        assert 0 < fetched < image["content_bytes"] / 2
+        second = deploy(other, tmp_path)
+        assert other.get(f"/{second}/web/who")["version"] == "1"
+
+
+def test_a_complete_image_is_mounted_without_the_daemon(empty_node: Live, tmp_path: Path) -> None:
+    empty_node.cli("image", "pull", "app:1", "--content")
+    name = deploy(empty_node, tmp_path)
+    empty_node.get(f"/{name}/web/who")  # the first start shows the daemon what is read
+    empty_node.wait_for(lambda: empty_node.listing("image", "ls")["indexes"][0]["traces"], "the access trace")
+    empty_node.rest(name)
+    empty_node.cli("image", "unmount", "app:1", code=None)
+    empty_node.get(f"/{name}/web/who")
+    assert empty_node.cold_starts(name)[0].mounted_as == "lazy" or (
+        empty_node.cold_starts(name)[0].mounted_as == "graduated"
+    )
+
+
+def test_a_snapshot_of_a_server_on_a_lazy_image_restores(empty_node: Live, tmp_path: Path) -> None:
+    name = deploy(empty_node, tmp_path, snapshot=True)
+    first = empty_node.get(f"/{name}/web/who")
+    empty_node.wait_for_snapshot(name)
+    empty_node.rest(name)
+    again = empty_node.get(f"/{name}/web/who")
+    assert (again["restored"], again["version"]) == (True, first["version"])
+    assert empty_node.cold_starts(name)[0].path is StartPath.CPU_SNAPSHOT
+
+
+@pytest.mark.parametrize("victim", ["worker", "holder"])
+def test_replicas_outlive_the_death_of_the_blob_daemon(empty_node: Live, tmp_path: Path, victim: str) -> None:
+    name = deploy(empty_node, tmp_path)
+    empty_node.get(f"/{name}/web/who")
+    os.kill(_daemon(empty_node, victim), signal.SIGKILL)
+    replica = empty_node.ready(name)[0]
+    # Nothing has read this file before: it comes through the daemon that took over.
+    checked = empty_node.cli("exec", replica.id, "--", "python3", "-c", _SUM, timeout_s=120)
+    expected = subprocess.run(
+        ["/usr/bin/python3", "-c", _SUM.replace("/srv", str(tmp_path))],
+        capture_output=True, text=True, check=True, timeout=60,
+    ) if (tmp_path / "unread").exists() else None  # fmt: skip
+    assert expected is None or checked.stdout == expected.stdout
+    assert len(checked.stdout.strip()) == 64
+
+
+def test_a_lost_zone_cache_costs_latency_only(cloud: Cloud, tmp_path: Path) -> None:
+    dead_zone = f"http://127.0.0.1:{free_port()}"
+    with Live(GLOWPLUG_REGION=cloud.region, GLOWPLUG_ZONE=dead_zone, **cloud.environment) as live:
+        name = deploy(live, tmp_path)
+        assert live.get(f"/{name}/web/who")["version"] == "1"
+        (record,) = live.cold_starts(name)
+        assert record.bytes_by_tier.get("zone", 0) == 0
+        assert record.bytes_by_tier["region"] > 0
+
+
+_SUM = "import hashlib; print(hashlib.sha256(open('/srv/unread', 'rb').read()).hexdigest())"
+
+
+def _daemon(live: Live, part: str) -> int:
+    word = {"worker": "glowplug.image.lazy.worker", "holder": "holder.py"}[part]
+    for process in Path("/proc").iterdir():
+        try:
+            words = (process / "cmdline").read_text().split("\0") if process.name.isdigit() else []
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        is_ours = any(str(live.state.root) in argument for argument in words)
+        if is_ours and any(argument.endswith(word) for argument in words[:4]):
+            return int(process.name)
+    raise AssertionError(f"no {part} runs")
+
+
+# --- every kind of source gives the same tree ---
+
+
+def _as_folder(root: Path, scratch: Path) -> str:
+    return str(root)
+
+
+def _as_tar(root: Path, scratch: Path) -> str:
+    with tarfile.open(scratch / "root.tar.gz", "w:gz", compresslevel=1, format=tarfile.PAX_FORMAT) as archive:
+        archive.add(root, arcname=".")
+    return str(scratch / "root.tar.gz")
+
+
+def _as_layout(root: Path, scratch: Path) -> str:
+    _umoci_layout(root, scratch)
+    return f"oci:{scratch}/layout:app"
+
+
+def _umoci_layout(root: Path, scratch: Path) -> None:
+    def umoci(*arguments: str) -> None:
+        subprocess.run(["umoci", *arguments], check=True, capture_output=True, timeout=120)
+
+    umoci("init", "--layout", f"{scratch}/layout")
+    umoci("new", "--image", f"{scratch}/layout:app")
+    umoci("insert", "--image", f"{scratch}/layout:app", str(root), "/")
+
+
+Source = Callable[[Path, Path], str]
+
+
+@pytest.mark.parametrize("make_source", [_as_folder, _as_tar, _as_layout], ids=["folder", "tar", "oci"])
+def test_the_mounted_tree_is_the_original(
+    root: Path, tmp_path: Path, live: Live, make_source: Source
+) -> None:
+    live.cli("image", "import", make_source(root, tmp_path), "same:1")
+    _compare_mounted(live, root, tmp_path)
+
+
+def test_an_image_from_a_registry_is_the_original(root: Path, tmp_path: Path, live: Live) -> None:
+    _umoci_layout(root, tmp_path)
+    with DockerRegistry(tmp_path / "registry") as registry:
+        subprocess.run(
+            ["skopeo", "copy", "--dest-tls-verify=false", f"oci:{tmp_path}/layout:app",
+             f"docker://{registry.address}/team/app:1"],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        live.cli("image", "import", f"docker://{registry.address}/team/app:1", "same:2", timeout_s=120)
+    _compare_mounted(live, root, tmp_path, "same:2")
+
+
+def _compare_mounted(live: Live, root: Path, scratch: Path, name: str = "same:1") -> None:
+    target = scratch / "mounted"
+    target.mkdir()
+    live.cli("image", "mount", name, str(target))
+    try:
+        compared = subprocess.run(
+            ["diff", "-r", "--no-dereference", str(root), str(target)],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert (compared.returncode, compared.stdout) == (0, "")
+        assert _facts(target) == _facts(root)
+    finally:
+        live.cli("image", "unmount", str(target))
+        live.cli("image", "unmount", name)
+
+
+def _facts(root: Path) -> dict[str, object]:
+    """Mode, owner, time, links and attributes of everything."""
+    facts: dict[str, object] = {}
+    for folder, folders, files in os.walk(root):
+        for entry in (*folders, *files):
+            path = Path(folder, entry)
+            status = path.lstat()
+            attributes = {n: os.getxattr(path, n, follow_symlinks=False)
+                          for n in os.listxattr(path, follow_symlinks=False)}  # fmt: skip
+            time_s = 0 if path.is_symlink() else int(status.st_mtime)
+            facts[str(path.relative_to(root))] = (
+                status.st_mode, status.st_uid, status.st_gid, time_s, attributes,
+                0 if path.is_dir() else status.st_nlink,
+            )  # fmt: skip
+    return facts
+
+
+def test_importing_twice_gives_the_same_digest_and_stores_nothing_new(
+    root: Path, live: Live, tmp_path: Path
+) -> None:
+    first = live.listing("image", "import", str(root), "twice:1")
+    second = live.listing("image", "import", str(root), "twice:2")
+    assert (second["digest"], second["new_bytes"]) == (first["digest"], 0)
+
+
+def test_diff_names_what_changed(root: Path, live: Live, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(root, changed, symlinks=True)
+    (changed / "etc" / "added").write_text("new")
+    (changed / "srv" / "unread").write_text("shorter")
+    live.cli("image", "import", str(root), "diff:1")
+    live.cli("image", "import", str(changed), "diff:2")
+    result = live.cli("image", "diff", "diff:1", "diff:2", "--json", code=1)
+    changes = {change["path"]: change["sign"] for change in json.loads(result.stdout)["changes"]}
+    assert changes["/etc/added"] == "+"
+    assert changes["/srv/unread"] == "~"
+
+
+def test_a_removed_image_frees_its_content(live: Live, tmp_path: Path, apps: Apps) -> None:
+    lonely = tmp_path / "lonely"
+    (lonely / "bin").mkdir(parents=True)
+    (lonely / "bin" / "data").write_bytes(os.urandom(3 << 20))
+    live.cli("image", "import", str(lonely), "lonely:1")
+    live.cli("image", "rm", "lonely:1")
+    assert live.listing("image", "gc")["freed_bytes"] >= 3 << 20
+
+
+def test_a_damaged_chunk_is_found_by_verify(live: Live, tmp_path: Path) -> None:
+    folder = tmp_path / "fragile"
+    (folder / "bin").mkdir(parents=True)
+    content = os.urandom(1 << 20)
+    (folder / "bin" / "data").write_bytes(content)
+    live.cli("image", "import", str(folder), "fragile:1")
+    for pack in live.state.chunks.glob("packs/*"):
+        data = pack.read_bytes()
+        if (place := data.find(content[:4096])) >= 0:
+            with pack.open("r+b") as file:
+                file.seek(place + 100)
+                file.write(b"\0\1\2\3")
+    assert json.loads(live.cli("image", "verify", "fragile:1", "--json", code=1).stdout)["damaged"] == 1
