@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -37,13 +38,27 @@ def drop_caches() -> None:
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
     # What starts a container is not what is measured.
-    subprocess.run(["unshare", "--mount", "bash", "-c", "mount --version; chroot / env true"], check=True, capture_output=True)
+    subprocess.run(
+        ["unshare", "--mount", "bash", "-c", "mount --version; chroot / env true"],
+        check=True,
+        capture_output=True,
+    )
 
 
 def container_s(root: Path, command: Sequence[str]) -> float:
     """Run a command with ``root`` as its root, in mounts of its own: seconds from start to end."""
     settings = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
-    arguments = ["unshare", "--mount", "bash", "-euc", _CONTAINER, "container", str(root), *settings, *command]
+    arguments = [
+        "unshare",
+        "--mount",
+        "bash",
+        "-euc",
+        _CONTAINER,
+        "container",
+        str(root),
+        *settings,
+        *command,
+    ]
     started_s = time.monotonic()
     ended = subprocess.run(arguments, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
     took_s = time.monotonic() - started_s
@@ -54,13 +69,37 @@ def container_s(root: Path, command: Sequence[str]) -> float:
 
 def tar_s(root: Path) -> float:
     """Read a whole tree with GNU tar (which skips content if its output is /dev/null itself)."""
-    command = 'tar --create --blocking-factor=512 --one-file-system --directory="$1" --file=- . | cat >/dev/null'
+    command = (
+        'tar --create --blocking-factor=512 --one-file-system --directory="$1" --file=- . | cat >/dev/null'
+    )
     started_s = time.monotonic()
-    subprocess.run(["bash", "-euo", "pipefail", "-c", command, "tar", str(root)], check=True, timeout=RUN_TIMEOUT_S)
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command, "tar", str(root)], check=True, timeout=RUN_TIMEOUT_S
+    )
     return time.monotonic() - started_s
 
 
-def read_file(tool: Path, file: Path, way: str, block_bytes: int, blocks: int, threads: int, seed: int) -> tuple[float, int]:
+def read_tree(root: Path) -> None:
+    """Have all of a tree in page cache, as far as memory goes."""
+    tar_s(root)
+
+
+def tree_bytes(root: Path) -> int:
+    """The length of all files, each counted once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            found = os.lstat(f"{folder}/{name}")
+            if stat.S_ISREG(found.st_mode) and (found.st_dev, found.st_ino) not in seen:
+                seen.add((found.st_dev, found.st_ino))
+                total += found.st_size
+    return total
+
+
+def read_file(
+    tool: Path, file: Path, way: str, block_bytes: int, blocks: int, threads: int, seed: int
+) -> tuple[float, int]:
     """Read with the tool in C: seconds and bytes."""
     command = [str(tool), str(file), way, str(block_bytes), str(blocks), str(threads), str(seed)]
     ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
@@ -71,7 +110,10 @@ def read_file(tool: Path, file: Path, way: str, block_bytes: int, blocks: int, t
 def page_cache_bytes() -> int:
     """Content of files that is in memory now."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return sum(int(fields[name].split()[0]) for name in ("Cached", "Buffers")) * 1024 - int(fields["Shmem"].split()[0]) * 1024
+    return (
+        sum(int(fields[name].split()[0]) for name in ("Cached", "Buffers")) * 1024
+        - int(fields["Shmem"].split()[0]) * 1024
+    )
 
 
 def resident_bytes(pid: int) -> int:

@@ -184,6 +184,26 @@ def test_interim_answers_are_read_over(server: HttpServer, objects: HttpObjects)
     assert objects.read("one", 3, 4, TIMEOUT_S) == CONTENT[3:7]
 
 
+@pytest.mark.parametrize(
+    ("piece_bytes", "padding_bytes"),
+    [(1, 0), (3, 0), (50, 4000), (4095, 4000), (4096, 4000), (4097, 9000), (10**6, 9000)],
+)
+def test_an_answer_in_pieces_of_any_size_is_understood(
+    server: HttpServer, objects: HttpObjects, piece_bytes: int, padding_bytes: int
+) -> None:
+    def behave(conversation: Conversation) -> None:
+        start, end = conversation.wanted
+        head = f"HTTP/1.1 206 OK\r\nContent-Range: bytes {start}-{end - 1}/{len(CONTENT)}\r\n"
+        head += f"X-Padding: {'x' * padding_bytes}\r\nContent-Length: {end - start}\r\n\r\n"
+        data = head.encode() + CONTENT[start:end]
+        for at in range(0, len(data), piece_bytes):
+            conversation.send(data[at : at + piece_bytes])
+
+    server.behaviour = behave
+    for start in (0, 700):
+        assert objects.read("one", start, 300, TIMEOUT_S) == CONTENT[start : start + 300]
+
+
 @pytest.mark.parametrize("status", ["404 Not Found", "410 Gone"])
 def test_what_is_not_there_is_not_found(server: HttpServer, objects: HttpObjects, status: str) -> None:
     server.behaviour = replying(status, b"<html>no</html>")
@@ -326,6 +346,12 @@ def test_tls_is_spoken_and_its_certificate_checked(certificate: Path, tmp_path: 
         objects = HttpObjects(url, tls=trusting)
         assert objects.read("one", 10, 500_000, TIMEOUT_S) == CONTENT[10:500_010]
         assert objects.read("one", 0, 10, TIMEOUT_S) == CONTENT[:10]
+        server.behaviour = dripping_body
+        with pytest.raises(DeadlineExceeded):
+            objects.read("one", 0, 100_000, SHORT_S)
+        server.behaviour = dripping_head
+        with pytest.raises(DeadlineExceeded):
+            objects.read("one", 0, 100_000, SHORT_S)
         objects.close()
         stranger = HttpObjects(url, pause=lambda pause_s: None)
         with pytest.raises(Unavailable, match=r"(?i)certificate"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
+from pathlib import Path
 
 import blake3
 import pytest
@@ -27,6 +29,7 @@ from glowplug.chunks.pack import (
     pack_of_index_key,
     pack_of_key,
 )
+from glowplug.chunks.placement import Place, Placement
 from glowplug.types.errors import InvalidInput
 
 PIECES = st.lists(st.binary(min_size=1, max_size=3000), min_size=1, max_size=12, unique=True)
@@ -55,13 +58,28 @@ def test_the_bodies_fill_the_pack_and_its_name_is_their_hash() -> None:
     assert pack.id == blake3.blake3(b"onetwothree").digest()
 
 
-def test_the_format_is_the_one_in_the_document() -> None:
+def test_the_document_describes_what_is_written() -> None:
+    """The test vector at the end of docs/image-store.md."""
+    text = (Path(__file__).parents[2] / "docs" / "image-store.md").read_text()
+    vector = re.search(r"```\n(pack  .*?)```", text, re.DOTALL)
+    assert vector
+    stated: dict[str, str] = {}
+    name = ""
+    for line in vector[1].splitlines():
+        name = line[:10].strip() or name
+        stated[name] = stated.get(name, "") + line[10:].strip()
+    pack = packed([b"glow", b"plug"])
+    placement = Placement.pack([Place(pack.id, m.offset, m.stored_bytes, m.encoding) for m in pack.members])
+    assert stated == {
+        "pack": pack.data.hex(),
+        "pack id": pack.id.hex(),
+        "index": pack.index.hex(),
+        "placement": placement.hex(),
+    }
+
+
+def test_the_top_bit_of_a_stored_size_stands_for_zstd() -> None:
     pack = packed([b"glow", b"plug" * 100], is_compressing=True)
-    assert pack.index[:24].hex() == "4750504143 4b4931 02000000 00000000".replace(" ", "") + (
-        len(pack.data).to_bytes(8, "little").hex()
-    )
-    assert pack.index[24:56] == Chunk.of(b"glow").id
-    assert pack.index[88:96].hex() == "0400000090010000"
     assert int.from_bytes(pack.index[96:100], "little") == 4
     assert int.from_bytes(pack.index[100:], "little") == (1 << 31) | (len(pack.data) - 4)
 

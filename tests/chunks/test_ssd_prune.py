@@ -15,7 +15,7 @@ from tests.chunks.test_ssd_pins import fill, location_of
 from glowplug.chunks import ssd_prune, ssd_rows
 from glowplug.chunks.chunk import CHUNK_BYTES, Chunk, ChunkMissing
 from glowplug.chunks.ssd import SsdStore
-from glowplug.chunks.ssd_packs import PackFolder
+from glowplug.chunks.ssd_packs import Location, PackFolder
 from glowplug.types.errors import Unavailable
 
 Table = Callable[[Sequence[Chunk]], Path]
@@ -68,16 +68,20 @@ def test_a_pack_without_chunks_is_deleted_and_its_number_is_not_used_again(
     assert not {location_of(store, chunk).pack for chunk in chunks} & (numbers - {max(numbers)})
 
 
-def test_room_that_was_given_up_is_never_written_again(ssd: SsdStore) -> None:
+def test_room_that_was_given_up_is_never_written_again(open_ssd: OpenSsd) -> None:
     """So that who has a place in mind that he found before finds his chunk there, or zeros."""
-    seen: set[tuple[int, int]] = set()
-    for seed in range(5):
-        chunks = fill(ssd, contents([5000] * 4, seed))
-        ssd.flush()
-        places = {tuple(location_of(ssd, chunk)) for chunk in chunks}
+    seen: set[Location] = set()
+    for seed in range(6):
+        store = open_ssd()
+        chunks = fill(store, contents([5000] * 4, seed))
+        store.flush()
+        places = {location_of(store, chunk) for chunk in chunks}
         assert not places & seen
         seen |= places
-        ssd.prune(0)
+        store.prune(0)
+        if seed % 2:
+            store.close()
+    assert len({place.pack for place in seen}) < 6, "packs were gone on with"
 
 
 def test_bytes_on_disk_come_before_rows(ssd: SsdStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
 from tests.chunks.servers import Behaviour, Conversation, HttpServer, free_port, http_server, stalling
 
+from glowplug.chunks import zone as zone_module
 from glowplug.chunks.objects import Objects
 from glowplug.chunks.zone import ZoneObjects
 from glowplug.chunks.zone_health import (
@@ -23,6 +25,7 @@ from glowplug.chunks.zone_health import (
     Patience,
     ServerHealth,
 )
+from glowplug.chunks.zone_metrics import ZoneCollector
 from glowplug.chunks.zone_race import Alarm, Race
 from glowplug.chunks.zone_ring import STRIPE_BYTES, Ring
 from glowplug.types.clock import ManualClock, SystemClock
@@ -300,6 +303,14 @@ def zone_of() -> Iterator[Callable[..., ZoneObjects]]:
 ZoneOf = Callable[..., ZoneObjects]
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second requests, however slow this machine is right now."""
+    monkeypatch.setattr(Patience, "may_hedge", lambda self: False)
+    monkeypatch.setattr(zone_module, "LATE_S", 1e6)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_a_range_is_read_from_the_cache(server: HttpServer, region: FakeRegion, zone_of: ZoneOf) -> None:
     zone = zone_of(server.url, region=region)
     assert zone.tier == "zone"
@@ -330,6 +341,7 @@ def test_what_may_change_never_comes_from_a_cache(
     assert region.asked == [key]
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_stripes_go_to_their_owners_and_come_back_in_order(zone_of: ZoneOf) -> None:
     stripes = 6
     content = bytes(range(250)) * (stripes * STRIPE_BYTES // 250 + 1)
@@ -546,3 +558,14 @@ def test_a_bad_key_never_reaches_a_server(server: HttpServer, region: FakeRegion
             zone_of(server.url, region=region).read(key, 0, 10, TIMEOUT_S)
     assert server.requests == []
     assert region.asked == []
+
+
+def test_the_counters_are_metrics(server: HttpServer, zone_of: ZoneOf) -> None:
+    zone = zone_of(server.url)
+    zone.read(KEY, 0, 10, TIMEOUT_S)
+    registry = CollectorRegistry()
+    registry.register(ZoneCollector(zone))
+    text = generate_latest(registry).decode()
+    assert "glowplug_zone_hits_total 1.0" in text
+    assert "glowplug_zone_read_bytes_total 10.0" in text
+    assert "glowplug_zone_skipped_servers 0.0" in text

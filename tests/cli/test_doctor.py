@@ -10,6 +10,7 @@ from glowplug.cli.checks import Check, Level, run_checks
 from glowplug.cli.checks_kernel import kernel_checks
 from glowplug.cli.checks_tools import RUNSC, tool_checks
 from glowplug.cli.machine import Completed, LocalMachine
+from glowplug.image.lazy.probe import WAYS, MountSupport, Trial
 
 from .conftest import Glowplug
 
@@ -24,11 +25,12 @@ class PaperMachine:
     """A machine described in a test; as described by default it is fit."""
 
     def __init__(self) -> None:
-        self.programs = {name: f"/usr/bin/{name}" for name in ("ip", "buildah", "mmdebstrap", "nft", "runsc")}
+        self.programs = {
+            name: f"/usr/bin/{name}" for name in ("ip", "buildah", "mmdebstrap", "nft", "nginx", "runsc")
+        }
         self.files = {
             "/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids",
             "/proc/meminfo": "MemTotal: 99 kB\nMemAvailable:   16777216 kB\n",
-            "/proc/filesystems": "nodev\tfuse\n\terofs\n",
         }
         self.answers = {
             "/usr/bin/runsc --version": Completed(0, "runsc version 0.0~20240729.0\nspec: 1.0"),
@@ -40,6 +42,12 @@ class PaperMachine:
         self.files_limit = 1_048_576
         self.free = 100 << 30
         self.writable = True
+        self.refused_mounts: set[str] = set()
+
+    def image_mounts(self, state_root: Path) -> MountSupport:
+        return MountSupport(
+            trials=[Trial(way=way, refusal="No." if way in self.refused_mounts else "") for way in WAYS]
+        )
 
     def run(self, command: list[str], timeout_s: float) -> Completed:
         line = " ".join(command)
@@ -72,7 +80,7 @@ class PaperMachine:
 
 
 def all_checks() -> list[Check]:
-    return [*kernel_checks(Path("/state")), *tool_checks()]
+    return [*kernel_checks(Path("/state")), *tool_checks(Path("/state"))]
 
 
 def level_of(machine: PaperMachine, name: str) -> Level:
@@ -137,7 +145,8 @@ def without(program: str) -> PaperMachine:
         (ill(variables={"GLOWPLUG_RUNSC": "/nowhere/runsc"}), "runsc", Level.FAIL),
         (without("buildah"), "buildah", Level.WARN),
         (without("mmdebstrap"), "mmdebstrap", Level.WARN),
-        (ill(files={"/proc/filesystems": "ext4"}), "erofs and fuse", Level.WARN),
+        (ill(refused_mounts={"lazy"}), "image mounts", Level.WARN),
+        (ill(refused_mounts={"lazy", "loop", "plain_fuse"}), "image mounts", Level.FAIL),
         (ill(programs={"nvidia-smi": "/n"}, answers={"/n": Completed(0, "H100, 555.1\n")}), "gpu", Level.OK),
         (ill(programs={"nvidia-smi": "/n"}, answers={"/n": Completed(9, "no driver")}), "gpu", Level.WARN),
     ],

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from glowplug.image import ImageMounter, ImageStore, RootFilesystem, overlay
+from glowplug.image.node_images import NodeImages, open_images
 from glowplug.types.paths import TOOLS_DIR, StateDir
 
 Enter = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -69,8 +70,31 @@ def store(state: StateDir) -> ImageStore:
 
 
 @pytest.fixture
-def mounter(state: StateDir) -> ImageMounter:
-    return ImageMounter(state)
+def node_images(state: StateDir) -> Iterator[NodeImages]:
+    """The images of a node as its agent has them, with a real blob daemon where one is needed."""
+    images = open_images(state)
+    yield images
+    images.release_all()
+    images.close()
+
+
+@pytest.fixture
+def new_mounter(state: StateDir) -> Iterator[Callable[[], ImageMounter]]:
+    """Mounters as other processes would have them."""
+    opened: list[NodeImages] = []
+
+    def make() -> ImageMounter:
+        opened.append(open_images(state))
+        return opened[-1].mounter
+
+    yield make
+    for images in opened:
+        images.close()
+
+
+@pytest.fixture
+def mounter(node_images: NodeImages) -> ImageMounter:
+    return node_images.mounter
 
 
 @pytest.fixture(scope="session")

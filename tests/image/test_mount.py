@@ -3,6 +3,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 
 from glowplug.image import Bind, ImageMounter, ImageStore, Mounter, RootFilesystem, overlay
 from glowplug.types.errors import InvalidInput, NotFound
-from glowplug.types.paths import StateDir
 from glowplug.types.spec import DirectoryImage, HostPythonImage, ImageSpec
 
 from .conftest import names, quiet
+
+NewMounter = Callable[[], ImageMounter]
 
 MOUNT_BUDGET_S = 0.005
 
@@ -31,8 +33,8 @@ def test_mounting_twice_gives_the_same(mounter: Mounter, image_id: str) -> None:
     assert mounter.mount(image_id) == mounter.mount(image_id)
 
 
-def test_another_process_sees_the_same_mount(state: StateDir, image_id: str) -> None:
-    assert ImageMounter(state).mount(image_id) == ImageMounter(state).mount(image_id)
+def test_another_process_sees_the_same_mount(new_mounter: NewMounter, image_id: str) -> None:
+    assert new_mounter().mount(image_id) == new_mounter().mount(image_id)
 
 
 def test_a_known_image_is_mounted_within_the_budget(mounter: Mounter, image_id: str) -> None:
@@ -55,12 +57,12 @@ def test_the_first_mount_is_within_the_budget_too(mounter: Mounter, image_id: st
     assert statistics.median(times_s) < MOUNT_BUDGET_S
 
 
-def test_mounts_at_once_end_in_one_mount(state: StateDir, image_id: str) -> None:
+def test_mounts_at_once_end_in_one_mount(new_mounter: NewMounter, image_id: str) -> None:
     barrier = threading.Barrier(8)
 
     def mount(_number: int) -> RootFilesystem:
         barrier.wait(timeout=10)
-        return ImageMounter(state).mount(image_id)
+        return new_mounter().mount(image_id)
 
     with ThreadPoolExecutor(8) as pool:
         roots = list(pool.map(mount, range(8)))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.node.live_agent import example_request
 
-from glowplug.image.mount import ImageMounter
+from glowplug.image.node_images import open_images
 from glowplug.node.agent import Agent
 from glowplug.observe.metrics import Metrics
 from glowplug.runtime.port import Sandbox
@@ -62,10 +62,11 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     state = StateDir(tmp_path)
+    images = open_images(state)
     agent = Agent(
         state=state,
         runtime=FailingRuntime(),
-        images=ImageMounter(state),
+        images=images.mounter,
         snapshots=SnapshotStore(state),
         metrics=Metrics(),
         clock=ManualClock(),
@@ -73,6 +74,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     await agent.open()
     yield agent
     await agent.close(stop_replicas=True)
+    images.close()
 
 
 async def _eventually(condition: Callable[[], bool]) -> None:

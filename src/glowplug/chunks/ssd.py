@@ -8,7 +8,6 @@ reads pack files directly, as mounted images do.
 
 from __future__ import annotations
 
-import errno
 import logging
 import sqlite3
 import threading
@@ -20,15 +19,15 @@ from typing_extensions import Buffer
 
 from glowplug.chunks import ssd_errors, ssd_rows
 from glowplug.chunks.accept import accept
-from glowplug.chunks.chunk import CHUNK_BYTES, Chunk, ChunkInvalid, aligned
+from glowplug.chunks.chunk import CHUNK_BYTES, Chunk, aligned
 from glowplug.chunks.ssd_ballast import Ballast
 from glowplug.chunks.ssd_index import WRITE_TIMEOUT_S, Index
 from glowplug.chunks.ssd_keep import Keeps, KeptTable, check_name
 from glowplug.chunks.ssd_packs import Location, PackFile, PackFolder, location_of
 from glowplug.chunks.ssd_prune import Pruner
+from glowplug.chunks.ssd_read import ChunkReader, locations_in
 from glowplug.chunks.ssd_reports import Counts, SsdStats, Usage, VerifyReport
 from glowplug.chunks.ssd_room import Room
-from glowplug.chunks.ssd_rows import Body
 from glowplug.chunks.ssd_verify import Progress, all_bodies, bodies_of, verify_bodies
 from glowplug.chunks.ssd_write import ChunkWriter
 from glowplug.chunks.store import Pruned
@@ -40,8 +39,6 @@ _LOG = logging.getLogger(__name__)
 
 PACK_BYTES = 1 << 30
 COMMIT_INTERVAL_S = 0.1
-_ATTEMPTS = 3  # a chunk may be removed and put again elsewhere while it is read
-_GONE = frozenset({errno.ENOENT, errno.EIO, errno.ENXIO, errno.ENODATA, errno.EUCLEAN})
 
 
 class SsdStore:
@@ -80,6 +77,9 @@ class SsdStore:
             pack_bytes=max(pack_bytes, CHUNK_BYTES),
             commit_interval_s=commit_interval_s,
         )
+        self._reader = ChunkReader(
+            root, self._packs, self._index, self._writer, self._pruner, self._counts, self.tier
+        )
         self._room = Room(
             root,
             budget_bytes,
@@ -117,19 +117,13 @@ class SsdStore:
 
     def get(self, chunk: Chunk, timeout_s: float) -> bytes:
         """The chunk's bytes, checked. One that is not right is removed, so that it is fetched again."""
-        for _ in range(_ATTEMPTS):
-            body = self._find(chunk.id)
-            if body is None:
-                break
-            data = self._right_bytes(chunk, body)
-            if data is not None:
-                self._counts.add("hits")
-                self.touch((chunk.id,))
-                return data
-            if self._drop(body, timeout_s):
-                break
-        self._counts.add("misses")
-        raise chunk.missing(self.tier)
+        data = self._reader.get(chunk, timeout_s)
+        if data is None:
+            self._counts.add("misses")
+            raise chunk.missing(self.tier)
+        self._counts.add("hits")
+        self.touch((chunk.id,))
+        return data
 
     def missing(self, chunks: Iterable[Chunk]) -> list[Chunk]:
         """Those that it does not hold, in order, each once."""
@@ -143,16 +137,12 @@ class SsdStore:
         Stays true as long as the chunk has been pinned since before this was asked, or :meth:`removals` tells
         the same as before. After that there may be zeros.
         """
-        body = self._find(chunk.id)
+        body = self._reader.find(chunk.id)
         return None if body is None or body.size_bytes != chunk.size_bytes else location_of(body.place)
 
     def locate_all(self, chunks: Iterable[Chunk]) -> list[Location | None]:
         """:meth:`locate` for many."""
-        wanted = list(chunks)
-        pending = {chunk.id: body for chunk in wanted if (body := self._writer.find(chunk.id)) is not None}
-        ids = list({chunk.id for chunk in wanted})
-        found = self._index.read(lambda connection: ssd_rows.find_all(connection, ids)) | pending
-        return [_location_in(found, chunk) for chunk in wanted]
+        return self._reader.locate_all(list(chunks))
 
     def pack_path(self, pack: int) -> Path:
         """The file of a pack."""
@@ -170,12 +160,7 @@ class SsdStore:
 
     def read_at(self, location: Location, size_bytes: int) -> bytes:
         """What lies there, unchecked; short if the pack ends, empty if it is gone. Raises Unavailable."""
-        try:
-            return self._packs.read(location, size_bytes)
-        except OSError as error:
-            if error.errno in _GONE:
-                return b""
-            raise ssd_errors.from_os(error, self._root) from error
+        return self._reader.read_at(location, size_bytes)
 
     def touch(self, chunk_ids: Iterable[bytes]) -> None:
         """Note that these were used: they are evicted later. Written some seconds later, or at a flush."""
@@ -189,13 +174,13 @@ class SsdStore:
 
     def put(self, chunk: Chunk, data: Buffer) -> None:
         """Keep the chunk; see :class:`WriteStore`. Makes room by removing what was not used for longest."""
-        known = self._find(chunk.id)
+        known = self._reader.find(chunk.id)
         if known is not None and known.size_bytes == chunk.size_bytes:
             self.touch((chunk.id,))
             return
         accept(chunk, data, self.tier)
         if known is not None:
-            self._drop(known, WRITE_TIMEOUT_S)
+            self._reader.drop(known, WRITE_TIMEOUT_S)
         try:
             with self._room.taken(aligned(chunk.size_bytes)):
                 self._append(chunk, data)
@@ -233,14 +218,14 @@ class SsdStore:
         return self._pruner.gc()
 
     def forget_corrupt(self, chunk: Chunk) -> bool:
-        """Check a chunk that a reader found wrong, and remove it if it is; whether it was removed.
+        """Check a chunk that a reader found wrong, and remove it if it is; whether it was.
 
         If not, it lies elsewhere by now, or the reader was mistaken: :meth:`locate` it again.
         """
-        body = self._find(chunk.id)
-        if body is None or self._right_bytes(chunk, body) is not None:
+        body = self._reader.find(chunk.id)
+        if body is None or self._reader.right_bytes(chunk, body) is not None:
             return False
-        return self._drop(body, WRITE_TIMEOUT_S)
+        return self._reader.drop(body, WRITE_TIMEOUT_S)
 
     # Pins and complete sets
 
@@ -277,7 +262,7 @@ class SsdStore:
 
         def change(connection: sqlite3.Connection) -> bool:
             found = ssd_rows.find_all(connection, [chunk.id for chunk in kept.chunks])
-            here = [_location_in(found, chunk) for chunk in kept.chunks]
+            here = locations_in(found, kept.chunks)
             if None in here or (locations is not None and here != list(locations)):
                 return False
             self._keeps.mark_complete(connection, name, kept)
@@ -344,7 +329,7 @@ class SsdStore:
             chunks = list(only)
             bodies = bodies_of(self._index, chunks)
             total_bytes = sum(aligned(chunk.size_bytes) for chunk in chunks)
-        return verify_bodies(bodies, total_bytes, self._verify_body, progress, cancelled)
+        return verify_bodies(bodies, total_bytes, self._reader.is_right, progress, cancelled)
 
     # Inside
 
@@ -352,41 +337,6 @@ class SsdStore:
         """Fit for a new index: it knows no chunk, so there must be no pack."""
         self._packs.start_over()
         self._keeps.start(connection)
-
-    def _find(self, chunk_id: bytes) -> Body | None:
-        return self._writer.find(chunk_id) or self._index.read(
-            lambda connection: ssd_rows.find(connection, chunk_id)
-        )
-
-    def _right_bytes(self, chunk: Chunk, body: Body) -> bytes | None:
-        """What lies there, if it is the chunk."""
-        if body.size_bytes != chunk.size_bytes:
-            return None
-        data = self.read_at(location_of(body.place), body.size_bytes)
-        try:
-            chunk.verify(data, self.tier)
-        except ChunkInvalid:
-            return None
-        return data
-
-    def _verify_body(self, body: Body) -> bool:
-        chunk = Chunk(body.id, body.size_bytes)
-        return self._right_bytes(chunk, body) is not None or not self._drop(body, WRITE_TIMEOUT_S)
-
-    def _drop(self, body: Body, timeout_s: float) -> bool:
-        """Forget a chunk that is not right where it lies; False if by now it lies elsewhere."""
-        try:
-            if self._writer.find(body.id) is not None:
-                self._writer.commit()
-            if not self._pruner.forget_corrupt(body, timeout_s):
-                return False
-            if not self.pack_path(location_of(body.place).pack).exists():
-                self._counts.add("corrupt_chunks", self._pruner.forget_lost_packs())
-        except GlowplugError as error:
-            _LOG.warning("a corrupt chunk stays known, and is not used: %s", error.message)
-        self._counts.add("corrupt_chunks")
-        _LOG.warning("chunk %s was not right in %s, it is fetched again", body.id.hex()[:16], self._root)
-        return True
 
     def _append(self, chunk: Chunk, data: Buffer) -> None:
         """Write it; on a full disk, once more after some room was made."""
@@ -402,8 +352,3 @@ class SsdStore:
             self._writer.append(chunk, data)
         except OSError as error:
             raise ssd_errors.from_os(error, self._root) from error
-
-
-def _location_in(found: dict[bytes, Body], chunk: Chunk) -> Location | None:
-    body = found.get(chunk.id)
-    return None if body is None or body.size_bytes != chunk.size_bytes else location_of(body.place)

@@ -26,6 +26,7 @@ from urllib.parse import quote
 from glowplug.chunks import ssd_errors
 from glowplug.chunks.ssd_ballast import Ballast
 from glowplug.chunks.ssd_errors import IndexDamaged, is_damage
+from glowplug.chunks.ssd_packs import sync_folder
 from glowplug.types.errors import DeadlineExceeded, ResourceExhausted
 
 _LOG = logging.getLogger(__name__)
@@ -212,6 +213,7 @@ class Index:
         link.unlink(missing_ok=True)
         link.symlink_to(database.name)
         link.replace(self._link)
+        sync_folder(self._root)
         self._clear_old(database.name)
 
     def _clear_old(self, kept: str) -> None:

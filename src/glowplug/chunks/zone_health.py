@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from dataclasses import dataclass, fields
 
-from glowplug.observe.quantiles import quantile
 from glowplug.types.clock import Clock
 
 FAILURES_TO_SKIP = 3
@@ -98,7 +97,7 @@ class Patience:
             self._since_computed += 1
             if self._since_computed >= _RECOMPUTED_AFTER:
                 self._since_computed = 0
-                usual_s = quantile(sorted(self._latencies_s), HEDGE_QUANTILE)
+                usual_s = sorted(self._latencies_s)[int(HEDGE_QUANTILE * (len(self._latencies_s) - 1))]
                 self.hedge_after_s = min(max(usual_s, HEDGE_FLOOR_S), HEDGE_CEILING_S)
 
     def may_hedge(self) -> bool:

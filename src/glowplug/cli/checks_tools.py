@@ -17,8 +17,8 @@ _OLDEST_RUNSC = "20240101"  # Debian 12's own, of 2022, cannot restore what it c
 _TRY_S = 20.0
 
 
-def tool_checks() -> list[Check]:
-    """Checks of what must or may be installed."""
+def tool_checks(state_root: Path) -> list[Check]:
+    """Checks of what must or may be installed; images are mounted below ``state_root``."""
     return [
         Check(
             "runsc",
@@ -36,11 +36,13 @@ def tool_checks() -> list[Check]:
         _debian_tool("buildah", "Builds images for Image.debian_slim()."),
         _debian_tool("mmdebstrap", "Makes the base root filesystem for Image.debian_slim()."),
         _debian_tool("nft", "Optional, for filtering the traffic of replicas.", package="nftables"),
+        _debian_tool("nginx", "Optional, for `glowplug zone-cache up`.", package="nginx-light"),
         Check(
-            "erofs and fuse",
-            "Optional: lazily loaded images will need both.",
-            "A kernel with CONFIG_EROFS_FS and CONFIG_FUSE_FS.",
-            _filesystems,
+            "image mounts",
+            "Images are mounted before their content is here; each way of doing so was tried.",
+            "Linux 6.12 or newer with CONFIG_EROFS_FS and CONFIG_FUSE_FS, the state directory on a disk; "
+            "in a container: with CAP_SYS_ADMIN and /dev/fuse.",
+            lambda machine: _image_mounts(machine, state_root),
         ),
         Check(
             "gpu",
@@ -111,10 +113,12 @@ def _debian_tool(name: str, why: str, package: str | None = None) -> Check:
     return Check(name, why, f"apt-get install {package}", probe, Fix(packages=(package,)))
 
 
-def _filesystems(machine: Machine) -> Finding:
-    known = (machine.read(Path("/proc/filesystems")) or "").split()
-    missing = [name for name in ("erofs", "fuse") if name not in known]
-    return warn("no " + ", no ".join(missing)) if missing else ok("both known to the kernel")
+def _image_mounts(machine: Machine, state_root: Path) -> Finding:
+    support = machine.image_mounts(state_root)
+    found = " ".join(support.explain())
+    if not support.ways:
+        return fail(found)
+    return ok(found) if support.ways[0] == "lazy" else warn(found)
 
 
 def _gpu(machine: Machine) -> Finding:

@@ -37,7 +37,7 @@ def doctor(
     """Check every system piece: what was found, why it matters, how to get it. Exit code 1 if one fails."""
     session = session_of(context)
     machine = LocalMachine()
-    checks = [*kernel_checks(session.state.root), *tool_checks()]
+    checks = [*kernel_checks(session.state.root), *tool_checks(session.state.root)]
     results = examine(session, checks, machine, shows=not as_json and not fix)
     if fix:
         repair(session, results)

@@ -6,9 +6,12 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from glowplug.image.lazy.probe import MountSupport, probe_mounting
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ class Machine(Protocol):
 
     def open_files_limit(self) -> int:
         """The hard limit on open files."""
+        ...
+
+    def image_mounts(self, state_root: Path) -> MountSupport:
+        """Which ways of mounting images work for this state directory: tried, and undone."""
         ...
 
 
@@ -129,6 +136,11 @@ class LocalMachine:
         """See :class:`Machine`."""
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         return 2**31 - 1 if hard == resource.RLIM_INFINITY else hard
+
+    def image_mounts(self, state_root: Path) -> MountSupport:
+        """See :class:`Machine`."""
+        with tempfile.TemporaryDirectory(prefix=".glowplug-doctor-", dir=_existing(state_root)) as scratch:
+            return probe_mounting(Path(scratch))
 
 
 def _existing(path: Path) -> Path:

@@ -60,6 +60,10 @@ class NodeImages:
         """Leave everything as it is for the next agent."""
         self._ssd.close()
 
+    def sweep(self) -> None:
+        """Put right what killed processes left, and release what ended containers held."""
+        self._starts.sweep()
+
     def release_all(self) -> None:
         """Unmount every image and stop the blob daemon: nothing runs on this node any more."""
         for view in self.store.list():
@@ -158,13 +162,13 @@ def open_images(state: StateDir) -> NodeImages:
     """The images of a node, with whatever a killed predecessor left half done put right."""
     ssd, catalog = open_ssd(state), Catalog(state)
     mounts = LazyMounts(state, ssd, catalog, lambda: ensure_daemon(state), MountSettings.from_environment())
-    mounts.sweep()
     starts = LazyStarts(
         mounts,
         catalog,
         daemon=lambda: ensure_daemon(state),
         running=lambda timeout_s: DaemonClient(DaemonPaths(state).socket, timeout_s=timeout_s),
     )
+    starts.sweep()
     return NodeImages(state, ssd, starts)
 
 

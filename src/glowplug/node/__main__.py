@@ -33,6 +33,8 @@ from glowplug.types.paths import StateDir
 _LEAVE_DEADLINE_S = 5
 # Blocking calls of the API: listings, image builds, hooks. asyncio's own default is six on two processors.
 _THREADS = 32
+_SWEEP_EVERY_S = 60.0
+_LOG = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
@@ -89,11 +91,22 @@ async def _serve(state: StateDir) -> None:
     server = _Server(config)
     serving = asyncio.create_task(server.serve())
     serving.add_done_callback(lambda _task: _leave(leaving, signal.SIGTERM))
+    sweeping = asyncio.create_task(_sweep_images(images))
     stop_replicas = await leaving is signal.SIGINT
+    sweeping.cancel()
     await agent.close(stop_replicas=stop_replicas)
     server.should_exit = True
     await serving
     await asyncio.to_thread(_leave_images, images, everything=stop_replicas)
+
+
+async def _sweep_images(images: NodeImages) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_EVERY_S)
+        try:
+            await asyncio.to_thread(images.sweep)
+        except (GlowplugError, OSError):
+            _LOG.exception("sweeping up after images failed")
 
 
 def _leave_images(images: NodeImages, *, everything: bool) -> None:

@@ -205,7 +205,7 @@ def longer_file(victim: Victim) -> None:
 
 
 def other_file(victim: Victim) -> None:
-    victim.put("<I", victim.c.start + 16, victim.superblock.devices[0].start + 1)
+    victim.put("<I", victim.c.tail[0] + 4, 1)
 
 
 def huge_file(victim: Victim) -> None:
@@ -213,7 +213,23 @@ def huge_file(victim: Victim) -> None:
 
 
 def other_device(victim: Victim) -> None:
-    victim.put("<H", victim.f.tail[0] + 2, 1)
+    victim.put("<H", victim.f.tail[0] + 2, 2)
+
+
+def index_as_device(victim: Victim) -> None:
+    victim.put("<H", victim.c.tail[0] + 2, 0)
+
+
+def advised(victim: Victim) -> None:
+    victim.put("<H", victim.c.tail[0], 1)
+
+
+def hole_in_a_device(victim: Victim) -> None:
+    victim.put("<I", victim.c.tail[0] + 4, 0xFFFFFFFF)
+
+
+def plain_file(victim: Victim) -> None:
+    victim.put("<H", victim.c.start, 0)
 
 
 def wide_chunks(victim: Victim) -> None:
@@ -245,11 +261,11 @@ def more_devices(victim: Victim) -> None:
 
 
 def bigger_device(victim: Victim) -> None:
-    victim.put("<I", SUPER_OFFSET + 128 + 64, victim.superblock.devices[0].blocks + 1)
+    victim.put("<I", SUPER_OFFSET + 128 + 64, victim.superblock.devices[0] + 1)
 
 
-def device_over_the_image(victim: Victim) -> None:
-    victim.put("<I", SUPER_OFFSET + 128 + 68, 0)
+def mapped_device(victim: Victim) -> None:
+    victim.put("<I", SUPER_OFFSET + 128 + 68, victim.superblock.blocks)
 
 
 def later_inodes(victim: Victim) -> None:
@@ -259,8 +275,9 @@ def later_inodes(victim: Victim) -> None:
 DAMAGES = [
     loop, cycle_of_two, root_below, nowhere, between_inodes, wrong_parent, wrong_self, one_lost, other_kind,
     twice, slash, null, too_many_entries, same_blocks, blocks_in_the_superblock, blocks_behind, more_links,
-    no_links, longer_file, other_file, huge_file, other_device, wide_chunks, no_chunk_bits, huge_xattrs,
-    wrong_count, no_root, file_as_root, more_devices, bigger_device, device_over_the_image, later_inodes,
+    no_links, longer_file, other_file, huge_file, other_device, index_as_device, advised,
+    hole_in_a_device, plain_file, wide_chunks, no_chunk_bits, huge_xattrs,
+    wrong_count, no_root, file_as_root, more_devices, bigger_device, mapped_device, later_inodes,
 ]  # fmt: skip
 
 

@@ -12,22 +12,23 @@ from tests.image.index.mutations import mutate, seed_tree
 from tests.image.index.trees import directory, file, tree_of, trees
 
 from glowplug.chunks.table import ChunkTable
-from glowplug.image.index.erofs import BLOCK_BYTES, SLOT_BYTES, Superblock
-from glowplug.image.index.erofs_scan import find_chunk_entries, scan_inodes
+from glowplug.image.index.erofs import BLOCK_BYTES, CHUNK_INDEX, HOLE, SLOT_BYTES, Superblock
+from glowplug.image.index.erofs_scan import scan_inodes
 from glowplug.image.index.erofs_write import write_index
 from glowplug.image.index.relocate import relocate
 from glowplug.image.index.tree import Tree
 from glowplug.types.errors import InvalidInput
 
 
-def blocks_read(image: bytes) -> list[int]:
-    """The blocks that the kernel would start reading file content at, by inode."""
+def places_read(image: bytes) -> list[tuple[int, int]]:
+    """Device slot and block that the kernel would start reading file content at, by inode, holes left out."""
     view = memoryview(image)
     return [
-        block
+        entry[1:]
         for record in scan_inodes(view, Superblock.parse(view))
         if record.mode & 0o170000 == 0o100000
-        for _, block in find_chunk_entries(view, record)
+        for entry in CHUNK_INDEX.iter_unpack(view[record.tail[0] : record.tail[1]])
+        if entry != HOLE
     ]
 
 
@@ -37,15 +38,14 @@ def test_every_chunk_is_read_from_its_pack(tree: Tree, pack_count: int, generato
     image, packed = write_index(tree)
     table = ChunkTable(packed)
     numbers = generator.sample(range(10_000), pack_count)
-    packs = dict.fromkeys(numbers, table.starts[-1] + 10)
+    packs = {number: table.starts[-1] + 10 + number for number in numbers}
     places = [(generator.choice(numbers), table.offset(i) + 10 * BLOCK_BYTES) for i in range(len(table))]
     moved = relocate(image, places.__getitem__, table, packs)
-    superblock = Superblock.parse(memoryview(moved))
-    start_of = dict(zip(sorted(packs), (device.start for device in superblock.devices), strict=True))
-    first = Superblock.parse(memoryview(image)).devices[0].start
-    index_of = {first + start: index for index, start in enumerate(table.starts[:-1])}
-    expected = [places[index_of[block]] for block in blocks_read(image)]
-    assert blocks_read(moved) == [start_of[pack] + offset // BLOCK_BYTES for pack, offset in expected]
+    assert Superblock.parse(memoryview(moved)).devices == tuple(packs[number] for number in sorted(packs))
+    slot_of = {number: slot for slot, number in enumerate(sorted(packs), 1)}
+    index_of = {(1, start): index for index, start in enumerate(table.starts[:-1])}
+    expected = [places[index_of[place]] for place in places_read(image)]
+    assert places_read(moved) == [(slot_of[pack], offset // BLOCK_BYTES) for pack, offset in expected]
 
 
 def test_inodes_keep_their_numbers_when_the_device_table_grows() -> None:
@@ -76,10 +76,10 @@ def test_a_chunk_must_lie_wholly_in_a_pack(place: tuple[int, int], blocks: int) 
         relocate(image, lambda _: place, ChunkTable(packed), {1: blocks})
 
 
-def test_packs_must_fit_the_address_space() -> None:
+def test_packs_must_fit_their_slots() -> None:
     image, packed = write_index(tree_of({}))
     with pytest.raises(InvalidInput, match="16 TiB"):
-        relocate(image, lambda _: (0, 0), ChunkTable(packed), {1: 1 << 31, 2: 1 << 31})
+        relocate(image, lambda _: (0, 0), ChunkTable(packed), {1: 1, 2: 0xFFFFFFFF})
     with pytest.raises(InvalidInput, match="packs"):
         relocate(image, lambda _: (0, 0), ChunkTable(packed), dict.fromkeys(range(65536), 1))
 
@@ -91,6 +91,26 @@ def test_a_file_longer_than_its_chunk_would_show_others_content_and_is_refused()
     struct.pack_into("<I", longer, record.start + 8, 1 << 20)
     with pytest.raises(InvalidInput, match="not in its table"):
         relocate(longer, lambda _: (1, 0), ChunkTable(packed), {1: 1000})
+
+
+@pytest.mark.parametrize("slot", [0, 2])
+def test_a_file_in_another_device_would_show_another_pack_and_is_refused(slot: int) -> None:
+    image, packed = write_index(tree_of({b"a": file(5)}))
+    record = [*scan_inodes(memoryview(image), Superblock.parse(memoryview(image)))][1]
+    elsewhere = bytearray(image)
+    struct.pack_into("<H", elsewhere, record.tail[0] + 2, slot)
+    with pytest.raises(InvalidInput, match="not in its table"):
+        relocate(elsewhere, lambda _: (1, 0), ChunkTable(packed), {1: 1000, 2: 1000})
+
+
+def test_a_file_without_a_device_is_refused() -> None:
+    """A plain one would be read from the index file itself."""
+    image, packed = write_index(tree_of({b"a": file(), b"b": file(5)}))
+    record = [*scan_inodes(memoryview(image), Superblock.parse(memoryview(image)))][1]
+    plain = bytearray(image)
+    struct.pack_into("<I8xI", plain, record.start + 8, 5, 0)
+    with pytest.raises(InvalidInput, match="of no kind"):
+        relocate(plain, lambda _: (1, 0), ChunkTable(packed), {1: 1000})
 
 
 def test_a_name_that_leads_into_an_inodes_data_is_refused() -> None:
@@ -119,9 +139,8 @@ def test_whatever_is_damaged_no_block_of_another_image_is_read() -> None:
         except InvalidInput:
             continue
         relocated += 1
-        first = Superblock.parse(memoryview(moved)).devices[0].start + offset // BLOCK_BYTES
-        allowed = {first + start for start in table.starts[:-1]}
-        assert allowed.issuperset(blocks_read(moved))
+        allowed = {(1, offset // BLOCK_BYTES + start) for start in table.starts[:-1]}
+        assert allowed.issuperset(places_read(moved))
     assert relocated
 
 

@@ -82,6 +82,9 @@ class Request(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers["Content-Length"]))
         self.do_GET()
 
+    def do_CONNECT(self) -> None:
+        self.do_GET()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
 

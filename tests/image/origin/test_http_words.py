@@ -71,6 +71,11 @@ def test_the_environment_says_which_way_to_go(url: str, environ: dict[str, str],
     assert proxy_for(url, environ) == expected
 
 
+def test_a_proxy_of_another_kind_is_named() -> None:
+    with pytest.raises(InvalidInput, match="names a socks5 proxy"):
+        proxy_for("https://a/", {"all_proxy": "socks5://p:1"})
+
+
 @pytest.mark.parametrize(
     ("text", "expected_s"),
     [("7", 7), ("0", 0), ("9" * 400, 999_999), ("", 0), ("-1", 0), ("soon", 0), ("1e9", 0), ("٣", 0),

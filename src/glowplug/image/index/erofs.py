@@ -28,7 +28,7 @@ COMPAT_MTIME = 0x2  # a compact inode's time, the build time, is its mtime
 INCOMPAT = 0x4 | 0x8  # chunk-based files, a device table
 VOLUME = b"glowplug"
 
-DEVICE = struct.Struct("<64sII56x")  # tag, blocks, the unified block address where it starts
+DEVICE = struct.Struct("<64sII56x")  # tag, blocks, 0: it has no place in the image's own address space
 DEVICES_OFFSET = SUPER_OFFSET + SUPER.size
 
 COMPACT = struct.Struct("<HHHHIIIIHHI")  # format xattrs mode nlink size 0 union ino uid gid 0
@@ -36,13 +36,15 @@ EXTENDED = struct.Struct("<HHHHQIIIIqII16x")  # format xattrs mode 0 size union 
 PLAIN, INLINE, CHUNKED = 0, 2, 4  # where an inode's data is: in blocks, behind it, in chunks of a device
 
 CHUNK_INDEX_BYTES = 8
-CHUNK_INDEX = struct.Struct("<HHI")  # advise, device, block
+CHUNK_INDEX = struct.Struct("<HHI")  # 0, device slot from 1, block within that device; HOLE
+HOLE = (0, 0, 0xFFFFFFFF)
+BLOB_SLOT = 1  # before graduation there is no other device
 CHUNK_INDEXES = 0x20  # format flag: entries are CHUNK_INDEX
 CHUNK_BITS = 8  # 1 MiB = BLOCK_BYTES << 8
 MAX_CHUNK_BITS = 31
-NO_BLOCK = 0xFFFFFFFF  # a hole; an inode without blocks
+NO_BLOCK = 0xFFFFFFFF  # of an inode without blocks
 
-MAX_BLOCKS = 0xFFFFFFFE
+MAX_BLOCKS = 0xFFFFFFFE  # of a device: no block of it is numbered as a hole is
 MAX_FILE_BYTES = BLOCK_BYTES << MAX_CHUNK_BITS  # 8 TiB: a hole of one index entry
 MAX_INDEX_BYTES = 1 << 28  # two million files; bounds what a hostile index can make us do
 MAX_OWNER = 0xFFFFFFFE  # -1 means "no id" to the kernel
@@ -61,14 +63,6 @@ FILE_TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """One further device: its size, and the block of the unified address space that it starts at."""
-
-    blocks: int
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
 class Superblock:
     """What an image says about itself. Zones: ``[1, meta_block)`` blocks, ``[meta_block, blocks)`` inodes.
 
@@ -81,7 +75,7 @@ class Superblock:
     blocks: int
     meta_block: int
     xattr_block: int
-    devices: tuple[Device, ...]
+    devices: tuple[int, ...]  # blocks of each
     uuid: bytes = bytes(16)
 
     @property
@@ -98,8 +92,8 @@ class Superblock:
             nanoseconds, self.blocks, self.meta_block, self.xattr_block, self.uuid, VOLUME, INCOMPAT, 0,
             len(self.devices), DEVICES_OFFSET // DEVICE.size, 0, 0, 0, 0, 0,
         )  # fmt: skip
-        for number, device in enumerate(self.devices):
-            DEVICE.pack_into(head, DEVICES_OFFSET + number * DEVICE.size, b"", device.blocks, device.start)
+        for number, device_blocks in enumerate(self.devices):
+            DEVICE.pack_into(head, DEVICES_OFFSET + number * DEVICE.size, b"", device_blocks, 0)
         return bytes(head)
 
     @staticmethod
@@ -120,21 +114,14 @@ class Superblock:
         first_block = head_blocks(device_count)
         if blocks != len(image) // BLOCK_BYTES or not first_block <= xattr_block <= meta_block < blocks:
             raise damaged("its zones are not where they can be")
-        devices = tuple(
-            Device(*DEVICE.unpack_from(image, DEVICES_OFFSET + number * DEVICE.size)[1:])
-            for number in range(device_count)
-        )
-        _check_devices(devices, blocks)
+        slots = [
+            DEVICE.unpack_from(image, DEVICES_OFFSET + number * DEVICE.size) for number in range(device_count)
+        ]
+        if any(start or device_blocks > MAX_BLOCKS for _, device_blocks, start in slots):
+            raise damaged("its devices are not as they can be")
+        devices = tuple(device_blocks for _, device_blocks, _ in slots)
         mtime_ns = seconds * 10**9 + nanoseconds
         return Superblock(root_nid, inodes, mtime_ns, blocks, meta_block, xattr_block, devices, uuid)
-
-
-def _check_devices(devices: tuple[Device, ...], blocks: int) -> None:
-    end = blocks
-    for device in devices:
-        if device.start < end or device.start + device.blocks > MAX_BLOCKS:
-            raise damaged("its devices overlap")
-        end = device.start + device.blocks
 
 
 def head_blocks(devices: int) -> int:

@@ -7,13 +7,13 @@ are bounded by the image's length, whatever it holds. An inode that is not sound
 from __future__ import annotations
 
 import stat
-import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from glowplug.chunks.chunk import CHUNK_BYTES
 from glowplug.chunks.table import ChunkTable
 from glowplug.image.index.erofs import (
+    BLOB_SLOT,
     BLOCK_BYTES,
     CHUNK_BITS,
     CHUNK_INDEX,
@@ -23,11 +23,11 @@ from glowplug.image.index.erofs import (
     COMPACT,
     EXTENDED,
     FILE_TYPES,
+    HOLE,
     INLINE,
     MAX_CHUNK_BITS,
     MAX_FILE_BYTES,
     MAX_OWNER,
-    NO_BLOCK,
     PLAIN,
     SLOT_BYTES,
     Superblock,
@@ -110,7 +110,7 @@ def _find_tail(
     """What follows an inode and its xattrs, after checking that it is what its kind may have."""
     kind = stat.S_IFMT(mode)
     if kind == stat.S_IFREG:
-        if layout == PLAIN and size_bytes <= CHUNK_BYTES:
+        if layout == PLAIN and size_bytes == 0:
             return end, end
         if layout == CHUNKED and 0 < size_bytes <= MAX_FILE_BYTES:
             return _find_chunk_index(size_bytes, union, end)
@@ -165,50 +165,35 @@ def data_blocks(image: memoryview, record: Record) -> list[memoryview]:
 
 
 class BlobMap:
-    """Which chunk of the blob a block of the unified address space is."""
+    """Which chunk of the blob an entry of a file's chunk index is."""
 
     def __init__(self, superblock: Superblock, table: ChunkTable) -> None:
         """Raises InvalidInput for an image that is not of this blob."""
         starts = table.starts
-        if len(superblock.devices) != 1 or superblock.devices[0].blocks != starts[-1]:
+        if superblock.devices != (starts[-1],):
             raise damaged("it is not of this table of chunks")
-        first = superblock.devices[0].start
-        self.index_of = {first + start: index for index, start in enumerate(starts[:-1])}
+        self._index_of: dict[tuple[int, ...], int] = {
+            (0, BLOB_SLOT, start): index for index, start in enumerate(starts[:-1])
+        }
         self._sizes = table.sizes
 
     def chunks_of(self, image: memoryview, record: Record) -> list[int]:
-        """A regular file's chunks by index, one per mebibyte, -1 for a hole. An empty file has none.
+        """A regular file's chunks by index, one per entry of its chunk index, -1 for a hole.
 
         Every chunk is exactly as long as its place in the file: no byte of another chunk can be read.
         """
-        if record.layout == PLAIN:
-            return [self._chunk(record.union, record.size_bytes)] if record.size_bytes else []
         start, end = record.tail
         found: list[int] = []
         left_bytes = record.size_bytes
-        for advise, device, block in CHUNK_INDEX.iter_unpack(image[start:end]):
-            if advise or device:
-                raise damaged("a file's chunk is in a device that does not exist")
-            found.append(-1 if block == NO_BLOCK else self._chunk(block, min(left_bytes, CHUNK_BYTES)))
+        for entry in CHUNK_INDEX.iter_unpack(image[start:end]):
+            found.append(-1 if entry == HOLE else self._chunk(entry, min(left_bytes, CHUNK_BYTES)))
             left_bytes -= CHUNK_BYTES
-        if record.union != CHUNK_BITS | CHUNK_INDEXES and found != [-1]:
+        if record.layout == CHUNKED and record.union != CHUNK_BITS | CHUNK_INDEXES and found != [-1]:
             raise damaged("a file is cut in an impossible way")
         return found
 
-    def _chunk(self, block: int, size_bytes: int) -> int:
-        index = self.index_of.get(block, -1)
+    def _chunk(self, entry: tuple[int, ...], size_bytes: int) -> int:
+        index = self._index_of.get(entry, -1)
         if index < 0 or self._sizes[index] != size_bytes:
             raise damaged("a file's chunk is not in its table")
         return index
-
-
-def find_chunk_entries(image: memoryview, record: Record) -> Iterator[tuple[int, int]]:
-    """Where the blocks of a regular file are written down: (offset in the image, block), holes left out."""
-    if record.layout == PLAIN:
-        if record.size_bytes:
-            yield record.start + UNION_OFFSET, record.union
-        return
-    for at in range(record.tail[0] + 4, record.tail[1], CHUNK_INDEX_BYTES):
-        (block,) = struct.unpack_from("<I", image, at)
-        if block != NO_BLOCK:
-            yield at, block

@@ -1,6 +1,9 @@
 """Writes an image's index: the tree as EROFS metadata, its content as blocks of one further device, the blob.
 
 The same tree gives the same bytes, always: no clock, no randomness, and the UUID is a hash of the content.
+Every file is chunk-based and names its device, even one of a single chunk, which EROFS could keep in half the
+bytes by mapping the blob into the image's own address space: of files kept so, the kernel reads each page
+alone (fs/erofs/fileio.c merges what it has no device to look up for).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import blake3
 from glowplug.chunks.chunk import Chunk, aligned
 from glowplug.chunks.table import ChunkTable
 from glowplug.image.index.erofs import (
+    BLOB_SLOT,
     BLOCK_BYTES,
     CHUNK_BITS,
     CHUNK_INDEX,
@@ -24,6 +28,7 @@ from glowplug.image.index.erofs import (
     COMPACT,
     EXTENDED,
     FILE_TYPES,
+    HOLE,
     INLINE,
     MAX_BLOCKS,
     MAX_INDEX_BYTES,
@@ -31,7 +36,6 @@ from glowplug.image.index.erofs import (
     PLAIN,
     SLOT_BYTES,
     UUID_OFFSET,
-    Device,
     Superblock,
     blocks_of,
     encode_device_number,
@@ -90,13 +94,12 @@ class _IndexWriter:
         if self._blocks * BLOCK_BYTES > MAX_INDEX_BYTES:
             raise too_big(INDEX_TOO_BIG)
         self._block_of: dict[bytes, int] = {}
-        block = self._blocks
+        self._blob_blocks = 0
         for chunk in chunks:
-            self._block_of[chunk.id] = block
-            block += aligned(chunk.size_bytes) // BLOCK_BYTES
-        if block > MAX_BLOCKS:
+            self._block_of[chunk.id] = self._blob_blocks
+            self._blob_blocks += aligned(chunk.size_bytes) // BLOCK_BYTES
+        if self._blob_blocks > MAX_BLOCKS:
             raise too_big("its content has more than 16 TiB")
-        self._device = Device(blocks=block - self._blocks, start=self._blocks)
         self._image = bytearray()
 
     def write(self) -> bytearray:
@@ -108,7 +111,7 @@ class _IndexWriter:
             blocks=self._blocks,
             meta_block=self._meta_block,
             xattr_block=self._xattr_block,
-            devices=(self._device,),
+            devices=(self._blob_blocks,),
         )
         self._image = bytearray(self._blocks * BLOCK_BYTES)
         self._put(0, superblock.encode())
@@ -173,8 +176,6 @@ class _IndexWriter:
             size_bytes = inode.size_bytes
             if _index_entries(node):
                 layout, union = CHUNKED, self._write_chunk_index(node, behind)
-            elif size_bytes:
-                union = self._block_number(node.slots[0])
         elif isinstance(node, DirectoryNode):
             layout, size_bytes, union = self._write_data(node, behind, _directory_blocks(node))
         elif kind == stat.S_IFLNK:
@@ -200,15 +201,12 @@ class _IndexWriter:
         """Fill in where each mebibyte is; returns the chunk format."""
         at = padded(behind, CHUNK_INDEX_BYTES)
         if not node.slots:
-            CHUNK_INDEX.pack_into(self._image, at, 0, 0, NO_BLOCK)
+            CHUNK_INDEX.pack_into(self._image, at, *HOLE)
             return _hole_bits(node.inode.size_bytes) | CHUNK_INDEXES
         for slot, chunk in enumerate(node.slots):
-            block = self._block_number(chunk)
-            CHUNK_INDEX.pack_into(self._image, at + slot * CHUNK_INDEX_BYTES, 0, 0, block)
+            entry = HOLE if chunk is None else (0, BLOB_SLOT, self._block_of[chunk.id])
+            CHUNK_INDEX.pack_into(self._image, at + slot * CHUNK_INDEX_BYTES, *entry)
         return CHUNK_BITS | CHUNK_INDEXES
-
-    def _block_number(self, chunk: Chunk | None) -> int:
-        return NO_BLOCK if chunk is None else self._block_of[chunk.id]
 
     def _write_data(self, node: Node, behind: int, blocks: list[bytes]) -> tuple[int, int, int]:
         """Put a directory's or link's data where it was placed; returns layout, size and first block."""
@@ -236,11 +234,8 @@ def _directory_blocks(node: DirectoryNode) -> list[bytes]:
 
 
 def _index_entries(node: Node) -> int:
-    """Entries of a file's chunk index; 0 for one that needs none: it is empty, or one chunk."""
-    size_bytes = node.inode.size_bytes
-    if not node.slots:
-        return 1 if size_bytes else 0  # one hole, however long
-    return len(node.slots) if len(node.slots) > 1 else 0
+    """Entries of a file's chunk index; an empty file has none, and a hole has one, however long it is."""
+    return len(node.slots) or (1 if node.inode.size_bytes else 0)
 
 
 def _hole_bits(size_bytes: int) -> int:

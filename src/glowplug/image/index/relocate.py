@@ -1,6 +1,7 @@
 """Graduation's core: the same image, its content now in the local packs instead of in the lazy blob.
 
-Every start block is rewritten to where the chunk lies in a pack, and the packs become the image's devices.
+The packs become the image's devices, and every entry of a file's chunk index is rewritten to the device and
+block where the chunk lies.
 The kernel then reads other images' packs on behalf of this one, so nothing unchecked may reach it: each inode
 that any name leads to is one that was rewritten, and no file is longer than its own chunks.
 """
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import stat
 import struct
-from array import array
 from collections.abc import Callable, Mapping
 
 from typing_extensions import Buffer
@@ -18,9 +18,10 @@ from glowplug.chunks.chunk import ALIGN_BYTES, aligned
 from glowplug.chunks.table import ChunkTable
 from glowplug.image.index.erofs import (
     BLOCK_BYTES,
+    CHUNK_INDEX,
+    CHUNK_INDEX_BYTES,
     MAX_BLOCKS,
     SLOT_BYTES,
-    Device,
     Superblock,
     damaged,
     head_blocks,
@@ -31,7 +32,6 @@ from glowplug.image.index.erofs_scan import (
     BlobMap,
     Record,
     data_blocks,
-    find_chunk_entries,
     scan_inodes,
 )
 from glowplug.types.errors import InvalidInput
@@ -55,12 +55,14 @@ class _Relocation:
     def __init__(self, image: memoryview, place: Place, table: ChunkTable, packs: Mapping[int, int]) -> None:
         if len(packs) > MAX_PACKS:
             raise _unplaced(f"it lies in {len(packs)} packs, and an image can have {MAX_PACKS}")
+        if any(blocks > MAX_BLOCKS for blocks in packs.values()):
+            raise _unplaced("a pack has more than 16 TiB")
         self._image = image
         self._old = Superblock.parse(image)
         self._blob = BlobMap(self._old, table)
         self._shift = head_blocks(len(packs)) - self._old.first_block
-        self._devices = _line_up(packs, self._old.blocks + self._shift)
-        self._new_blocks = _new_blocks(place, table, packs, self._devices)
+        self._devices = tuple(packs[number] for number in sorted(packs))
+        self._entries = _new_entries(place, table, packs)
         self._moved = bytearray()
 
     def run(self) -> bytes:
@@ -72,7 +74,7 @@ class _Relocation:
             blocks=old.blocks + shift,
             meta_block=old.meta_block + shift,
             xattr_block=old.xattr_block + shift,
-            devices=tuple(self._devices.values()),
+            devices=self._devices,
             uuid=old.uuid,
         ).encode()
         self._moved = bytearray(head)
@@ -93,18 +95,17 @@ class _Relocation:
         return bytes(self._moved)
 
     def _move_file(self, record: Record) -> None:
-        self._blob.chunks_of(self._image, record)  # raises if it is not sound
-        for at, block in find_chunk_entries(self._image, record):
-            new_block = self._new_blocks[self._blob.index_of[block]]
-            self._write(at, new_block)
+        at = record.tail[0] + self._shift * BLOCK_BYTES
+        for index in self._blob.chunks_of(self._image, record):
+            if index >= 0:
+                self._moved[at : at + CHUNK_INDEX_BYTES] = self._entries[index]
+            at += CHUNK_INDEX_BYTES
 
     def _move_data(self, record: Record) -> None:
         """Blocks of directories and links move by what the device table grew."""
         if self._shift and record.size_bytes > record.tail[1] - record.tail[0]:
-            self._write(record.start + UNION_OFFSET, record.union + self._shift)
-
-    def _write(self, at: int, block: int) -> None:
-        struct.pack_into("<I", self._moved, at + self._shift * BLOCK_BYTES, block)
+            at = record.start + UNION_OFFSET + self._shift * BLOCK_BYTES
+            struct.pack_into("<I", self._moved, at, record.union + self._shift)
 
     def _check_names(self, nids: set[int], directories: list[Record]) -> None:
         """Names may only lead to inodes that were scanned, and so moved."""
@@ -115,32 +116,19 @@ class _Relocation:
             raise damaged("a name leads to no inode")
 
 
-def _line_up(packs: Mapping[int, int], first_block: int) -> dict[int, Device]:
-    """The packs one after the other in the unified address space, behind the image."""
-    devices: dict[int, Device] = {}
-    block = first_block
-    for number in sorted(packs):
-        devices[number] = Device(blocks=packs[number], start=block)
-        block += packs[number]
-    if block > MAX_BLOCKS:
-        raise _unplaced("its packs have more than 16 TiB")
-    return devices
-
-
-def _new_blocks(
-    place: Place, table: ChunkTable, packs: Mapping[int, int], devices: Mapping[int, Device]
-) -> array[int]:
-    """The new start block of each chunk."""
-    blocks = array("I")
+def _new_entries(place: Place, table: ChunkTable, packs: Mapping[int, int]) -> list[bytes]:
+    """What each chunk's entries become."""
+    slots = {number: slot for slot, number in enumerate(sorted(packs), 1)}
+    entries: list[bytes] = []
     for index, size_bytes in enumerate(table.sizes):
         pack, offset_bytes = place(index)
         end_bytes = offset_bytes + aligned(size_bytes)
-        if pack not in packs or offset_bytes % ALIGN_BYTES or not 0 <= offset_bytes <= end_bytes:
+        if pack not in slots or offset_bytes % ALIGN_BYTES or not 0 <= offset_bytes <= end_bytes:
             raise _unplaced(f"chunk {index} has no place")
         if end_bytes > packs[pack] * BLOCK_BYTES:
             raise _unplaced(f"chunk {index} lies behind the end of pack {pack}")
-        blocks.append(devices[pack].start + offset_bytes // BLOCK_BYTES)
-    return blocks
+        entries.append(CHUNK_INDEX.pack(0, slots[pack], offset_bytes // BLOCK_BYTES))
+    return entries
 
 
 def _unplaced(why: str) -> InvalidInput:

@@ -90,7 +90,7 @@ class ControlServer:
             descriptors = answer.descriptors
         except GlowplugError as problem:
             reply, descriptors = {"v": CONTROL_VERSION, "error": problem.to_dict()}, ()
-        data = json.dumps(reply).encode() + b"\n"
+        data = json.dumps(reply, default=str).encode() + b"\n"
         connection.settimeout(_LINE_TIMEOUT_S)
         if descriptors:
             sent = socket.send_fds(connection, [data], list(descriptors))

@@ -108,7 +108,7 @@ class FuseSession:
             thread.start()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until the filesystem is unmounted or its connection aborted; False if it still serves then."""
+        """Wait until the filesystem is unmounted, or cannot be served any more; False if it still is then."""
         return self._ended.wait(timeout_s)
 
     def ask_again(self) -> bool:
@@ -124,6 +124,14 @@ class FuseSession:
         return True
 
     def _serve(self) -> None:
+        try:
+            self._read_requests()
+        except Exception:  # noqa: BLE001 - the session ends, so that another server can take its place
+            _log.exception("a thread that reads requests failed, so the session ends")
+        finally:
+            self._ended.set()
+
+    def _read_requests(self) -> None:
         buffer = bytearray(REQUEST_BUFFER_BYTES)
         view = memoryview(buffer)
         scratch = Scratch()
@@ -135,10 +143,8 @@ class FuseSession:
                     continue
                 if problem.errno not in _ENDED:
                     _log.error("requests cannot be read any more: %s", problem)
-                self._ended.set()
                 return
             if received == 0:
-                self._ended.set()
                 return
             self._dispatch(view, received, scratch)
 

@@ -95,12 +95,12 @@ class Holder:
                     self._stop(worker)
                     return 0
                 os.close(worker)
-            reap()
+            how = reap()
             lived_s = time.monotonic() - started_s
             if is_gone(descriptors[0]):
                 say("the filesystem was unmounted or aborted; ending")
                 return 0
-            say(f"the worker died after {lived_s:.1f} s; another goes on")
+            say(f"the worker ended after {lived_s:.1f} s{how}; another goes on")
             if not self._may_restart(lived_s):
                 say("workers do not stay alive; giving up, so that reads fail rather than wait")
                 return EXIT_GAVE_UP
@@ -156,7 +156,7 @@ class Holder:
         """
         try:
             descriptors, pid = self._ask_for_descriptors()
-        except (OSError, ValueError, KeyError) as problem:
+        except (OSError, ValueError, KeyError, TypeError) as problem:
             if not isinstance(problem, FileNotFoundError | ConnectionRefusedError):
                 say(f"the worker does not hand over its descriptors: {problem!r}")
             return None
@@ -171,16 +171,21 @@ class Holder:
         return descriptors, None
 
     def _ask_for_descriptors(self) -> tuple[Descriptors, int]:
+        """The descriptors and the number of the worker that answers on the socket."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(_HANDOVER_TIMEOUT_S)
             client.connect(self._socket_path)
             client.sendall(json.dumps({"v": CONTROL_VERSION, "op": "take_fd"}).encode() + b"\n")
             answer, descriptors, _, _ = socket.recv_fds(client, 4096, 2)
-        if len(descriptors) != 2:
-            for descriptor in descriptors:
+        try:
+            connection, listener = descriptors
+            told = json.loads(answer)["ok"]
+            self._restarts = int(told["restarts"])
+            return (connection, listener), int(told["pid"])
+        except (ValueError, KeyError, TypeError):
+            for descriptor in descriptors:  # or nobody would notice that the connection has no server
                 os.close(descriptor)
-            raise ValueError(answer[:200])
-        return (descriptors[0], descriptors[1]), int(json.loads(answer)["ok"]["pid"])
+            raise
 
     def _worker_pid(self) -> int | None:
         """The living worker, by the lock that it holds."""
@@ -269,13 +274,16 @@ def signal_process(process: int, number: int) -> None:
         pass
 
 
-def reap() -> None:
-    """Take the exit codes of children that ended. A worker that was taken over is none of ours."""
+def reap() -> str:
+    """Take the exit codes of children that ended, as words. A worker that was taken over is none of ours."""
+    how = ""
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            code = os.waitstatus_to_exitcode(ended[1])
+            how = f" with exit code {code}" if code >= 0 else f" by signal {-code}"
     except ChildProcessError:
         pass
+    return how
 
 
 def remove(path: str) -> None:

@@ -71,7 +71,7 @@ class Operations:
         return Answer({"pid": os.getpid(), "restarts": self._restarts, "uptime_s": self._uptime_s()})
 
     def _take_descriptors(self, _fields: Fields) -> Answer:
-        return Answer({"pid": os.getpid()}, self._descriptors)
+        return Answer({"pid": os.getpid(), "restarts": self._restarts}, self._descriptors)
 
     def _attach(self, fields: Fields) -> Answer:
         blob = self._blob(fields)

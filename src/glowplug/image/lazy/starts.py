@@ -79,18 +79,26 @@ class LazyStarts:
         return MountUse(kind, {"ssd": from_ssd, **counts} if from_ssd > 0 else counts)
 
     def keep_trace(self, digest: str, command: Sequence[str]) -> None:
-        """Remember what was read since the image was attached, unless this command has a trace."""
+        """Remember what was read since the image was attached, unless this command has a trace.
+
+        And if everything is here by now, the next mount is direct.
+        """
         try:
             folder = self._catalog.get(digest)
             key = trace.key_of(command)
-            if self.kind(digest) != "lazy" or (folder.traces_path / f"{key}.json").exists():
+            if self.kind(digest) != "lazy":
                 return
-            order = self._running(STATS_TIMEOUT_S).trace(digest)
-            if order:
-                trace.save(folder.path, key, command, order)
-                self._mounts.graduate(digest)
+            if not (folder.traces_path / f"{key}.json").exists():
+                order = self._running(STATS_TIMEOUT_S).trace(digest)
+                if order:
+                    trace.save(folder.path, key, command, order)
+            self._mounts.graduate(digest)
         except (GlowplugError, OSError) as problem:
             _log.warning("the access trace of image %s was not kept: %s", digest[:16], problem)
+
+    def sweep(self) -> None:
+        """Put right what killed processes left, and release what ended containers held."""
+        self._mounts.sweep()
 
     def release_all(self) -> None:
         """Unmount whatever nobody uses."""

@@ -228,13 +228,21 @@ def interrupted(url: str, problem: Exception) -> Interrupted:
 
 
 def proxy_for(url: str, environ: Mapping[str, str]) -> str:
-    """The proxy that the environment names for ``url``; empty: none."""
+    """The proxy that the environment names for ``url``; empty: none. Raises InvalidInput for SOCKS."""
     parts = urlsplit(url)
     settings = {name.lower(): value for name, value in environ.items() if name.lower() in _PROXY_NAMES}
     if not parts.hostname or _is_exempt(parts.hostname, settings.get("no_proxy", "")):
         return ""
     proxy = settings.get(f"{parts.scheme}_proxy") or settings.get("all_proxy") or ""
-    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
+    if not proxy:
+        return ""
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not proxy.lower().startswith(("http://", "https://")):
+        raise InvalidInput(
+            f"The environment names a {proxy.partition(':')[0][:20]} proxy, which cannot be used here.",
+            remedy="Set http_proxy and https_proxy to an HTTP proxy, or no_proxy to the registry's name.",
+        )
+    return proxy
 
 
 def _is_exempt(host: str, no_proxy: str) -> bool:

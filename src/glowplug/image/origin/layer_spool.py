@@ -1,7 +1,7 @@
 """Layers on their way from a server: several are fetched at once, ahead of the one that is being applied.
 
 They lie in files without a name in a scratch folder, so that nothing of them is left whatever ends this
-process, and no more than :data:`AHEAD` of them at a time.
+process, and no more than :data:`AHEAD` of them at a time beside the one that is read.
 """
 
 from __future__ import annotations
@@ -39,25 +39,31 @@ def spooled(
     stop = threading.Event()
     # Only the caller's thread talks to the caller.
     quiet = replace(job, cancelled=stop, progress=lambda _text, _fraction: None)
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="layers") as threads:
-        try:
-            yield _in_order(
-                descriptors, lambda blob: threads.submit(_spool, blob, fetch, scratch, quiet), job
-            )
-        finally:
-            stop.set()
-            threads.shutdown(wait=False, cancel_futures=True)
+    started: deque[Future[IO[bytes]]] = deque()
+    threads = ThreadPoolExecutor(AHEAD, thread_name_prefix="layers")
+    try:
+        yield _in_order(
+            descriptors, started, lambda blob: threads.submit(_spool, blob, fetch, scratch, quiet), job
+        )
+    finally:
+        stop.set()
+        threads.shutdown(cancel_futures=True)
+        for unread in started:
+            if not unread.cancelled() and unread.exception() is None:
+                unread.result().close()
 
 
 def _in_order(
-    descriptors: Sequence[Descriptor], start: Callable[[Descriptor], Future[IO[bytes]]], job: Job
+    descriptors: Sequence[Descriptor],
+    started: deque[Future[IO[bytes]]],
+    start: Callable[[Descriptor], Future[IO[bytes]]],
+    job: Job,
 ) -> Iterator[ByteStream]:
     waiting = deque(descriptors)
-    started: deque[Future[IO[bytes]]] = deque()
     for number in range(1, len(descriptors) + 1):
         while waiting and len(started) < AHEAD:
             started.append(start(waiting.popleft()))
-        current = started.popleft()
+        current = started[0]
         stage = f"fetching layer {number} of {len(descriptors)}"
         if not current.done():
             job.say(stage)
@@ -65,6 +71,7 @@ def _in_order(
             job.check(stage)
             wait_for([current], timeout=_POLL_S)
         with current.result() as file:
+            started.popleft()
             yield file
 
 

@@ -1,4 +1,4 @@
-"""A node of Glowplug for the benchmark: its state directory, SSD tier, blob daemon and mounts, without an agent."""
+"""A node of Glowplug for the benchmark: state directory, SSD tier, blob daemon and mounts; no agent."""
 
 from __future__ import annotations
 
@@ -73,12 +73,18 @@ class Node:
         self._open()
         self.daemon()
 
+    def forget_daemon(self) -> None:
+        """No mounts, and a daemon that was just started."""
+        self.unmount_all()
+        stop_daemon(self.state)
+        self.daemon()
+
     def forget_traces(self, name: str) -> None:
         """As before the image's first start."""
         shutil.rmtree(self.folder(name).traces_path, ignore_errors=True)
 
     def save_trace(self, name: str, command: Sequence[str]) -> int:
-        """Keep what was read since the last :meth:`forget_content` as the trace of ``command``; its chunks."""
+        """Keep what was read since the image was attached as the trace of ``command``; its chunks."""
         folder = self.folder(name)
         order = self.client().trace(folder.digest)
         trace.save(folder.path, trace.key_of(command), command, order)
