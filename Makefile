@@ -9,10 +9,10 @@ RESULTS ?= build/benchmarks
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup engine services demo lint test bench clean
+.PHONY: help setup engine services root demo demo-images lint test bench bench-images clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## System packages, .venv and runsc
 	@scripts/setup.sh
@@ -20,11 +20,18 @@ setup: ## System packages, .venv and runsc
 engine: setup ## ... and vLLM with a small real model, for the demo and the tests
 	@scripts/setup_vllm.sh
 
-services: setup ## ... and a PostgreSQL server, for the tests of the control plane's database
-	@scripts/apt_packages.sh postgresql
+services: setup ## ... and PostgreSQL, nginx, a registry and image tools, for the tests
+	@scripts/apt_packages.sh postgresql nginx-light docker-registry skopeo umoci erofs-utils fuse3
 
 demo: engine ## Scale a real vLLM to zero and back, five times (DEMO_ARGS="--cycles 10")
 	@$(BIN)/python scripts/demo.py $(DEMO_ARGS)
+
+root: engine ## ... and a root filesystem with both, several GB, for the demo and the benchmark of images
+	@scripts/apt_packages.sh nginx-light
+	@scripts/vllm_root.sh
+
+demo-images: root ## Start that vLLM on two nodes with empty caches, through nginx and an S3 server
+	@$(BIN)/python scripts/lazy_demo.py
 
 lint: setup ## Style, types and import contracts
 	$(BIN)/ruff check .

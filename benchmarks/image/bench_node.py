@@ -64,6 +64,10 @@ class Node:
         """An image's index."""
         return self.catalog.get(self.catalog.resolve(name))
 
+    def blob(self, name: str) -> Path:
+        """The daemon's file that an image is mounted from."""
+        return self.state.lazy / "blobs" / self.folder(name).digest
+
     def forget_content(self) -> None:
         """An empty cache, and a daemon that has read nothing, but runs."""
         self.unmount_all()

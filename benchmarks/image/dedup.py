@@ -14,7 +14,8 @@ from rounds import Sample
 
 from glowplug.chunks.region import Region
 from glowplug.chunks.region_objects import ObstoreObjects
-from glowplug.image import ImageStore, distribute
+from glowplug.image import distribute
+from glowplug.image.store import ImageStore
 from glowplug.types.spec import BuildImage, BuildStep
 
 PACKAGES = ("torch==2.13.0", "numpy", "requests", "transformers")

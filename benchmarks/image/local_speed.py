@@ -64,16 +64,22 @@ def imports(workshop: Workshop, package: str, runs: int, *, with_squashfuse: boo
 def whole_reads(workshop: Workshop, runs: int) -> Samples:
     """``tar`` of everything with caches dropped, and the page cache that it takes."""
     read_bytes = machine.tree_bytes(workshop.root)
+    node = workshop.full
+    packs, blob = node.state.chunks / "packs", node.blob(LAZY)
+    behind = {
+        "graduated": [packs],
+        "through daemon": [packs, blob],
+        "squashfuse": [workshop.squashfs],
+    }
 
-    def read(root: Path) -> Sample:
+    def read(name: str, root: Path) -> Sample:
         machine.drop_caches()
-        before = machine.page_cache_bytes()
         seconds = machine.tar_s(root)
-        cached = machine.page_cache_bytes() - before
+        cached = machine.cached_bytes(root, *behind.get(name, ()))
         return {"seconds": seconds, "page_cache_ratio": cached / read_bytes}
 
     with roots(workshop, with_squashfuse=True) as found:
-        cases = {name: partial(read, root) for name, root in found.items()}
+        cases = {name: partial(read, name, root) for name, root in found.items()}
         return in_turns("tar", cases, runs)
 
 
@@ -95,12 +101,11 @@ def file_reads(workshop: Workshop, runs: int) -> Samples:
         )
         return size_bytes / 1e6 / seconds if way != "random" else size_bytes / RANDOM_BYTES / seconds
 
-    def all_ways(file: Path) -> Sample:
+    def all_ways(file: Path, *behind: Path) -> Sample:
         told: Sample = {}
         machine.drop_caches()
-        before = machine.page_cache_bytes()
         told["cold_mb_per_s"] = read(file, "sequential")
-        told["page_cache_ratio"] = (machine.page_cache_bytes() - before) / file.stat().st_size
+        told["page_cache_ratio"] = machine.cached_bytes(file, *behind) / file.stat().st_size
         told["again_mb_per_s"] = read(file, "sequential")
         told["random_warm_per_s"] = read(file, "random")
         for threads, suffix in ((1, ""), (READERS, "_8")):
@@ -114,7 +119,10 @@ def file_reads(workshop: Workshop, runs: int) -> Samples:
     def mounted(*, direct: bool) -> Sample:
         path = node.mounts.mount(digest, direct=direct).path
         try:
-            told = all_ways(path / "file.bin")
+            behind = (
+                [node.state.chunks / "packs"] if direct else [node.state.chunks / "packs", node.blob(BIG)]
+            )
+            told = all_ways(path / "file.bin", *behind)
             if not direct:
                 node.mounts.unmount(digest)  # takes its pages along, and leaves those of the packs
                 for pack in packs:

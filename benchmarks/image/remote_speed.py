@@ -1,4 +1,4 @@
-"""Nothing is on this machine but the index: ``import torch`` from a distant store, and other ways to start."""
+"""Nothing is on this machine but the index: ``import torch`` from a distant store, beside other ways."""
 
 from __future__ import annotations
 

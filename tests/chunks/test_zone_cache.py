@@ -27,6 +27,7 @@ from tests.chunks.servers import (
 from glowplug.chunks.http_objects import HttpObjects
 from glowplug.chunks.packed_store import PackedStore
 from glowplug.chunks.region import Region
+from glowplug.chunks.region_objects import ObstoreObjects
 from glowplug.chunks.zone import ZoneObjects
 from glowplug.chunks.zone_cache import ZoneCache, cache, processes
 from glowplug.types.clock import SystemClock
@@ -132,7 +133,7 @@ def test_a_whole_object_can_be_read(zone: ZoneObjects) -> None:
 def test_the_cache_survives_a_restart_and_a_dead_region(
     origin: HttpServer, zone_cache: ZoneCache, zone: ZoneObjects
 ) -> None:
-    zone.read(PACK, 0, 10, TIMEOUT_S)
+    zone.read(PACK, 0, SLICE_BYTES, TIMEOUT_S)
     zone_cache.down()
     origin.stop()
     zone_cache.up()
@@ -235,7 +236,22 @@ def test_a_signature_is_passed_on_and_is_no_part_of_what_is_kept(
 # --- the whole stack
 
 
-def test_content_pushed_to_s3_is_read_through_the_cache(tmp_path: Path, folder: Path) -> None:
+class SigningOnly:
+    """A private region that cannot be read past the cache."""
+
+    tier = "region"
+
+    def __init__(self, objects: ObstoreObjects) -> None:
+        self.sign = objects.sign
+
+    def read(self, key: str, start: int, size_bytes: int, timeout_s: float) -> bytes:
+        raise Unavailable("It can be reached through the cache only.", remedy="")
+
+    def read_all(self, key: str, limit_bytes: int, timeout_s: float) -> bytes:
+        raise Unavailable("It can be reached through the cache only.", remedy="")
+
+
+def test_content_of_a_private_bucket_is_read_through_the_cache(tmp_path: Path, folder: Path) -> None:
     s3 = S3Server()
     try:
         objects = s3.objects(s3.make_bucket("bucket"))
@@ -246,7 +262,7 @@ def test_content_pushed_to_s3_is_read_through_the_cache(tmp_path: Path, folder: 
         origin_url = objects.origin_url()
         assert origin_url is not None
         zone_cache = started(origin_url, folder)
-        zone = ZoneObjects([url_of(zone_cache)])
+        zone = ZoneObjects([url_of(zone_cache)], SigningOnly(objects))
         store = PackedStore(zone, source.table, placement)
         for _ in range(2):
             assert all(store.get(chunk, TIMEOUT_S) == body for chunk, body in source.content.items())

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from glowplug.image import ImageMounter, ImageStore, RootFilesystem, overlay
+from glowplug.image import overlay
+from glowplug.image.mount import ImageMounter, RootFilesystem
 from glowplug.image.node_images import NodeImages, open_images
+from glowplug.image.store import ImageStore
 from glowplug.types.paths import TOOLS_DIR, StateDir
 
 Enter = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from glowplug.image import ImageMounter, ImageStore
 from glowplug.image.build import StepReader
 from glowplug.image.containerfile import Instruction
 from glowplug.image.job import Job
+from glowplug.image.mount import ImageMounter
+from glowplug.image.store import ImageStore
 from glowplug.types.clock import ManualClock
 from glowplug.types.errors import InvalidInput, ResourceExhausted, SystemUnfit, Unavailable
 from glowplug.types.paths import StateDir
@@ -159,7 +160,7 @@ def test_what_a_killed_agent_was_building_is_cleared_by_the_next(state: StateDir
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from glowplug.image import ImageStore\n"
+        "from glowplug.image.store import ImageStore\n"
         "from glowplug.types.paths import StateDir\n"
         "from glowplug.types.spec import BuildImage, BuildStep\n"
         "store = ImageStore(StateDir(Path(sys.argv[1])), build_storage=Path(sys.argv[2]))\n"

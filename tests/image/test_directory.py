@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from glowplug.image import ImageMounter, ImageStore
+from glowplug.image.mount import ImageMounter
+from glowplug.image.store import ImageStore
 from glowplug.types.errors import InvalidInput
 from glowplug.types.paths import StateDir
 from glowplug.types.spec import DirectoryImage, LocalDir

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from glowplug.image import ImageMounter, ImageStore, RootFilesystem
+from glowplug.image.mount import ImageMounter, RootFilesystem
+from glowplug.image.store import ImageStore
 from glowplug.types.errors import InvalidInput
 from glowplug.types.spec import HostPythonImage, LocalDir
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glowplug.image import ImageStore
 from glowplug.image.layout import IMAGE_ID
+from glowplug.image.store import ImageStore
 from glowplug.types.errors import InvalidInput
 from glowplug.types.paths import StateDir
 from glowplug.types.spec import BuildImage, BuildStep, DirectoryImage, ImageSpec, LocalDir

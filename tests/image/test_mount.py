@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from glowplug.image import Bind, ImageMounter, ImageStore, Mounter, RootFilesystem, overlay
+from glowplug.image import overlay
+from glowplug.image.mount import Bind, ImageMounter, Mounter, RootFilesystem
+from glowplug.image.store import ImageStore
 from glowplug.types.errors import InvalidInput, NotFound
 from glowplug.types.spec import DirectoryImage, HostPythonImage, ImageSpec
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from glowplug.image import ImageMounter, ImageStore
 from glowplug.image.layout import ImageFolders
 from glowplug.image.lock import held_if_free
+from glowplug.image.mount import ImageMounter
+from glowplug.image.store import ImageStore
 from glowplug.types.clock import ManualClock
 from glowplug.types.errors import (
     Conflict,
@@ -100,7 +101,7 @@ def test_a_crash_while_making_is_cleared_by_the_next_store(state: StateDir, tree
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from glowplug.image import ImageStore\n"
+        "from glowplug.image.store import ImageStore\n"
         "from glowplug.types.paths import StateDir\n"
         "from glowplug.types.spec import DirectoryImage\n"
         "store = ImageStore(StateDir(Path(sys.argv[1])))\n"

@@ -12,13 +12,13 @@ from glowplug.chunks.remote_settings import RemoteSettings
 from glowplug.chunks.zone_cache import ZoneCache, ZoneCacheStatus
 from glowplug.cli.options import JsonOption, session_of
 from glowplug.cli.output import print_json, print_table
-from glowplug.cli.session import Session
 from glowplug.observe.waterfall import format_bytes
 from glowplug.types.errors import InvalidInput, NotFound
 from glowplug.types.spec import Spec
 
 DEFAULT_LISTEN = "127.0.0.1:8090"
 DEFAULT_MAX_BYTES = 100 << 30
+DEFAULT_FOLDER = Path("/var/cache/glowplug-zone")  # not in the state directory, which only root may enter
 _SETTINGS_NAME = "zone-cache.json"
 
 commands = typer.Typer(
@@ -26,7 +26,7 @@ commands = typer.Typer(
 )
 
 FolderOption = Annotated[
-    Path | None, typer.Option(help="Where it keeps everything (default: zone-cache in the state directory).")
+    Path | None, typer.Option(help="Where it keeps everything (default: /var/cache/glowplug-zone).")
 ]
 
 
@@ -51,7 +51,7 @@ def up(
 ) -> None:
     """Start a cache server (Debian's nginx), or give the running one new settings."""
     session = session_of(context)
-    place = _folder(session, folder)
+    place = _folder(folder)
     settings = _Settings(origin=_origin_url(origin), listen=listen, max_bytes=max_bytes)
     status = _cache(settings, place).up()
     (place / _SETTINGS_NAME).write_text(settings.model_dump_json())
@@ -63,7 +63,7 @@ def up(
 def status(context: typer.Context, folder: FolderOption = None, as_json: JsonOption = False) -> None:
     """Show whether it runs and how much it holds; exit code 1 if it does not answer."""
     session = session_of(context)
-    found = _known(session, folder).status()
+    found = _known(folder).status()
     if as_json:
         print_json(session, _plain(found))
     else:
@@ -81,12 +81,12 @@ def status(context: typer.Context, folder: FolderOption = None, as_json: JsonOpt
 def down(context: typer.Context, folder: FolderOption = None) -> None:
     """Stop it; what it holds is kept for the next time."""
     session = session_of(context)
-    _known(session, folder).down()
+    _known(folder).down()
     session.say("Stopped.")
 
 
-def _folder(session: Session, folder: Path | None) -> Path:
-    return (folder or session.state.root / "zone-cache").absolute()
+def _folder(folder: Path | None) -> Path:
+    return (folder or DEFAULT_FOLDER).absolute()
 
 
 def _origin_url(region: str) -> str:
@@ -100,8 +100,8 @@ def _origin_url(region: str) -> str:
     return url
 
 
-def _known(session: Session, folder: Path | None) -> ZoneCache:
-    place = _folder(session, folder)
+def _known(folder: Path | None) -> ZoneCache:
+    place = _folder(folder)
     try:
         settings = _Settings.model_validate_json((place / _SETTINGS_NAME).read_bytes())
     except (OSError, ValidationError) as problem:

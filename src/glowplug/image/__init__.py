@@ -1,10 +1,6 @@
-"""Root filesystems: resolve, build, mount.
+"""Root filesystems: resolve, build, import, mount.
 
-:class:`ImageStore` makes images ready, a :class:`Mounter` gives out what a container starts from. Nothing
-else of this room is meant for others.
+:class:`~glowplug.image.node_images.NodeImages` is what the agent owns of this room, a
+:class:`~glowplug.image.mount.Mounter` gives out what a container starts from. Nothing is imported here,
+because the blob daemon, which lies in this package, must stay small.
 """
-
-from glowplug.image.mount import Bind, ImageMounter, Mounter, MountUse, RootFilesystem
-from glowplug.image.store import ImageStore
-
-__all__ = ["Bind", "ImageMounter", "ImageStore", "MountUse", "Mounter", "RootFilesystem"]

@@ -11,11 +11,12 @@ from pathlib import Path
 from glowplug.image.apt import SUITE, debian_sources, reaching_options
 from glowplug.image.buildah import Buildah, failure
 from glowplug.image.command import stream
+from glowplug.image.containerfile import SOURCE_DATE_EPOCH
 from glowplug.image.host_access import PROXY_VARIABLES
 from glowplug.image.inside import DEFAULT_PATH
 from glowplug.image.job import Job
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 PACKAGES = ("ca-certificates", "python3", "python3-venv")
 # A server needs neither; later apt steps inherit it.
 EXCLUDED = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*")
@@ -84,7 +85,13 @@ def _make_archive(archive: Path, scratch: Path, job: Job, environ: Mapping[str, 
         arguments,
         job,
         stage=stage,
-        environment={**proxies, "PATH": DEFAULT_PATH, "TMPDIR": str(scratch), "LC_ALL": "C.UTF-8"},
+        environment={
+            **proxies,
+            "PATH": DEFAULT_PATH,
+            "TMPDIR": str(scratch),
+            "LC_ALL": "C.UTF-8",
+            "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH),
+        },
         on_line=lambda line: job.say(line.removeprefix("I: ")),
     )
     if ended.exit_code != 0:

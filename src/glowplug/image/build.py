@@ -33,7 +33,8 @@ from glowplug.types.errors import InvalidInput, RuntimeFailed
 from glowplug.types.image import ImportTask
 from glowplug.types.spec import BuildImage
 
-STEPS_SHARE = 0.8  # of the progress bar; the rest is copying the result out and importing it
+STEPS_SHARE = 0.9  # of the progress bar; the rest is copying the result out and importing it
+IMPORT_STARTS = 0.93
 _STEP = re.compile(r"STEP (\d+)/(\d+): ")
 
 
@@ -98,8 +99,10 @@ class BuildSource:
         make_empty_files(root)
         for place in ("/.glowplug/lib", "/app", "/run/glowplug", self.spec.workdir):
             add_mount_point(root, Path(place), is_folder=True)
-        job.say("importing the built image", STEPS_SHARE)
-        result = self.tasks.run(ImportTask(source=str(root), clamp_to_s=SOURCE_DATE_EPOCH), job)
+        job.say("importing the built image", IMPORT_STARTS)
+        result = self.tasks.run(
+            ImportTask(source=str(root), clamp_to_s=SOURCE_DATE_EPOCH), job.part(IMPORT_STARTS, 1.0)
+        )
         shutil.rmtree(root)
         make_overlay_folders(folder)
         return Prepared(

@@ -38,9 +38,11 @@ _LOG = logging.getLogger(__name__)
 class Buildah:
     """buildah, with everything it writes below ``storage``."""
 
-    def __init__(self, storage: Path, clock: Clock) -> None:
+    def __init__(self, storage: Path, clock: Clock, reaching: Mapping[str, str] | None = None) -> None:
+        """``reaching``: environment variables with which it reaches registries (proxies, certificates)."""
         self._storage = storage
         self._clock = clock
+        self._reaching = dict(reaching or {})
         self._driver = ""
 
     @property
@@ -151,6 +153,7 @@ class Buildah:
     def _environment(self, driver: str) -> Mapping[str, str]:
         # Nothing of the caller's environment: proxies and passwords must not get into an image's history.
         return {
+            **self._reaching,
             "PATH": DEFAULT_PATH,
             "HOME": str(self._storage / driver),
             "TMPDIR": str(self.scratch),

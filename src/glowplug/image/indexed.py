@@ -39,8 +39,8 @@ class IndexedSource:
         """Import it unless that was done; then ask it what a container needs to know."""
         image = self.obtain
         if isinstance(image, ImportTask):
-            image = str(self.tasks.run(image, job)["digest"])
-        facts = self.tasks.run(DescribeTask(image=image), job)
+            image = str(self.tasks.run(image, job.part(0.0, 0.95))["digest"])
+        facts = self.tasks.run(DescribeTask(image=image), job.part(0.95, 1.0))
         config = ImageConfig.model_validate(facts["config"])
         make_overlay_folders(folder)
         return Prepared(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from glowplug.types.clock import Clock
 from glowplug.types.errors import DeadlineExceeded, Unavailable
@@ -29,6 +29,15 @@ class Job:
     def say(self, text: str, fraction: float | None = None) -> None:
         """Tell the caller where we are."""
         self.progress(text, fraction)
+
+    def part(self, start: float, end: float) -> Job:
+        """This job for a step of it, whose own 0 to 1 is ``start`` to ``end`` of the whole."""
+
+        def progress(text: str, fraction: float | None) -> None:
+            whole = start if fraction is None else start + fraction * (end - start)
+            self.progress(text, whole)
+
+        return replace(self, progress=progress)
 
     def remaining_s(self) -> float:
         """Seconds left, never negative."""

@@ -21,7 +21,7 @@ from glowplug.image.lazy.launch import ensure_daemon, stop_daemon
 from glowplug.image.lazy.mounter import LazyMounts, MountSettings
 from glowplug.image.lazy.starts import LazyStarts
 from glowplug.image.mount import ImageMounter
-from glowplug.image.node_store import open_ssd
+from glowplug.image.node_store import ONLY_HERE, open_ssd
 from glowplug.image.store import ImageStore
 from glowplug.image.task_runner import TaskRunner
 from glowplug.types.clock import Clock, SystemClock
@@ -139,6 +139,7 @@ class NodeImages:
             return False
         self._starts.unmount(digest)
         self._catalog.remove(digest)
+        self._ssd.unpin(ONLY_HERE + digest)
         return True
 
     def _view(self, folder: IndexFolder) -> IndexView:

@@ -9,6 +9,9 @@ from glowplug.types.clock import SystemClock
 from glowplug.types.errors import InvalidInput
 from glowplug.types.paths import StateDir
 
+ONLY_HERE = "image:"
+"""Owner of the pin that keeps content which is in no region: with the image's digest behind it."""
+
 
 def open_ssd(state: StateDir) -> SsdStore:
     """The SSD tier, with the node's budget. Its caller closes it."""

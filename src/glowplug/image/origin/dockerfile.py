@@ -21,7 +21,6 @@ from glowplug.image.origin.limits import ArchiveLimits
 from glowplug.image.origin.oci_layout import LayoutOrigin
 from glowplug.image.origin.oci_platform import Platform
 from glowplug.image.origin.port import ContentSink
-from glowplug.types.clock import Clock
 from glowplug.types.errors import InvalidInput, NotFound
 
 TAG = "image"
@@ -83,7 +82,7 @@ class DockerfileOrigin:
                 f"There is no Dockerfile {self._dockerfile}, or no folder {self._context}.",
                 remedy="Write dockerfile:PATH with the file, or with the folder that holds it.",
             )
-        buildah = _ReachingBuildah(self._storage, job.clock, self._environ)
+        buildah = Buildah(self._storage, job.clock, _reaching(self._environ))
         with buildah.session(job):
             self._build(buildah, job)
             layout = buildah.scratch / "layout"
@@ -144,19 +143,13 @@ class DockerfileOrigin:
         return Path(folder, "config.json")
 
 
-class _ReachingBuildah(Buildah):
-    """It pulls what FROM names, so it needs to know the host's proxies and certificates itself.
+def _reaching(environ: Mapping[str, str]) -> dict[str, str]:
+    """The host's proxies and certificates: the builder pulls what FROM names.
 
     Its steps get the proxies too, as Docker's do; neither becomes a part of the image.
     """
-
-    def __init__(self, storage: Path, clock: Clock, environ: Mapping[str, str]) -> None:
-        super().__init__(storage, clock)
-        wanted = {*PROXY_VARIABLES, *(name.upper() for name in PROXY_VARIABLES), CA_VARIABLES[0]}
-        self._reaching = {name: environ[name] for name in sorted(wanted) if name in environ}
-
-    def _environment(self, driver: str) -> Mapping[str, str]:
-        return {**self._reaching, **super()._environment(driver)}
+    wanted = {*PROXY_VARIABLES, *(name.upper() for name in PROXY_VARIABLES), CA_VARIABLES[0]}
+    return {name: environ[name] for name in sorted(wanted) if name in environ}
 
 
 class _Steps:

@@ -41,6 +41,11 @@ def open_origin(task: ImportTask, *, scratch: Path, builder: Path, cache: ScanCa
             is_plain_http = True if task.insecure else None
             return RegistryOrigin(reference, scratch=scratch, platform=platform, is_plain_http=is_plain_http)
         case DockerfileSource(dockerfile, context):
+            if task.insecure:
+                raise InvalidInput(
+                    "Registries that a Dockerfile names are spoken to with TLS.",
+                    remedy="Import what FROM names from a registry with TLS.",
+                )
             return DockerfileOrigin(
                 dockerfile,
                 Path(task.context_dir) if task.context_dir else context,

@@ -17,7 +17,7 @@ from glowplug.image.inside import DEFAULT_PATH
 from glowplug.image.job import Job
 from glowplug.image.layout import ImageFolders
 from glowplug.image.lazy import trace
-from glowplug.image.node_store import open_ssd
+from glowplug.image.node_store import ONLY_HERE, open_ssd
 from glowplug.image.origin.oci_platform import Platform
 from glowplug.image.origin.open import open_origin, open_registry
 from glowplug.image.origin.scan_cache import ScanCache
@@ -46,6 +46,9 @@ def import_image(state: StateDir, task: ImportTask, job: Job) -> dict[str, Any]:
         result = build_image(
             origin, ssd, catalog, job, order=order, clamp_to_s=task.clamp_to_s, name=task.name
         )
+        folder = catalog.get(result.digest)
+        if not folder.placement_path.exists():
+            ssd.pin(ONLY_HERE + result.digest, folder.chunks_path)
     return asdict(result)
 
 

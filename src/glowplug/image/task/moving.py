@@ -7,7 +7,7 @@ from typing import Any
 from glowplug.image import distribute
 from glowplug.image.index.catalog import Catalog
 from glowplug.image.job import Job
-from glowplug.image.node_store import open_region, open_ssd
+from glowplug.image.node_store import ONLY_HERE, open_region, open_ssd
 from glowplug.types.image import PullTask, PushTask
 from glowplug.types.paths import StateDir
 
@@ -18,7 +18,9 @@ def push(state: StateDir, task: PushTask, job: Job) -> dict[str, Any]:
     folder = catalog.get(catalog.resolve(task.image))
     with open_ssd(state) as ssd:
         name = task.name or task.image
-        return distribute.push(folder, name, open_region(state), ssd, job, task.compress)
+        result = distribute.push(folder, name, open_region(state), ssd, job, task.compress)
+        ssd.unpin(ONLY_HERE + folder.digest)
+        return result
 
 
 def pull(state: StateDir, task: PullTask, job: Job) -> dict[str, Any]:
