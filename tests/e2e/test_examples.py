@@ -21,8 +21,8 @@ from glowplug.types.replica import StartPath
 pytestmark = pytest.mark.sandbox
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-OF_OTHER_TESTS = {"chat_vllm.py"}
-"""``test_vllm.py`` runs it."""
+OF_OTHER_TESTS = {"chat_vllm.py", "from_registry.py", "from_name.py"}
+"""``test_vllm.py`` and ``test_lazy_images.py`` run them."""
 NEEDS_ENGINE = {"torch_server.py"}
 CALLS: dict[str, tuple[str, Any]] = {
     "hello_function.py": ("/greet/call", {"name": "Ada"}),

@@ -22,6 +22,8 @@ from tests.image.origin.registry_server import DockerRegistry
 
 from glowplug.types.replica import StartPath
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
 pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(300)]
 
 APP_FILE = """
@@ -245,15 +247,10 @@ def test_the_mounted_tree_is_the_original(
     _compare_mounted(live, root, tmp_path)
 
 
-def test_an_image_from_a_registry_is_the_original(root: Path, tmp_path: Path, live: Live) -> None:
-    _umoci_layout(root, tmp_path)
-    with DockerRegistry(tmp_path / "registry") as registry:
-        subprocess.run(
-            ["skopeo", "copy", "--dest-tls-verify=false", f"oci:{tmp_path}/layout:app",
-             f"docker://{registry.address}/team/app:1"],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
-        live.cli("image", "import", f"docker://{registry.address}/team/app:1", "same:2", timeout_s=120)
+def test_an_image_from_a_registry_is_the_original(
+    root: Path, tmp_path: Path, live: Live, registry: str
+) -> None:
+    live.cli("image", "import", f"docker://{registry}", "same:2", timeout_s=120)
     _compare_mounted(live, root, tmp_path, "same:2")
 
 
@@ -288,6 +285,43 @@ def _facts(root: Path) -> dict[str, object]:
                 0 if path.is_dir() else status.st_nlink,
             )  # fmt: skip
     return facts
+
+
+# --- the examples ---
+
+
+@pytest.fixture(scope="module")
+def registry(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A registry that holds the image ``team/python:1``; its reference."""
+    scratch = tmp_path_factory.mktemp("registry")
+    _umoci_layout(root, scratch)
+    with DockerRegistry(scratch / "registry") as server:
+        reference = f"{server.address}/team/python:1"
+        subprocess.run(
+            ["skopeo", "copy", "--dest-tls-verify=false", f"oci:{scratch}/layout:app", f"docker://{reference}"],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        yield reference
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "expected"),
+    [
+        ("from_registry.py", "/usr/bin/", "python3.11"),
+        ("from_name.py", "/usr/bin/", "python3.11"),
+        ("dockerfile/app.py", "/hello.txt", "hello from a Dockerfile"),
+    ],
+)
+def test_the_example_answers(
+    live: Live, apps: Apps, registry: str, root: Path, file: str, path: str, expected: str
+) -> None:
+    environment = {"GLOWPLUG_EXAMPLE_REF": registry, "GLOWPLUG_EXAMPLE_IMAGE": "example:1"}
+    live.cli("image", "import", str(root), "example:1")
+    name = apps.name("example")
+    live.cli("deploy", str(EXAMPLES / file), "--name", name, timeout_s=240, **environment)
+    answer = live.http.get(f"/{name}/web{path}")
+    assert answer.status_code == 200
+    assert expected in answer.text
 
 
 def test_importing_twice_gives_the_same_digest_and_stores_nothing_new(

@@ -46,6 +46,8 @@ class ChunkTable(Sequence[Chunk]):
         magic, count, reserved, blob_bytes, content_bytes = HEADER.unpack_from(data)
         if magic != MAGIC or reserved != 0:
             raise _damaged("it does not start as a table does")
+        if blob_bytes // ALIGN_BYTES >= 1 << 32:
+            raise _damaged("its blob is longer than 16 TiB")
         if count > MAX_CHUNKS or len(data) != HEADER.size + count * (ID_BYTES + 4):
             raise _damaged("its length is not what its header says")
         self._data = data
@@ -64,9 +66,13 @@ class ChunkTable(Sequence[Chunk]):
         """Map a table's file. Raises InvalidInput, or OSError if it cannot be read."""
         with path.open("rb") as file:
             try:
-                return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError as empty:
                 raise _damaged("it is empty") from empty
+        table = cls(mapped)
+        # Checking it has brought its pages into our memory; who opens many tables uses little of each.
+        mapped.madvise(mmap.MADV_DONTNEED)
+        return table
 
     @staticmethod
     def pack(chunks: Iterable[Chunk]) -> bytes:
@@ -111,7 +117,7 @@ class ChunkTable(Sequence[Chunk]):
     @cached_property
     def starts(self) -> array[int]:
         """``len + 1`` numbers: where each chunk starts in the blob, in units of ALIGN_BYTES; then the end."""
-        return array("Q", accumulate((aligned(size) // ALIGN_BYTES for size in self.sizes), initial=0))
+        return array("I", accumulate((aligned(size) // ALIGN_BYTES for size in self.sizes), initial=0))
 
     def offset(self, index: int) -> int:
         """Where chunk ``index`` starts in the blob, in bytes."""

@@ -34,8 +34,7 @@ class Job:
         """This job for a step of it, whose own 0 to 1 is ``start`` to ``end`` of the whole."""
 
         def progress(text: str, fraction: float | None) -> None:
-            whole = start if fraction is None else start + fraction * (end - start)
-            self.progress(text, whole)
+            self.progress(text, None if fraction is None else start + fraction * (end - start))
 
         return replace(self, progress=progress)
 

@@ -60,10 +60,7 @@ class LazyStarts:
         self._mounts.unmount(digest)
 
     def use(self, digest: str) -> MountUse:
-        """How it is mounted, and what the daemon gave since it was attached.
-
-        What was fetched counts for the tier it came from, what was read beyond that for the SSD.
-        """
+        """How it is mounted, and what the daemon gave since it was attached."""
         kind = self.kind(digest)
         if kind != "lazy":
             return MountUse(kind or "")
@@ -75,8 +72,7 @@ class LazyStarts:
         if blob is None:
             return MountUse(kind)
         counts = {tier: share.bytes for tier, share in blob.tiers.items() if share.bytes}
-        from_ssd = blob.read_bytes - sum(counts.values())
-        return MountUse(kind, {"ssd": from_ssd, **counts} if from_ssd > 0 else counts)
+        return MountUse(kind, {"ssd": blob.ssd_bytes, **counts} if blob.ssd_bytes else counts)
 
     def keep_trace(self, digest: str, command: Sequence[str]) -> None:
         """Remember what was read since the image was attached, unless this command has a trace.

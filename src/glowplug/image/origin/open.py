@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from glowplug.image.origin.dockerfile import DockerfileOrigin
@@ -23,6 +25,9 @@ from glowplug.image.origin.tar import TarOrigin
 from glowplug.types.errors import InvalidInput
 from glowplug.types.image import ImportTask, ResolveTask
 
+MAX_DOCKERFILE_BYTES = 1 << 20
+_LOOPBACK = re.compile(r"\b(?:127\.0\.0\.1|localhost):[0-9]{1,5}(?=/)")
+
 
 def open_origin(task: ImportTask, *, scratch: Path, builder: Path, cache: ScanCache) -> Origin:
     """Look at the source of ``task``. Raises InvalidInput or NotFound.
@@ -43,8 +48,8 @@ def open_origin(task: ImportTask, *, scratch: Path, builder: Path, cache: ScanCa
         case DockerfileSource(dockerfile, context):
             if task.insecure:
                 raise InvalidInput(
-                    "Registries that a Dockerfile names are spoken to with TLS.",
-                    remedy="Import what FROM names from a registry with TLS.",
+                    "Registries that a Dockerfile names are spoken to with TLS, unless they are here.",
+                    remedy="Leave --insecure out.",
                 )
             return DockerfileOrigin(
                 dockerfile,
@@ -52,7 +57,14 @@ def open_origin(task: ImportTask, *, scratch: Path, builder: Path, cache: ScanCa
                 storage=builder,
                 build_args=task.build_args,
                 platform=platform,
+                plain_http_registries=_registries_here(dockerfile, task.build_args.values()),
             )
+
+
+def _registries_here(dockerfile: Path, arguments: Iterable[str]) -> list[str]:
+    """The registries on the loopback interface that a build may name: those are spoken to without TLS."""
+    text = dockerfile.read_bytes()[:MAX_DOCKERFILE_BYTES].decode(errors="replace")
+    return sorted({found for words in (text, *arguments) for found in _LOOPBACK.findall(words)})
 
 
 def open_registry(task: ResolveTask, scratch: Path) -> RegistryOrigin:
