@@ -332,6 +332,27 @@ def test_importing_twice_gives_the_same_digest_and_stores_nothing_new(
     assert (second["digest"], second["new_bytes"]) == (first["digest"], 0)
 
 
+def test_nothing_stays_mounted_after_down(root: Path, tmp_path: Path) -> None:
+    target = tmp_path / "shown"
+    target.mkdir()
+    with Live() as live:  # checks on leaving that no mount and no process is left
+        live.cli("image", "import", str(root), "left:1")
+        live.cli("image", "mount", "left:1", str(target))
+        assert target.is_mount()
+    assert not target.is_mount()
+
+
+def test_an_image_that_is_shown_somewhere_is_not_removed(root: Path, tmp_path: Path, live: Live) -> None:
+    target = tmp_path / "shown"
+    target.mkdir()
+    live.cli("image", "import", str(root), "shown:1")
+    live.cli("image", "import", str(root), "shown:2")
+    live.cli("image", "rm", "shown:1")
+    live.cli("image", "mount", "shown:2", str(target))
+    assert (target / "usr/bin/python3").is_symlink()
+    live.cli("image", "unmount", str(target))
+
+
 def test_diff_names_what_changed(root: Path, live: Live, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(root, changed, symlinks=True)

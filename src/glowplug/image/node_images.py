@@ -6,6 +6,7 @@ own (:mod:`glowplug.image.task_runner`).
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -25,7 +26,7 @@ from glowplug.image.node_store import ONLY_HERE, open_ssd
 from glowplug.image.store import ImageStore
 from glowplug.image.task_runner import TaskRunner
 from glowplug.types.clock import Clock, SystemClock
-from glowplug.types.errors import Conflict
+from glowplug.types.errors import Conflict, GlowplugError
 from glowplug.types.image import (
     ImageTask,
     IndexView,
@@ -38,6 +39,7 @@ from glowplug.types.image import (
 from glowplug.types.paths import StateDir
 
 TASK_TIMEOUT_S = 24 * 3600.0
+_LOG = logging.getLogger(__name__)
 
 
 class NodeImages:
@@ -67,7 +69,10 @@ class NodeImages:
     def release_all(self) -> None:
         """Unmount every image and stop the blob daemon: nothing runs on this node any more."""
         for view in self.store.list():
-            self.mounter.unmount(view.id)
+            try:
+                self.mounter.unmount(view.id)
+            except GlowplugError as problem:
+                _LOG.warning("%s", problem)
         self._starts.release_all()
         stop_daemon(self._state)
 
@@ -83,10 +88,10 @@ class NodeImages:
     def remove(self, image_id: str) -> None:
         """Remove an image made from a specification, and its index if nothing else needs that."""
         digest = self.store.get(image_id).digest
-        self.mounter.unmount(image_id)
         self.store.remove(image_id)
         if digest is not None:
-            self._drop_unless_needed(digest)
+            names = [name for name, named in self._catalog.names().items() if named == digest]
+            self._drop_unless_needed(digest, names)
 
     def run(self, task: ImageTask, progress: Progress, cancelled: threading.Event) -> dict[str, Any]:
         """Do a task; ends soon after ``cancelled`` is set. Raises what the task raises."""
@@ -123,19 +128,23 @@ class NodeImages:
 
     def _remove_name(self, task: RemoveTask) -> dict[str, Any]:
         digest = self._catalog.resolve(task.image)
-        if task.image in self._catalog.names():
-            self._catalog.unname(task.image)
-        removed = self._drop_unless_needed(digest)
-        if not removed and task.image not in self._catalog.names() and digest.startswith(task.image):
+        names = {name for name, named in self._catalog.names().items() if named == digest}
+        if task.image in names:
+            removed = self._drop_unless_needed(digest, names - {task.image})
+            if not removed:
+                self._catalog.unname(task.image)
+            return {"removed": removed}
+        if not self._drop_unless_needed(digest, names):
             raise Conflict(
                 f"Image {task.image} is needed.",
                 remedy="First remove its names and the images made of it (`glowplug image ls`).",
                 digest=digest,
             )
-        return {"removed": removed}
+        return {"removed": True}
 
-    def _drop_unless_needed(self, digest: str) -> bool:
-        if digest in self._catalog.names().values() or digest in self.store.digests():
+    def _drop_unless_needed(self, digest: str, names: Collection[str]) -> bool:
+        """Remove an index that has no other ``names`` and is no deployment's; raises Conflict if mounted."""
+        if names or digest in self.store.digests():
             return False
         self._starts.unmount(digest)
         self._catalog.remove(digest)

@@ -15,7 +15,7 @@ from glowplug.image.index.catalog import Catalog
 from glowplug.image.job import Job
 from glowplug.image.lazy import syscalls, trace
 from glowplug.image.lazy.client import DaemonClient, PrefetchProgress
-from glowplug.image.lazy.mount_table import mounted_at
+from glowplug.image.lazy.mount_table import mounted_at, read_mount_table
 from glowplug.image.lazy.mounter import LazyMounts, Mounted
 from glowplug.image.mount import MountUse
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, Unavailable
@@ -97,9 +97,11 @@ class LazyStarts:
         self._mounts.sweep()
 
     def release_all(self) -> None:
-        """Unmount whatever nobody uses."""
+        """Unmount whatever nobody uses, and what :meth:`mount_by_hand` showed elsewhere."""
         for mounted in self._mounts.mounted():
             try:
+                for place in _shown_at(mounted.path):
+                    syscalls.unmount(place)
                 self._mounts.unmount(mounted.digest)
             except GlowplugError as problem:
                 _log.warning("image %s stays mounted: %s", mounted.digest[:16], problem.message)
@@ -170,6 +172,13 @@ class LazyStarts:
                 self._daemon().prefetch(digest, found.order)
         except (GlowplugError, OSError) as problem:
             _log.warning("nothing of image %s is fetched ahead: %s", digest[:16], problem)
+
+
+def _shown_at(path: Path) -> list[Path]:
+    """Other places where the filesystem mounted at ``path`` is, too; the last made first."""
+    own = mounted_at(path)
+    table = read_mount_table()
+    return [entry.path for entry in reversed(table) if own and entry.device == own.device and entry != own]
 
 
 def _check(progress: PrefetchProgress, digest: str) -> None:

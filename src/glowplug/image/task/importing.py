@@ -98,9 +98,9 @@ def follow(tree: Tree, path: bytes) -> Inode | None:
         if name == b"..":
             walked = walked[:-1] or walked
             continue
-        inode = tree.root if name == b"." and not walked else walked[-1].children.get(name)
         if name == b".":
             continue
+        inode = walked[-1].children.get(name)
         if inode is None:
             return None
         if stat.S_ISLNK(inode.mode):
