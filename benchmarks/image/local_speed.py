@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 import machine
 import peers
 from rounds import Sample, Samples, in_turns
-from workshop import IMAGE, LAZY, Workshop
+from workshop import BIG_BYTES, IMAGE, LAZY, Workshop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "coldstart"))
 
@@ -22,6 +21,7 @@ from storage import sequential_read_bytes_per_s
 RANDOM_READS = 20_000
 RANDOM_BYTES = 4096
 READERS = 8
+CLAIMED_BYTES = 5 << 30  # the file, twice, and something
 BIG = "big"
 
 
@@ -49,12 +49,13 @@ def imports(workshop: Workshop, package: str, runs: int, *, with_squashfuse: boo
 
     def three(root: Path) -> Sample:
         machine.drop_caches()
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cold_s = machine.container_s(root, command)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        second_s, warm_s = (machine.container_s(root, command) for _ in range(2))
-        return {"cold_s": cold_s, "second_s": second_s, "warm_s": warm_s, "cold_cpu_s": used_s}
+        told: Sample = {}
+        for turn in ("cold", "second", "warm"):
+            if turn != "cold":
+                machine.claim_memory(machine.CONTAINER_BYTES)
+            ran = machine.container(root, command)
+            told |= {f"{turn}_s": ran.seconds, f"{turn}_cpu_s": ran.cpu_s}
+        return told
 
     with roots(workshop, with_squashfuse=with_squashfuse) as found:
         cases = {name: partial(three, root) for name, root in found.items()}
@@ -73,7 +74,7 @@ def whole_reads(workshop: Workshop, runs: int) -> Samples:
     }
 
     def read(name: str, root: Path) -> Sample:
-        machine.drop_caches()
+        machine.drop_caches(3 * read_bytes)
         seconds = machine.tar_s(root)
         cached = machine.cached_bytes(root, *behind.get(name, ()))
         return {"seconds": seconds, "page_cache_ratio": cached / read_bytes}
@@ -103,15 +104,15 @@ def file_reads(workshop: Workshop, runs: int) -> Samples:
 
     def all_ways(file: Path, *behind: Path) -> Sample:
         told: Sample = {}
-        machine.drop_caches()
+        machine.drop_caches(CLAIMED_BYTES)
         told["cold_mb_per_s"] = read(file, "sequential")
         told["page_cache_ratio"] = machine.cached_bytes(file, *behind) / file.stat().st_size
         told["again_mb_per_s"] = read(file, "sequential")
         told["random_warm_per_s"] = read(file, "random")
         for threads, suffix in ((1, ""), (READERS, "_8")):
-            machine.drop_caches()
+            machine.drop_caches(CLAIMED_BYTES)
             told[f"random_cold{suffix}_per_s"] = read(file, "random", threads)
-        machine.drop_caches()
+        machine.drop_caches(CLAIMED_BYTES)
         told["readers_8_cold_mb_per_s"] = read(file, "sequential", READERS)
         told["readers_8_again_mb_per_s"] = read(file, "sequential", READERS)
         return told
@@ -128,6 +129,7 @@ def file_reads(workshop: Workshop, runs: int) -> Samples:
                 for pack in packs:
                     machine.read_file(workshop.tools.read_file, pack, "sequential", 1 << 20, 0, 1, 0)
                 path = node.mounts.mount(digest, direct=False).path
+                machine.claim_memory(BIG_BYTES)
                 told["from_cached_chunks_mb_per_s"] = read(path / "file.bin", "sequential")
             return told
         finally:

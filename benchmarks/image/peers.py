@@ -62,9 +62,7 @@ def _served(command: list[str], target: Path) -> Iterator[None]:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while target.stat().st_dev == before:
             if server.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError(
-                    f"{command[0]} did not start: {server.stderr.read() if server.stderr else ''}"
-                )
+                raise RuntimeError(f"{command[0]} did not start: {_last_words(server)}")
             time.sleep(0.002)
         yield
     finally:
@@ -72,3 +70,8 @@ def _served(command: list[str], target: Path) -> Iterator[None]:
             unmount(target)
         server.kill()
         server.wait()
+
+
+def _last_words(server: subprocess.Popen[bytes]) -> str:
+    server.kill()
+    return server.communicate(timeout=START_TIMEOUT_S)[1].decode(errors="replace")[-1000:]

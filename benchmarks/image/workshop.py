@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bench_node import Node, job
-from machine import container_s, read_tree
+from machine import container, read_tree
 from native_tools import NativeTools
 
 from glowplug.chunks.region import Region
@@ -96,7 +96,7 @@ class Workshop:
         node.client().reset_trace(digest)
         subprocess.run(["sync"], check=True)
         Path("/proc/sys/vm/drop_caches").write_text("3")
-        container_s(mounted.path, self.importing("torch"))
+        container(mounted.path, self.importing("torch"))
         found = node.client().trace(digest)
         node.mounts.unmount(digest)
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import blake3
@@ -14,6 +14,7 @@ from glowplug.chunks.chunk import Chunk
 from glowplug.chunks.fetch import Done, Outcome, RemoteBlob
 from glowplug.chunks.pack import Encoding, pack_key
 from glowplug.chunks.placement import Place, Placement
+from glowplug.chunks.ssd_packs import Location
 from glowplug.chunks.table import ChunkTable
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, NotFound, ResourceExhausted
 
@@ -149,6 +150,11 @@ class FakeSsd:
         if self.is_full:
             raise ResourceExhausted("The disk is full.")
         self.chunks[chunk.id] = bytes(data)
+
+    def put_verified(self, bodies: Sequence[tuple[Chunk, Buffer]]) -> list[Location | None]:
+        for chunk, data in bodies:
+            self.put(chunk, data)
+        return [Location(1, 0) for _ in bodies]
 
     def flush(self) -> None:
         self._work()

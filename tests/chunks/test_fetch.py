@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -18,9 +18,13 @@ from tests.chunks.fetch_fakes import (
     far_apart,
     make_blob,
 )
+from typing_extensions import Buffer
 
-from glowplug.chunks.chunk import ChunkInvalid, ChunkMissing
+from glowplug.chunks.chunk import Chunk, ChunkInvalid, ChunkMissing
 from glowplug.chunks.fetch import Fetcher, Outcome, Priority, RemoteBlob
+from glowplug.chunks.fetch_plan import READ_BYTES
+from glowplug.chunks.fetch_queue import MAX_AHEAD
+from glowplug.chunks.ssd_packs import Location
 from glowplug.types.errors import (
     Conflict,
     DeadlineExceeded,
@@ -53,6 +57,10 @@ def starts_of(blob: MadeBlob, requests: list[Request]) -> list[int]:
 
 def flip(_request: Request, data: bytes) -> bytes:
     return bytes([data[0] ^ 1]) + data[1:]
+
+
+def _not_expected(indices: Sequence[int]) -> None:
+    raise AssertionError(indices)
 
 
 # What is asked for comes, once
@@ -143,7 +151,7 @@ def test_an_index_that_the_blob_does_not_have_is_refused(make_fetcher: MakeFetch
 
 
 def test_a_read_brings_the_missing_chunks_beside_it(make_fetcher: MakeFetcher) -> None:
-    blob, ssd = make_blob([10_000] * 20), FakeSsd()
+    blob, ssd = make_blob([4_000] * 20), FakeSsd()
     region = FakeTier("region", blob.packs)
     fetcher = make_fetcher(ssd, region)
 
@@ -154,14 +162,14 @@ def test_a_read_brings_the_missing_chunks_beside_it(make_fetcher: MakeFetcher) -
     assert len(ssd.chunks) == 20
 
 
-def test_a_read_takes_at_most_a_mebibyte(make_fetcher: MakeFetcher) -> None:
+def test_a_read_takes_little_more_along_than_it_must_wait_for(make_fetcher: MakeFetcher) -> None:
     blob = make_blob([100_000] * 40)
     region = FakeTier("region", blob.packs)
     fetcher = make_fetcher(FakeSsd(), region)
 
     fetcher.fetch(blob.remote, 20, PATIENCE_S)
 
-    assert 500_000 < region.requests[0].size_bytes <= 1 << 20
+    assert 100_000 < region.requests[0].size_bytes <= READ_BYTES
 
 
 def test_the_chunk_that_is_waited_for_is_handed_on_before_its_neighbours(make_fetcher: MakeFetcher) -> None:
@@ -271,6 +279,87 @@ def test_a_read_overtakes_a_prefetch_that_holds_every_connection_it_may(make_fet
     region.release()
     assert handle.wait(PATIENCE_S)
     asker.wait(15)
+
+
+def test_the_newest_read_ahead_comes_first_and_before_any_prefetch(make_fetcher: MakeFetcher) -> None:
+    blob, asker = far_apart(8), Asker()
+    region = FakeTier("region", blob.packs)
+    region.hold()
+    fetcher = make_fetcher(FakeSsd(), region, connections=1, reserved_for_reads=0)
+
+    fetcher.want(blob.remote, 0, Priority.READ, asker.done(0))
+    region.wait_for_requests(1)
+    handle = fetcher.prefetch(blob.remote, [7])
+    fetcher.read_ahead(blob.remote, [1, 2], _not_expected)
+    fetcher.read_ahead(blob.remote, [3, 4], _not_expected)
+    fetcher.want(blob.remote, 5, Priority.READ, asker.done(5))
+    region.release()
+
+    assert handle.wait(PATIENCE_S)
+    assert starts_of(blob, region.requests) == [0, 5, 3, 4, 1, 2, 7]
+
+
+def test_too_many_newer_ones_end_a_read_ahead_which_says_what_it_did_not_fetch(
+    make_fetcher: MakeFetcher,
+) -> None:
+    blob, asker = far_apart(MAX_AHEAD + 4), Asker()
+    region = FakeTier("region", blob.packs)
+    region.hold()
+    fetcher = make_fetcher(FakeSsd(), region, connections=1, reserved_for_reads=0)
+    given_up: list[int] = []
+
+    fetcher.want(blob.remote, 0, Priority.READ, asker.done(0))
+    region.wait_for_requests(1)
+    fetcher.read_ahead(blob.remote, [1, 2], given_up.extend)
+    for index in range(3, MAX_AHEAD + 3):
+        fetcher.read_ahead(blob.remote, [index], _not_expected)
+    assert given_up == [1, 2]
+    region.release()
+    fetcher.want(blob.remote, 1, Priority.PREFETCH, asker.done(1))
+    asker.wait(1)  # is fetched for whoever wants it all the same
+
+
+def test_read_ahead_leaves_what_is_here_and_leaves_connections_for_reads(make_fetcher: MakeFetcher) -> None:
+    blob, ssd, asker = far_apart(10), FakeSsd(), Asker()
+    ssd.put(blob.remote.table[1], blob.contents[1])
+    region = FakeTier("region", blob.packs)
+    region.hold()
+    fetcher = make_fetcher(ssd, region, connections=3, reserved_for_reads=1)
+
+    fetcher.read_ahead(blob.remote, [1, 2, 3, 4], _not_expected)
+    assert sorted(starts_of(blob, region.wait_for_requests(2))) == [2, 3]
+    fetcher.want(blob.remote, 4, Priority.READ, asker.done(4))
+    read = region.wait_for_requests(3)[2]
+    assert blob.is_at(read) == 4
+    region.release()
+
+    asker.wait(4)
+    fetcher.close()
+    assert len(region.requests) == 3
+
+
+def test_whoever_keeps_places_hears_where_each_chunk_was_written(make_fetcher: MakeFetcher) -> None:
+    blob, kept = make_blob([1000] * 3), dict[int, Location]()
+    blob.remote.kept = kept.__setitem__
+    fetcher = make_fetcher(FakeSsd(), FakeTier("region", blob.packs))
+    assert fetcher.prefetch(blob.remote, range(3)).wait(PATIENCE_S)
+    assert kept.keys() == {0, 1, 2}
+
+
+def test_what_finds_no_room_together_is_kept_one_by_one(make_fetcher: MakeFetcher) -> None:
+    blob, ssd = make_blob([1000] * 3), FakeSsd()
+    put_verified, refused = ssd.put_verified, ResourceExhausted("The disk is nearly full.")
+
+    def put_one(bodies: Sequence[tuple[Chunk, Buffer]]) -> list[Location | None]:
+        if len(bodies) > 1:
+            raise refused
+        return put_verified(bodies)
+
+    ssd.put_verified = put_one  # type: ignore[method-assign]
+    fetcher = make_fetcher(ssd, FakeTier("region", blob.packs))
+    assert fetcher.prefetch(blob.remote, range(3)).wait(PATIENCE_S)
+    assert len(ssd.chunks) == 3
+    assert fetcher.stats().unstored == 0
 
 
 def test_prefetches_take_turns(make_fetcher: MakeFetcher) -> None:

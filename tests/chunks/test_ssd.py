@@ -258,3 +258,34 @@ def test_any_order_of_calls_gives_right_bytes_and_right_sums(
     assert {index for index in range(10) if store.locate(CHUNKS[index])} == held
     assert all(store.get(CHUNKS[index], TIMEOUT_S) == BODIES[index] for index in held)
     store.close()
+
+
+def test_many_that_were_verified_are_kept_at_once_and_found_where_it_says(ssd: SsdStore) -> None:
+    bodies = contents([1, 4096, 5000, CHUNK_BYTES, 70_000, CHUNK_BYTES, 3])
+    ssd.put(Chunk.of(bodies[2]), bodies[2])
+    locations = ssd.put_verified([(Chunk.of(body), body) for body in bodies])
+    assert [index for index, location in enumerate(locations) if location is None] == [2]
+    for body, location in zip(bodies, locations, strict=True):
+        assert ssd.get(Chunk.of(body), TIMEOUT_S) == body
+        assert location in (None, ssd.locate(Chunk.of(body)))
+    used_bytes = ssd.used_bytes()
+    assert ssd.put_verified([(Chunk.of(body), body) for body in bodies]) == [None] * len(bodies)
+    ssd.flush()
+    assert ssd.used_bytes() == used_bytes == sum(aligned(len(body)) for body in bodies)
+    assert ssd.verify().damaged == 0
+
+
+def test_a_short_write_is_finished_and_harms_nothing_beside_it(
+    ssd: SsdStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = contents([5000, 6000, 7000])
+    original = os.pwritev
+
+    def pwritev(descriptor: int, parts: list[memoryview], offset: int) -> int:
+        return original(descriptor, [parts[0][:100]], offset)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    ssd.put_verified([(Chunk.of(body), body) for body in bodies])
+    monkeypatch.undo()
+    for body in bodies:
+        assert ssd.get(Chunk.of(body), TIMEOUT_S) == body

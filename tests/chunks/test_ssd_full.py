@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -250,11 +250,11 @@ def test_one_failed_write_costs_the_oldest_chunks_and_is_tried_again(
     original = LockedPack.append
     failures = [number]
 
-    def append(self: LockedPack, data: bytes, offset: int) -> None:
+    def append(self: LockedPack, bodies: Iterable[bytes], offset: int) -> None:
         if failures:
-            original(self, data[:100], offset)
+            original(self, [body[:100] for body in bodies], offset)
             raise OSError(failures.pop(), "injected")
-        original(self, data, offset)
+        original(self, bodies, offset)
 
     monkeypatch.setattr(LockedPack, "append", append)
     (body,) = contents([6000], seed=2)
@@ -270,8 +270,8 @@ def test_a_write_that_fails_twice_is_resource_exhausted_and_leaves_nothing(
     ssd.flush()
     original = LockedPack.append
 
-    def append(self: LockedPack, data: bytes, offset: int) -> None:
-        original(self, data[:5000], offset)
+    def append(self: LockedPack, bodies: Iterable[bytes], offset: int) -> None:
+        original(self, [body[:5000] for body in bodies], offset)
         raise OSError(errno.EDQUOT, "injected")
 
     monkeypatch.setattr(LockedPack, "append", append)

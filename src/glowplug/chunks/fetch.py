@@ -1,7 +1,7 @@
 """Gets chunks that are not on this machine: each once, verified, kept on the SSD, readers first.
 
 A fetcher has a fixed number of workers, each busy with one request at a time, so its connections, threads and
-bytes in flight (:data:`PREFETCH_BYTES` a worker) are bounded whatever is asked of it. Some workers serve
+bytes in flight (a range of a prefetch a worker) are bounded whatever is asked of it. Some workers serve
 nothing but reads: a reader that waits on the kernel never waits for a prefetch to finish. Whoever asks is
 answered exactly once, within the timeout, with the chunk's bytes or an error, however the tiers behave.
 """
@@ -11,26 +11,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
 from glowplug.chunks.chunk import Chunk
 from glowplug.chunks.fetch_blob import RemoteBlob
 from glowplug.chunks.fetch_claims import Claims
+from glowplug.chunks.fetch_flight import Done, Flight, Priority
+from glowplug.chunks.fetch_plan import GAP_BYTES, READ_BYTES, beside, chunk_of
 from glowplug.chunks.fetch_prefetch import PlannedRange
 from glowplug.chunks.fetch_prefetch import Prefetch as PrefetchHandle
-from glowplug.chunks.fetch_queue import Done, FetchQueue, Flight, Priority
+from glowplug.chunks.fetch_queue import FetchQueue
 from glowplug.chunks.fetch_range import Outcome, RangeReader
-from glowplug.chunks.fetch_ssd import LocalChunks
+from glowplug.chunks.fetch_ssd import KeepingStore, LocalChunks
 from glowplug.chunks.fetch_stats import Counters, FetchStats
 from glowplug.chunks.objects import Objects
 from glowplug.chunks.placement import PackRange
-from glowplug.chunks.store import WriteStore
 from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import (
     DeadlineExceeded,
     GlowplugError,
-    InvalidInput,
     ResourceExhausted,
     Unavailable,
 )
@@ -43,20 +43,8 @@ CONNECTIONS = 16
 RESERVED_FOR_READS = 4
 TIMEOUT_S = 30.0
 
-READ_BYTES = 1 << 20
-"""A read's request takes neighbours along up to this: importing torch file by file, 109 requests, not 898."""
-
-READ_BACK_BYTES = 256 << 10
-"""Of these, what lies before the chunk: directories are read forwards, mostly."""
-
-READ_NEIGHBOURS = 128  # each costs a look-up before the request leaves
-
-PREFETCH_BYTES = 2 << 20
-"""A prefetch's longest request. 264 MB traced, 20 ms away: 0.71 s; with 1 MiB 0.90 s, with 4 MiB 0.65 s and
-50 MB more memory. A reader whose chunk is in one waits for the rest of it, so longer is not better."""
-
-GAP_BYTES = 64 << 10
-"""What is read over and thrown away to save a request."""
+AHEAD_RANGE_BYTES = 1 << 20
+"""A read-ahead's longest request: short, so that many connections share what will be wanted first."""
 
 
 class Fetcher:
@@ -64,7 +52,7 @@ class Fetcher:
 
     def __init__(
         self,
-        ssd: WriteStore,
+        ssd: KeepingStore,
         tiers: Sequence[Objects],
         *,
         connections: int = CONNECTIONS,
@@ -97,7 +85,7 @@ class Fetcher:
         was room. They may be a view of more: copy what is to be kept. Raises InvalidInput for an index that
         the blob does not have; then ``done`` is not called.
         """
-        joins = self._queue.want(blob, index, _chunk(blob, index), priority, done)
+        joins = self._queue.want(blob, index, chunk_of(blob, index), priority, done)
         if joins is None:
             done(_closed())
         elif joins:
@@ -108,10 +96,23 @@ class Fetcher:
 
         Raises InvalidInput for an index that the blob does not have.
         """
-        handle = PrefetchHandle(blob, order)
-        if handle.has_more and not self._queue.add_prefetch(handle):
-            handle.give_up(_closed())
+        handle = blob.prefetch = PrefetchHandle(blob, order)
+        self._add(handle)
         return handle
+
+    def read_ahead(
+        self, blob: RemoteBlob, order: Iterable[int], when_given_up: Callable[[Sequence[int]], None]
+    ) -> None:
+        """Fetch these before any prefetch, on all connections but those kept for reads.
+
+        A newer read-ahead goes first, and too many newer ones put an end to it: ``when_given_up`` is called
+        with what was not fetched, more or less. Raises InvalidInput for an index that the blob does not have.
+        """
+        self._add(
+            PrefetchHandle(
+                blob, order, range_bytes=AHEAD_RANGE_BYTES, is_ahead=True, when_given_up=when_given_up
+            )
+        )
 
     def fetch(self, blob: RemoteBlob, index: int, timeout_s: float) -> bytes:
         """Chunk ``index``'s bytes, as urgently as a read. Raises what ``want`` reports.
@@ -200,7 +201,7 @@ class Fetcher:
             # The first asked for comes first.
             return placement.plan((flight.index, *indices), GAP_BYTES, READ_BYTES)[0]
 
-        wanted = range_of(_beside(blob, flight.index))
+        wanted = range_of(beside(blob, flight.index))
         others = [(index, blob.table[index]) for index, _ in wanted.members if index != flight.index]
         neighbours = self._claim(claims, blob, others, None, None)
         if len(neighbours) < len(others):
@@ -216,20 +217,26 @@ class Fetcher:
         except GlowplugError as error:
             prefetch.give_up(error)
         planned = prefetch.ranges.popleft() if prefetch.ranges else None
-        if prefetch.has_more and not self._queue.add_prefetch(prefetch):
-            prefetch.give_up(_closed())
+        self._add(prefetch)
         if planned is not None and not prefetch.is_over:
             self._fetch_range(prefetch, planned)
 
+    def _add(self, prefetch: PrefetchHandle) -> None:
+        """Queue what is left of it."""
+        if prefetch.has_more:
+            add = self._queue.add_ahead if prefetch.is_ahead else self._queue.add_prefetch
+            if not add(prefetch):
+                prefetch.give_up(_closed())
+
     def _plan(self, prefetch: PrefetchHandle) -> None:
-        listed = prefetch.next_slice()
-        missing = self._local.missing([chunk for _, chunk in listed])
-        for _, chunk in listed:
-            if chunk.id not in missing:
-                prefetch.settled(chunk.size_bytes, None)
-        absent = {index: chunk for index, chunk in listed if chunk.id in missing}
+        absent = dict(prefetch.next_slice())
+        if not prefetch.is_ahead:  # else whoever wanted it has looked
+            missing = self._local.missing(list(absent.values()))
+            here = [index for index, chunk in absent.items() if chunk.id not in missing]
+            for index in here:
+                prefetch.settled(absent.pop(index).size_bytes, None)
         if absent:
-            for wanted in prefetch.blob.placed().plan(absent, GAP_BYTES, PREFETCH_BYTES):
+            for wanted in prefetch.blob.placed().plan(absent, GAP_BYTES, prefetch.range_bytes):
                 members = [(index, absent[index]) for index, _ in wanted.members]
                 prefetch.ranges.append(PlannedRange(wanted, members))
 
@@ -239,7 +246,7 @@ class Fetcher:
             claimed = self._claim(claims, blob, planned.members, Priority.READ, prefetch)
             parts = [planned.range]
             if len(claimed) < len(planned.members):
-                parts = blob.placed().plan(claimed, GAP_BYTES, PREFETCH_BYTES)
+                parts = blob.placed().plan(claimed, GAP_BYTES, prefetch.range_bytes)
             for part in parts:
                 self._read(claims, blob, part, None, prefetch)
 
@@ -281,58 +288,44 @@ class Fetcher:
         counters = (self._counters, blob.counters)
         chunks = {index: claims.by_index[index].chunk for index, _ in wanted.members}
         error: GlowplugError | None = None
-        for index, outcome in self._reader.read(
-            wanted, chunks, first.index if first else None, deadline_s, counters
-        ):
-            flight = claims.by_index[index]
-            if isinstance(outcome, GlowplugError):
-                error = outcome
-                self._count(blob, failed=1)
-            elif not self._keep(blob, flight.chunk, outcome) and prefetch is not None:
+        for group in self._reader.read(wanted, chunks, first.index if first else None, deadline_s, counters):
+            arrived: list[tuple[Flight, bytes | memoryview]] = []
+            for index, outcome in group:
+                if isinstance(outcome, GlowplugError):
+                    error = outcome
+                    self._count(blob, failed=1)
+                    claims.settle(claims.by_index[index], outcome)
+                else:
+                    arrived.append((claims.by_index[index], outcome))
+            if arrived and not self._keep(blob, arrived) and prefetch is not None:
                 prefetch.give_up(_no_room())
-            claims.settle(flight, outcome)
+            claims.settle_all(arrived)
         if prefetch is not None:
             prefetch.note_range(error)
 
-    def _keep(self, blob: RemoteBlob, chunk: Chunk, data: bytes | memoryview) -> bool:
-        is_kept = self._local.keep(chunk, data)
-        if not is_kept:
-            self._count(blob, unstored=1)
-        return is_kept
+    def _keep(self, blob: RemoteBlob, arrived: Sequence[tuple[Flight, bytes | memoryview]]) -> bool:
+        """Put them on the SSD: all together; if that fails, each that there is room for."""
+        bodies = [(flight.chunk, data) for flight, data in arrived]
+        try:
+            locations = self._local.keep(bodies)
+        except ResourceExhausted:
+            locations = []
+        if locations:
+            for (flight, _), location in zip(arrived, locations, strict=True):
+                if location is not None and blob.kept is not None:
+                    blob.kept(flight.index, location)
+            return True
+        if len(arrived) > 1:
+            kept = [self._keep(blob, [one]) for one in arrived]
+            return all(kept)
+        self._count(blob, unstored=1)
+        return False
 
     def _count(
         self, blob: RemoteBlob, *, on_ssd: int = 0, unstored: int = 0, failed: int = 0, joined: int = 0
     ) -> None:
         for counters in (self._counters, blob.counters):
             counters.add(on_ssd=on_ssd, unstored=unstored, failed=failed, joined=joined)
-
-
-def _chunk(blob: RemoteBlob, index: int) -> Chunk:
-    if not 0 <= index < len(blob.table):
-        raise InvalidInput(
-            f"The blob has {len(blob.table)} chunks, so there is no chunk {index}.",
-            remedy="Verify the image with `glowplug image verify`.",
-        )
-    return blob.table[index]
-
-
-def _beside(blob: RemoteBlob, index: int) -> Iterable[int]:
-    """Indices of the chunks around ``index`` that may come along with it, as the blob lies."""
-    table = blob.table
-    first, last = index, index + 1
-    while (
-        first > 0
-        and index - first < READ_NEIGHBOURS // 4
-        and table.offset(index) - table.offset(first - 1) <= READ_BACK_BYTES
-    ):
-        first -= 1
-    while (
-        last < len(table)
-        and last - first < READ_NEIGHBOURS
-        and table.offset(last + 1) - table.offset(first) <= READ_BYTES
-    ):
-        last += 1
-    return (beside for beside in range(first, last) if beside != index)
 
 
 def _closed() -> Unavailable:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from glowplug.chunks.fetch_stats import Counters
 from glowplug.chunks.placement import Placement
+from glowplug.chunks.ssd_packs import Location
 from glowplug.chunks.table import ChunkTable
 from glowplug.types.errors import NotFound
+
+if TYPE_CHECKING:
+    from glowplug.chunks.fetch_prefetch import Prefetch
 
 
 @dataclass(eq=False)
@@ -15,12 +21,20 @@ class RemoteBlob:
     """One image's (or snapshot's) content. ``counters`` hold its own share of the fetcher's work.
 
     ``placement`` may be replaced at any time (a later push or pull); it is None for a blob that was never
-    pushed: such a blob's chunks can be had from the SSD tier only.
+    pushed: such a blob's chunks can be had from the SSD tier only. ``prefetch`` is the latest of it.
+    ``kept`` is told where on the SSD a chunk of verified bytes was just written to.
     """
 
     table: ChunkTable
     placement: Placement | None = None
     counters: Counters = field(default_factory=Counters)
+    prefetch: Prefetch | None = None
+    kept: Callable[[int, Location], None] | None = None
+
+    @property
+    def is_prefetched(self) -> bool:
+        """Somebody knows what will be wanted of it, and has that fetched just now."""
+        return self.prefetch is not None and not self.prefetch.is_over
 
     def placed(self) -> Placement:
         """Its placement, known to be one of this table. Raises NotFound."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from glowplug.chunks.fetch_queue import FetchQueue, Flight
+from glowplug.chunks.fetch_flight import Flight
+from glowplug.chunks.fetch_queue import FetchQueue
 from glowplug.chunks.fetch_range import Outcome
 from glowplug.types.errors import Unavailable
 
@@ -38,6 +39,12 @@ class Claims:
         """See :meth:`FetchQueue.settle`."""
         del self.by_index[flight.index]
         self._queue.settle(flight, outcome)
+
+    def settle_all(self, arrived: Sequence[tuple[Flight, bytes | memoryview]]) -> None:
+        """See :meth:`FetchQueue.settle_all`."""
+        for flight, _ in arrived:
+            del self.by_index[flight.index]
+        self._queue.settle_all(arrived)
 
     def end_unfetched(self, flight: Flight, *, is_present: bool) -> None:
         """See :meth:`FetchQueue.end_unfetched`."""

@@ -10,66 +10,29 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from collections.abc import Iterable, Sequence
 
 from glowplug.chunks.chunk import Chunk
 from glowplug.chunks.fetch_blob import RemoteBlob
+from glowplug.chunks.fetch_flight import (
+    Done,
+    Flight,
+    Priority,
+    State,
+    Waiter,
+    call_all,
+    flight_key,
+    mark_answered,
+)
 from glowplug.chunks.fetch_prefetch import Prefetch
 from glowplug.chunks.fetch_range import Outcome
 from glowplug.types.clock import Clock
-from glowplug.types.errors import DeadlineExceeded, GlowplugError
+from glowplug.types.errors import Conflict, DeadlineExceeded, GlowplugError
 
-_log = logging.getLogger(__name__)
-
-Done = Callable[[Outcome], None]
-"""What an asker wants called with the chunk's verified bytes or the error; must be quick."""
-
-
-class Priority(IntEnum):
-    """Who gets the next free connection: the lower."""
-
-    READ = 0
-    READ_AHEAD = 1
-    PREFETCH = 2
-
-
-class State(Enum):
-    """Where a flight is."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    SETTLED = "settled"
-
-
-@dataclass(eq=False, slots=True)
-class Waiter:
-    """One asker."""
-
-    done: Done
-    blob: RemoteBlob
-    index: int
-    priority: Priority
-    deadline_s: float
-    is_guest: bool  # joined somebody else's attempt: if that fails, it is owed one of its own
-    is_answered: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class Flight:
-    """A chunk that somebody wants, and where this attempt takes it from."""
-
-    chunk: Chunk
-    blob: RemoteBlob
-    index: int
-    priority: Priority
-    state: State
-    waiters: list[Waiter] = field(default_factory=list)
-    followers: list[Prefetch] = field(default_factory=list)
+MAX_AHEAD = 16
+"""Read-aheads that wait; of more, the oldest is about what was read longest ago, and is given up."""
 
 
 class FetchQueue:
@@ -85,6 +48,7 @@ class FetchQueue:
         self._heap: list[tuple[int, int, Flight]] = []
         self._sequence = itertools.count()
         self._prefetches: deque[Prefetch] = deque()
+        self._ahead: list[tuple[int, Prefetch]] = []  # by age, the newest last
         self._flights: dict[tuple[bytes, int], Flight] = {}  # a Chunk itself is slow to hash
         self._deadlines: deque[Waiter] = deque()  # in order: all have the same timeout
         self._is_closed = False
@@ -94,10 +58,10 @@ class FetchQueue:
         with self._lock:
             if self._is_closed:
                 return None
-            flight = self._flights.get(_key(chunk))
+            flight = self._flights.get(flight_key(chunk))
             is_joining = flight is not None
             if flight is None:
-                flight = self._flights[_key(chunk)] = Flight(chunk, blob, index, priority, State.QUEUED)
+                flight = self._flights[flight_key(chunk)] = Flight(chunk, blob, index, priority, State.QUEUED)
                 self._push(flight)
             is_guest = flight.state is State.RUNNING or flight.blob is not blob
             deadline_s = self._clock.monotonic() + self._timeout_s
@@ -118,18 +82,44 @@ class FetchQueue:
             self._general.wake()
             return True
 
+    def add_ahead(self, ahead: Prefetch) -> bool:
+        """Put a read-ahead before all that nobody waits for, older ones too; False if the queue is closed."""
+        superseded: Prefetch | None = None
+        with self._lock:
+            if self._is_closed:
+                return False
+            if ahead.turn < 0:
+                ahead.turn = next(self._sequence)
+            self._ahead.append((ahead.turn, ahead))
+            self._ahead.sort(key=lambda waiting: waiting[0])
+            if len(self._ahead) > MAX_AHEAD:
+                superseded = self._ahead.pop(0)[1]
+            self._general.wake()
+        if superseded is not None:
+            superseded.give_up(_superseded())
+        return True
+
     def take(self, *, reads_only: bool) -> Flight | Prefetch | None:
         """Wait for work: a flight, now RUNNING, or a prefetch to fetch a piece of. None: closed."""
         idle = self._reserved if reads_only else self._general
         with self._lock:
             while not self._is_closed:
-                flight = self._pop(Priority.READ if reads_only else Priority.PREFETCH)
-                if flight is not None:
-                    return flight
-                if self._prefetches and not reads_only:
-                    return self._prefetches.popleft()
+                work = self._pop(Priority.READ) if reads_only else self._most_urgent()
+                if work is not None:
+                    return work
                 idle.wait()
             return None
+
+    def _most_urgent(self) -> Flight | Prefetch | None:
+        flight = self._pop(Priority.READ)
+        if flight is not None:
+            return flight
+        if self._ahead:
+            return self._ahead.pop()[1]
+        flight = self._pop(Priority.PREFETCH)
+        if flight is None and self._prefetches:
+            return self._prefetches.popleft()
+        return flight
 
     def claim(
         self,
@@ -146,10 +136,10 @@ class FetchQueue:
         claimed = []
         with self._lock:
             for index, chunk in chunks:
-                flight = self._flights.get(_key(chunk))
+                flight = self._flights.get(flight_key(chunk))
                 if flight is None:
                     flight = Flight(chunk, blob, index, Priority.PREFETCH, State.RUNNING)
-                    self._flights[_key(chunk)] = flight
+                    self._flights[flight_key(chunk)] = flight
                     claimed.append(flight)
                 elif flight.state is State.QUEUED and flight.priority != spared and flight.blob is blob:
                     flight.state = State.RUNNING
@@ -192,17 +182,34 @@ class FetchQueue:
             waiting = [waiter for waiter in flight.waiters if not waiter.is_answered]
             guests = [waiter for waiter in waiting if waiter.is_guest]
             if error is not None and guests and not self._is_closed:
-                dones = _answered(waiter for waiter in waiting if not waiter.is_guest)
+                dones = mark_answered(waiter for waiter in waiting if not waiter.is_guest)
                 flight.waiters = guests
                 self._requeue(flight)
                 followers: list[Prefetch] = []
             else:
-                dones = _answered(waiting)
+                dones = mark_answered(waiting)
                 self._forget(flight)
                 followers = flight.followers
-        _call(dones, outcome)
+        call_all(dones, outcome)
         for follower in followers:
             follower.settled(flight.chunk.size_bytes, error)
+
+    def settle_all(self, arrived: Sequence[tuple[Flight, bytes | memoryview]]) -> None:
+        """:meth:`settle` many that have come."""
+        calls: list[tuple[list[Done], Outcome]] = []
+        followed: dict[Prefetch, list[int]] = {}
+        with self._lock:
+            for flight, data in arrived:
+                if flight.waiters:
+                    waiting = (waiter for waiter in flight.waiters if not waiter.is_answered)
+                    calls.append((mark_answered(waiting), data))
+                self._forget(flight)
+                for follower in flight.followers:
+                    followed.setdefault(follower, []).append(flight.chunk.size_bytes)
+        for dones, outcome in calls:
+            call_all(dones, outcome)
+        for follower, sizes in followed.items():
+            follower.settled(sum(sizes), None, chunks=len(sizes))
 
     def expire(self) -> int | None:
         """Wait until somebody has waited too long, tell them, and return how many; None: closed."""
@@ -210,13 +217,13 @@ class FetchQueue:
             while not self._is_closed:
                 overdue = self._take_overdue()
                 if overdue:
-                    dones = _answered(overdue)
+                    dones = mark_answered(overdue)
                     break
                 left_s = self._deadlines[0].deadline_s - self._clock.monotonic() if self._deadlines else None
                 self._watched.wait(left_s)
             else:
                 return None
-        _call(dones, _too_late(self._timeout_s))
+        call_all(dones, _too_late(self._timeout_s))
         return len(dones)
 
     def close(self, error: GlowplugError) -> None:
@@ -226,8 +233,9 @@ class FetchQueue:
             for condition in (self._general, self._reserved):
                 condition.wake_all()
             self._watched.notify_all()
-            prefetches = [*self._prefetches]
+            prefetches = [*self._prefetches, *(ahead for _, ahead in self._ahead)]
             self._prefetches.clear()
+            self._ahead.clear()
             queued = [flight for flight in self._flights.values() if flight.state is State.QUEUED]
         for prefetch in prefetches:
             prefetch.give_up(error)
@@ -241,11 +249,11 @@ class FetchQueue:
 
     def _abandon(self, flights: Iterable[Flight], error: GlowplugError) -> None:
         with self._lock:
-            dones = _answered(
+            dones = mark_answered(
                 waiter for flight in flights for waiter in flight.waiters if not waiter.is_answered
             )
             followers = [follower for flight in flights for follower in flight.followers]
-        _call(dones, error)
+        call_all(dones, error)
         for follower in followers:
             follower.give_up(error)
 
@@ -283,7 +291,7 @@ class FetchQueue:
 
     def _forget(self, flight: Flight) -> None:
         flight.state = State.SETTLED
-        del self._flights[_key(flight.chunk)]
+        del self._flights[flight_key(flight.chunk)]
 
     def _watch(self, waiter: Waiter) -> None:
         while self._deadlines and self._deadlines[0].is_answered:
@@ -325,31 +333,8 @@ class _Idle:
         self._condition.notify_all()
 
 
-def _key(chunk: Chunk) -> tuple[bytes, int]:
-    # The size, too: a table that lies about it must not decide what others get for the same id.
-    return chunk.id, chunk.size_bytes
-
-
-def _answered(waiters: Iterable[Waiter]) -> list[Done]:
-    """Mark them answered; what to call once the lock is released."""
-    dones = []
-    for waiter in waiters:
-        waiter.is_answered = True
-        dones.append(waiter.done)
-        waiter.done = _forgotten  # its deadline may outlive it in the queue: do not keep what it holds
-    return dones
-
-
-def _forgotten(_outcome: Outcome) -> None:
-    raise AssertionError("an asker was answered twice")
-
-
-def _call(dones: Iterable[Done], outcome: Outcome) -> None:
-    for done in dones:
-        try:
-            done(outcome)
-        except Exception:  # noqa: BLE001 - the others who wait must still hear of it
-            _log.exception("whoever asked for a chunk failed to take it")
+def _superseded() -> Conflict:
+    return Conflict("Too much was read since.", remedy="Nothing: what is read is fetched when it is.")
 
 
 def _too_late(timeout_s: float) -> DeadlineExceeded:

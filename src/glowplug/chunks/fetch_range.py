@@ -67,8 +67,10 @@ class RangeReader:
         first_index: int | None,
         deadline_s: float,
         counters: Sequence[Counters],
-    ) -> Iterator[tuple[int, Outcome]]:
+    ) -> Iterator[list[tuple[int, Outcome]]]:
         """Every member's index and outcome, each once: ``first_index``'s as soon as it is known.
+
+        In groups, of what is known at the same time.
 
         ``chunks`` are the members' by index; ``deadline_s`` is on the clock's monotonic time; all of
         ``counters`` are told what was done.
@@ -78,26 +80,26 @@ class RangeReader:
         problems: list[_Problem] = []
         answer = asking.first_answer(wanted, problems)
         if answer is None:
-            for index, _ in members:
-                yield index, _failure(chunks[index], problems)
+            yield [(index, _failure(chunks[index], problems)) for index, _ in members]
             return
         position, data = answer
         bad: list[tuple[Member, list[_Problem]]] = []
-        good = 0
+        good: list[tuple[int, Outcome]] = []
         for member in members:
             own_problems: list[_Problem] = []
             opened = asking.open(position, wanted, data, member, chunks[member[0]], own_problems)
-            good += opened is not None
-            if member[0] == first_index or member is members[-1]:  # not for each: that would take a lock each
-                asking.count_good(position, good)
-                good = 0
             if opened is None:
                 bad.append((member, own_problems))
             else:
-                yield member[0], opened
-        del data  # what follows may take long
+                good.append((member[0], opened))
+            if good and (member[0] == first_index or member is members[-1]):
+                asking.count_good(position, len(good))
+                yield good
+                good = []
+        del data, opened  # what follows may take long
         for member, own_problems in bad:
-            yield member[0], asking.alone(position, wanted.key, member, chunks[member[0]], own_problems)
+            outcome = asking.alone(position, wanted.key, member, chunks[member[0]], own_problems)
+            yield [(member[0], outcome)]
 
 
 _Problem = tuple[str, GlowplugError]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Protocol
+
+from typing_extensions import Buffer
 
 from glowplug.chunks.chunk import Chunk, ChunkInvalid, ChunkMissing
+from glowplug.chunks.ssd_packs import Location
 from glowplug.chunks.store import WriteStore
 from glowplug.types.errors import ResourceExhausted
 
@@ -14,10 +18,21 @@ _log = logging.getLogger(__name__)
 _TIMEOUT_S = 5.0  # a local disk that takes longer than the region is no help
 
 
+class KeepingStore(WriteStore, Protocol):
+    """Also keeps many at once, on its caller's word."""
+
+    def put_verified(self, bodies: Sequence[tuple[Chunk, Buffer]]) -> Sequence[Location | None]:
+        """Keep what the caller has verified; where each lies if it was written just now. Raises as ``put``.
+
+        After a failure some of them may have been kept.
+        """
+        ...
+
+
 class LocalChunks:
     """Reads, checks and keeps chunks, and logs what it cannot. Safe to use from many threads."""
 
-    def __init__(self, ssd: WriteStore) -> None:
+    def __init__(self, ssd: KeepingStore) -> None:
         self._ssd = ssd
 
     def read(self, chunk: Chunk) -> bytes | None:
@@ -40,14 +55,16 @@ class LocalChunks:
             _log.warning("the SSD tier could not be asked; the chunks are fetched", exc_info=True)
             return {chunk.id for chunk in chunks}
 
-    def keep(self, chunk: Chunk, data: bytes | memoryview) -> bool:
-        """Whether these verified bytes could be kept."""
+    def keep(self, bodies: Sequence[tuple[Chunk, bytes | memoryview]]) -> list[Location | None]:
+        """Keep verified bytes; where each was written. Raises ResourceExhausted, logged, for whatever reason.
+
+        Then, too, some of them may have been kept.
+        """
         try:
-            self._ssd.put(chunk, data)
+            return list(self._ssd.put_verified(bodies))
         except ResourceExhausted as full:
-            _log.debug("a chunk is passed on without being kept: %s", full.message)
-            return False
-        except Exception:  # noqa: BLE001 - as above
-            _log.warning("a chunk is passed on without being kept", exc_info=True)
-            return False
-        return True
+            _log.debug("chunks are passed on without being kept: %s", full.message)
+            raise
+        except Exception as problem:
+            _log.warning("chunks are passed on without being kept", exc_info=True)
+            raise ResourceExhausted("The SSD tier keeps nothing.", remedy="See the log.") from problem

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from glowplug.chunks.ssd_prune import Pruner
 from glowplug.chunks.ssd_read import ChunkReader, locations_in
 from glowplug.chunks.ssd_reports import Counts, SsdStats, Usage, VerifyReport
 from glowplug.chunks.ssd_room import Room
+from glowplug.chunks.ssd_rows import Body
 from glowplug.chunks.ssd_verify import Progress, all_bodies, bodies_of, verify_bodies
 from glowplug.chunks.ssd_write import ChunkWriter
 from glowplug.chunks.store import Pruned
@@ -181,12 +182,25 @@ class SsdStore:
         accept(chunk, data, self.tier)
         if known is not None:
             self._reader.drop(known, WRITE_TIMEOUT_S)
-        try:
-            with self._room.taken(aligned(chunk.size_bytes)):
-                self._append(chunk, data)
-        except ResourceExhausted:
-            self._counts.add("full_errors")
-            raise
+        self._keep([(chunk, data)])
+
+    def put_verified(self, bodies: Sequence[tuple[Chunk, Buffer]]) -> list[Location | None]:
+        """:meth:`put` many of different names that the caller has just verified; they are not hashed again.
+
+        Returns where each lies now; None for one that was here before, whose bytes nobody has looked at.
+        """
+        known = self._reader.find_all([chunk for chunk, _ in bodies])
+        new: list[tuple[Chunk, Buffer]] = []
+        for chunk, data in bodies:
+            body = known.get(chunk.id)
+            if body is None or body.size_bytes != chunk.size_bytes:
+                if body is not None:
+                    self._reader.drop(body, WRITE_TIMEOUT_S)
+                new.append((chunk, data))
+        places: dict[bytes, Location] = {}
+        for run in _runs(new):
+            places.update((row.id, location_of(row.place)) for row in self._keep(run))
+        return [places.get(chunk.id) for chunk, _ in bodies]
 
     def flush(self) -> None:
         """Make all that was put so far durable. Raises ResourceExhausted, DeadlineExceeded, Unavailable."""
@@ -338,17 +352,38 @@ class SsdStore:
         self._packs.start_over()
         self._keeps.start(connection)
 
-    def _append(self, chunk: Chunk, data: Buffer) -> None:
-        """Write it; on a full disk, once more after some room was made."""
+    def _keep(self, bodies: Sequence[tuple[Chunk, Buffer]]) -> list[Body]:
+        """Write them, of together at most CHUNK_BYTES; on a full disk, once more after some room was made."""
+        room_bytes = sum(aligned(chunk.size_bytes) for chunk, _ in bodies)
         try:
-            self._append_once(chunk, data)
+            with self._room.taken(room_bytes):
+                try:
+                    return self._append(bodies, room_bytes)
+                except ResourceExhausted:
+                    self._room.make_on_disk()
+                    return self._append(bodies, room_bytes)
         except ResourceExhausted:
-            self._room.make_on_disk()
-            self._append_once(chunk, data)
+            self._counts.add("full_errors")
+            raise
 
-    def _append_once(self, chunk: Chunk, data: Buffer) -> None:
+    def _append(self, bodies: Sequence[tuple[Chunk, Buffer]], room_bytes: int) -> list[Body]:
         try:
-            self._room.check_disk(aligned(chunk.size_bytes))
-            self._writer.append(chunk, data)
+            self._room.check_disk(room_bytes)
+            return self._writer.append(bodies)
         except OSError as error:
             raise ssd_errors.from_os(error, self._root) from error
+
+
+def _runs(bodies: Iterable[tuple[Chunk, Buffer]]) -> Iterator[list[tuple[Chunk, Buffer]]]:
+    """In order, cut so that each run fits into whatever pack has room for a chunk."""
+    run: list[tuple[Chunk, Buffer]] = []
+    run_bytes = 0
+    for chunk, data in bodies:
+        room_bytes = aligned(chunk.size_bytes)
+        if run and run_bytes + room_bytes > CHUNK_BYTES:
+            yield run
+            run, run_bytes = [], 0
+        run.append((chunk, data))
+        run_bytes += room_bytes
+    if run:
+        yield run

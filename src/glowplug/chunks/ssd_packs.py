@@ -31,7 +31,7 @@ _MAX_NUMBER = 10**8 - 1
 _PLACE_BITS = 32  # of a place, for the block within the pack: 16 TiB
 _OPEN_PACKS = 128  # RLIMIT_NOFILE is 20,000 for everything in the process
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01  # <linux/falloc.h>
-_ZEROS = bytes(ALIGN_BYTES)
+_ZEROS = memoryview(bytes(ALIGN_BYTES))
 
 
 class Location(NamedTuple):
@@ -80,16 +80,19 @@ class LockedPack:
         """The file's length, as whole blocks."""
         return aligned(os.fstat(self.descriptor).st_size)
 
-    def append(self, data: Buffer, offset: int) -> None:
-        """Write a body and the zeros that pad it to whole blocks. Raises OSError."""
-        body = memoryview(data).cast("B")
-        padding = aligned(len(body)) - len(body)
-        parts = [body, memoryview(_ZEROS)[:padding]] if padding else [body]
+    def append(self, bodies: Iterable[Buffer], offset: int) -> None:
+        """Write bodies, each with the zeros that pad it to whole blocks: at most 512. Raises OSError."""
+        parts: list[memoryview] = []
+        room_bytes = 0
+        for data in bodies:
+            body = memoryview(data).cast("B")
+            padding = -len(body) % ALIGN_BYTES
+            parts += (body, _ZEROS[:padding]) if padding else (body,)
+            room_bytes += len(body) + padding
         with self._appending:
             written = os.pwritev(self.descriptor, parts, offset)
-        if written < len(body) + padding:
-            rest = b"".join(parts)[written:]
-            self.append(rest, offset + written)
+            while written < room_bytes:
+                written += os.pwrite(self.descriptor, b"".join(parts)[written:], offset + written)
 
     def release(self) -> None:
         """Let others have it."""

@@ -49,11 +49,15 @@ class ChunkReader:
         """Where a chunk lies."""
         return self._writer.find(chunk_id) or self._index.read(partial(ssd_rows.find, chunk_id=chunk_id))
 
-    def locate_all(self, chunks: Sequence[Chunk]) -> list[Location | None]:
-        """Where these lie; None for those that are not here."""
+    def find_all(self, chunks: Sequence[Chunk]) -> dict[bytes, Body]:
+        """Where those of these lie that are here, by id."""
         pending = {chunk.id: body for chunk in chunks if (body := self._writer.find(chunk.id)) is not None}
         ids = list({chunk.id for chunk in chunks} - pending.keys())
-        return locations_in(pending | self._index.read(partial(ssd_rows.find_all, ids=ids)), chunks)
+        return pending | self._index.read(partial(ssd_rows.find_all, ids=ids)) if ids else pending
+
+    def locate_all(self, chunks: Sequence[Chunk]) -> list[Location | None]:
+        """Where these lie; None for those that are not here."""
+        return locations_in(self.find_all(chunks), chunks)
 
     def get(self, chunk: Chunk, timeout_s: float) -> bytes | None:
         """The chunk's bytes, or None if they are not here, or not any more."""

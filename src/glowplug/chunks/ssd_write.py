@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -105,17 +105,24 @@ class ChunkWriter:
         self._is_closed = False
         self._thread: threading.Thread | None = None
 
-    def append(self, chunk: Chunk, data: Buffer) -> None:
-        """Write the body of a chunk that was verified. Raises OSError, and what opening a pack raises."""
-        appended, offset = self._reserve(aligned(chunk.size_bytes))
-        row = Body(place_of(appended.pack.number, offset), chunk.size_bytes, chunk.id)
+    def append(self, bodies: Sequence[tuple[Chunk, Buffer]]) -> list[Body]:
+        """Write bodies of chunks that were verified, one behind the other; of together at most CHUNK_BYTES.
+
+        Raises OSError, and what opening a pack raises.
+        """
+        appended, offset = self._reserve(sum(aligned(chunk.size_bytes) for chunk, _ in bodies))
+        rows, end = [], offset
+        for chunk, _ in bodies:
+            rows.append(Body(place_of(appended.pack.number, end), chunk.size_bytes, chunk.id))
+            end += aligned(chunk.size_bytes)
         try:
-            appended.pack.append(data, offset)
+            appended.pack.append((data for _, data in bodies), offset)
         except BaseException:
-            self._finish(appended, row, is_written=False)
+            self._finish(appended, rows, is_written=False)
             raise
-        if self._finish(appended, row, is_written=True) > _MAX_PENDING:
+        if self._finish(appended, rows, is_written=True) > _MAX_PENDING:
             self.commit()
+        return rows
 
     def find(self, chunk_id: bytes) -> Body | None:
         """The row of a chunk that is not committed yet."""
@@ -211,17 +218,18 @@ class ChunkWriter:
             self._appended.append(begun)
         return begun
 
-    def _finish(self, appended: _Appended, row: Body, is_written: bool) -> int:
+    def _finish(self, appended: _Appended, rows: Iterable[Body], is_written: bool) -> int:
         """Account for a range that was reserved; how many rows are waiting."""
         with self._changed:
             appended.in_flight -= 1
-            if is_written and row.id not in self._pending:
-                if not self._pending:
-                    self._wake(self._commit_interval_s)
-                self._pending[row.id] = row
-                self._pending_bytes += aligned(row.size_bytes)
-            else:
-                self._lost.append(row)
+            for row in rows:
+                if is_written and row.id not in self._pending:
+                    if not self._pending:
+                        self._wake(self._commit_interval_s)
+                    self._pending[row.id] = row
+                    self._pending_bytes += aligned(row.size_bytes)
+                else:
+                    self._lost.append(row)
             return len(self._pending)
 
     def _begin_batch(self) -> _Batch:

@@ -62,6 +62,10 @@ class NodeImages:
         """Leave everything as it is for the next agent."""
         self._ssd.close()
 
+    def metrics(self) -> str:
+        """What the blob daemon counts, as Prometheus text."""
+        return self._starts.metrics()
+
     def sweep(self) -> None:
         """Put right what killed processes left, and release what ended containers held."""
         self._starts.sweep()

@@ -31,7 +31,7 @@ def make_app(agent: Agent, images: NodeImages) -> FastAPI:
     """The ASGI application. ``agent`` is opened and closed by whoever runs it."""
     app = FastAPI(title="Glowplug node agent", docs_url=None, redoc_url=None)
     _add_errors(app)
-    _add_replicas(app, agent)
+    _add_replicas(app, agent, images)
     add_images(app, images)
     _add_snapshots(app, agent)
     return app
@@ -50,7 +50,7 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(problem.to_dict(), status_code=problem.http_status)
 
 
-def _add_replicas(app: FastAPI, agent: Agent) -> None:
+def _add_replicas(app: FastAPI, agent: Agent, images: NodeImages) -> None:
     def with_memory(view: ReplicaView) -> ReplicaView:
         if view.state.is_final:
             return view
@@ -63,7 +63,8 @@ def _add_replicas(app: FastAPI, agent: Agent) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         body, content_type = agent.metrics.render()
-        return Response(body, media_type=content_type)
+        of_images = await asyncio.to_thread(images.metrics)
+        return Response(body + of_images.encode(), media_type=content_type)
 
     @app.get("/v1/watch")
     async def watch() -> StreamingResponse:

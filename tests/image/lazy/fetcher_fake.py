@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from glowplug.chunks.fetch import Done, Outcome, PrefetchHandle, Priority, RemoteBlob
@@ -18,6 +18,7 @@ class FakeFetcher:
     ssd: SsdStore | None = None  # where it keeps what it fetched
     is_prompt: bool = False
     wanted: list[tuple[int, Priority]] = field(default_factory=list)
+    ahead: list[list[int]] = field(default_factory=list)
     _waiting: list[tuple[RemoteBlob, int, Done]] = field(default_factory=list)
 
     def want(self, blob: RemoteBlob, index: int, priority: Priority, done: Done) -> None:
@@ -41,6 +42,11 @@ class FakeFetcher:
 
     def prefetch(self, blob: RemoteBlob, order: Iterable[int]) -> PrefetchHandle:
         return PrefetchHandle(blob, order)
+
+    def read_ahead(
+        self, blob: RemoteBlob, order: Iterable[int], when_given_up: Callable[[Sequence[int]], None]
+    ) -> None:
+        self.ahead.append(list(order))
 
     def stats(self) -> FetchStats:
         return FetchStats()

@@ -16,10 +16,9 @@ from tests.image.lazy.blob_content import MIXED_SIZES, BlobContent
 from tests.image.lazy.fetcher_fake import FakeFetcher
 
 from glowplug.chunks.chunk import ALIGN_BYTES
-from glowplug.chunks.fetch import Priority
 from glowplug.chunks.ssd import SsdStore
-from glowplug.image.lazy.blob import Blob, open_blob
-from glowplug.image.lazy.blob_server import READ_AHEAD_CHUNKS, BlobServer
+from glowplug.image.lazy.blob import VERIFIED, Blob, open_blob, place_word
+from glowplug.image.lazy.blob_server import BlobServer
 from glowplug.image.lazy.fuse_session import Part, Scratch
 from glowplug.types.clock import SystemClock
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, Unavailable
@@ -249,22 +248,35 @@ def test_padding_is_zeros_whatever_the_pack_has_there(bench: Bench) -> None:
         assert bench.read(blob, offset, size_bytes).wait() == content.blob[offset : offset + size_bytes]
 
 
-def test_reading_in_order_beyond_what_is_here_fetches_ahead(bench: Bench) -> None:
-    content = BlobContent.of_sizes([4096] * 12)
-    blob = bench.serve(content, [0, 5])
-    bench.read(blob, 4096, 4096)
-    bench.read(blob, 8192, 4096)
-    ahead = [index for index, priority in bench.fetcher.wanted if priority is Priority.READ_AHEAD]
-    assert ahead == [3, 4, 6]  # of the next four, those that are not here
-    assert len(range(3, 7)) == READ_AHEAD_CHUNKS
-
-
-def test_reading_here_and_there_fetches_nothing_ahead(bench: Bench) -> None:
-    content = BlobContent.of_sizes([4096] * 30)
+def test_a_miss_fetches_ahead_what_lies_around_it(bench: Bench) -> None:
+    content = BlobContent.of_sizes([MIB] * 4)
     blob = bench.serve(content, [])
-    for index in (20, 3, 11, 28):
-        bench.read(blob, index * 4096, 4096)
-    assert {priority for _, priority in bench.fetcher.wanted} == {Priority.READ}
+    bench.read(blob, MIB, 4096)
+    assert bench.fetcher.reads() == [1]
+    assert bench.fetcher.ahead == [[2]]
+    bench.read(blob, MIB, 4096)
+    assert bench.fetcher.ahead == [[2]]  # nothing is asked for twice
+
+
+def test_what_is_here_is_read_without_fetching_ahead(bench: Bench) -> None:
+    blob = bench.serve(BlobContent.of_sizes([4096] * 12))
+    bench.read(blob, 0, MIB).wait()
+    assert bench.fetcher.ahead == []
+
+
+def test_a_chunk_that_was_fetched_is_read_where_it_was_written_without_hashing_it_again(
+    bench: Bench,
+) -> None:
+    content = BlobContent.of_sizes([5000, 7000])
+    blob = bench.serve(content, [])
+    (location,) = bench.ssd.put_verified([(content.chunks[1], content.bodies[1])])
+    assert location is not None
+    assert blob.remote.kept is not None
+    blob.remote.kept(1, location)
+    assert blob.places[1] == place_word(location) | VERIFIED
+    start = blob.starts[1] * ALIGN_BYTES
+    assert bench.read(blob, start, 4096).wait() == content.blob[start : start + 4096]
+    assert bench.fetcher.wanted == []
 
 
 def test_the_trace_is_the_order_of_first_use(bench: Bench) -> None:

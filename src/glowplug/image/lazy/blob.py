@@ -13,7 +13,6 @@ import logging
 import re
 import threading
 from array import array
-from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from glowplug.chunks.fetch import RemoteBlob
 from glowplug.chunks.placement import Placement
 from glowplug.chunks.ssd_packs import Location
 from glowplug.chunks.table import ChunkTable
+from glowplug.image.lazy.read_ahead import ReadAhead
 from glowplug.types.errors import InvalidInput, NotFound
 from glowplug.types.paths import StateDir
 
@@ -35,7 +35,6 @@ VERIFIED = 1
 _PACK_SHIFT = 33
 _BLOCK_MASK = (1 << _PACK_SHIFT) - 1
 _MAX_MANIFEST_BYTES = 1 << 20
-_STREAMS = 16  # sequential readers of one blob that are recognised at once
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Blob:
     places: array[int] = field(init=False)  # see place_word; NOWHERE: not looked up, or not here
     _touched: bytearray = field(init=False)
     _order: array[int] = field(init=False)
-    _streams: deque[int] = field(init=False)
+    ahead: ReadAhead = field(init=False)
     _counts: ReadCounts = field(init=False, default_factory=ReadCounts)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
@@ -76,7 +75,8 @@ class Blob:
         self.places = array("q", [NOWHERE]) * chunks
         self._touched = bytearray(chunks)
         self._order = array("I")
-        self._streams = deque(maxlen=_STREAMS)
+        self.ahead = ReadAhead(self.table)
+        self.remote.kept = self._kept
 
     @property
     def size_bytes(self) -> int:
@@ -91,6 +91,11 @@ class Blob:
         """The chunk is not at ``place`` (any more)."""
         if self.places[index] | VERIFIED == place | VERIFIED:
             self.places[index] = NOWHERE
+            self.ahead.forget((index,))
+
+    def _kept(self, index: int, location: Location) -> None:
+        """The fetcher hashed the chunk and wrote it there: what follows it in every way was just hashed."""
+        self.places[index] = place_word(location) | VERIFIED
 
     def touch(self, first: int, last: int) -> list[int]:
         """Note a read of these chunks; returns those that were not read before, in order."""
@@ -102,10 +107,6 @@ class Blob:
             self._order.extend(new)
         return new
 
-    def is_touched(self, index: int) -> bool:
-        """Whether the chunk was read since the trace began."""
-        return bool(self._touched[index])
-
     def trace(self) -> array[int]:
         """The chunks in the order of their first use."""
         with self._lock:
@@ -116,13 +117,6 @@ class Blob:
         with self._lock:
             self._touched = bytearray(len(self.table))
             self._order = array("I")
-
-    def continues_stream(self, first: int, last: int) -> bool:
-        """Whether a read of these chunks goes on where one before it ended; it is remembered either way."""
-        with self._lock:
-            is_sequential = first in self._streams or first - 1 in self._streams
-            self._streams.append(last)
-        return is_sequential
 
     def count(self, **added: int) -> None:
         """Add to the counts."""

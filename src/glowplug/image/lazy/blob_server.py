@@ -27,9 +27,6 @@ from glowplug.types.errors import GlowplugError, Unavailable
 
 _log = logging.getLogger(__name__)
 
-READ_AHEAD_CHUNKS = 4
-"""``import torch`` without a trace, 20 ms away: 5.4 s with 4 chunks of read-ahead, 10.9 s with none."""
-
 _DISK_THREADS = 8  # reads in flight to the SSD
 
 ReadDone = Callable[[Sequence[Part] | GlowplugError], None]
@@ -47,6 +44,12 @@ class ChunkFetcher(Protocol):
         """Fetch these while nobody wants anything more urgent."""
         ...
 
+    def read_ahead(
+        self, blob: RemoteBlob, order: Iterable[int], when_given_up: Callable[[Sequence[int]], None]
+    ) -> None:
+        """Fetch these soon, for somebody who may want them next."""
+        ...
+
     def stats(self) -> FetchStats:
         """What was done so far."""
         ...
@@ -60,7 +63,8 @@ class _Read:
     """A read that was not answered yet."""
 
     __slots__ = (
-        "arrived", "blob", "distrusted", "done", "end", "is_over", "lock", "new_chunks", "start", "waiting",
+        "arrived", "blob", "distrusted", "done", "end", "is_over", "lock", "missed_s", "new_chunks", "start",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, blob: Blob, start: int, end: int, done: ReadDone, new_chunks: int) -> None:
@@ -73,6 +77,7 @@ class _Read:
         self.distrusted: set[int] = set()  # were not where they should be: fetched, so a read always ends
         self.lock = threading.Lock()
         self.waiting = 0
+        self.missed_s = 0.0
         self.is_over = False
 
 
@@ -82,6 +87,7 @@ class BlobServer:
     def __init__(self, chunks: LocalChunks, fetcher: ChunkFetcher, clock: Clock) -> None:
         self._chunks = chunks
         self._fetcher = fetcher
+        self._clock = clock
         self._reader = LocalReader(chunks)
         self._warnings = LimitedLog(_log, clock)
         self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk")
@@ -99,6 +105,7 @@ class BlobServer:
         new = blob.touch(blob.table.at(offset), blob.table.at(end - 1))
         if new:
             self._chunks.touch([blob.table[index].id for index in new])
+            self._read_ahead(blob, blob.ahead.reached(new[0], new[-1]))
         self._go_on(_Read(blob, offset, end, done, len(new)), scratch, may_block=False)
 
     def close(self) -> None:
@@ -195,13 +202,14 @@ class BlobServer:
 
     def _fetch(self, read: _Read, absent: list[Piece]) -> None:
         blob = read.blob
-        is_stream = blob.continues_stream(absent[0].chunk, absent[-1].chunk)
         blob.count(waited_for_fetch=1)
         read.waiting = len(absent)
+        read.missed_s = self._clock.monotonic()
         for piece in absent:
             self._fetcher.want(blob.remote, piece.chunk, Priority.READ, partial(self._arrived, read, piece))
-        if is_stream:
-            self._read_ahead(blob, absent[-1].chunk + 1)
+        self._read_ahead(
+            blob, blob.ahead.missed(blob.remote, absent[0].chunk, absent[-1].chunk, read.missed_s)
+        )
 
     def _arrived(self, read: _Read, piece: Piece, outcome: Outcome) -> None:
         """On a thread of the fetcher: one chunk is there, or is not to be had."""
@@ -218,6 +226,7 @@ class BlobServer:
             read.arrived[piece.chunk] = (content if is_last else bytes(content), padding)
         if not is_last:
             return
+        read.blob.ahead.waited(self._clock.monotonic() - read.missed_s)
         pieces = pieces_of(read.blob, read.start, read.end)
         if len(read.arrived) == len(pieces):
             self._finish(read, [part for one in pieces for part in read.arrived[one.chunk]])
@@ -225,17 +234,9 @@ class BlobServer:
             read.arrived[piece.chunk] = (bytes(content), padding)
             self._wait_for_disk(read)
 
-    def _read_ahead(self, blob: Blob, first: int) -> None:
-        """Fetch what a sequential reader will want next, as far as nobody read it and it is not here."""
-        last = min(first + READ_AHEAD_CHUNKS, len(blob.table))
-        candidates = [i for i in range(first, last) if blob.places[i] == NOWHERE and not blob.is_touched(i)]
-        if not candidates:
-            return
-        self._locate(blob, candidates)
-        for index in candidates:
-            if blob.places[index] == NOWHERE:
-                self._fetcher.want(blob.remote, index, Priority.READ_AHEAD, _ignore)
-        blob.continues_stream(last, last - 1)
+    def _read_ahead(self, blob: Blob, indices: Sequence[int]) -> None:
+        if indices:
+            self._fetcher.read_ahead(blob.remote, indices, blob.ahead.forget)
 
     def _wait_for_disk(self, read: _Read) -> None:
         try:
@@ -281,10 +282,6 @@ def _is_absent(read: _Read, piece: Piece) -> bool:
     """Whether it has to be fetched."""
     is_here = piece.place != NOWHERE and piece.chunk not in read.distrusted
     return not is_here and piece.chunk not in read.arrived
-
-
-def _ignore(_outcome: Outcome) -> None:
-    """Read-ahead: it is on the SSD now, or whoever reads it will see why not."""
 
 
 def _disk_failed(blob: Blob, problem: Exception) -> Unavailable:

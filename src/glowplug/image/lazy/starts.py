@@ -92,6 +92,13 @@ class LazyStarts:
         except (GlowplugError, OSError) as problem:
             _log.warning("the access trace of image %s was not kept: %s", digest[:16], problem)
 
+    def metrics(self) -> str:
+        """The daemon's numbers as Prometheus text; empty while none runs."""
+        try:
+            return self._running(STATS_TIMEOUT_S).metrics()
+        except GlowplugError:
+            return ""
+
     def sweep(self) -> None:
         """Put right what killed processes left, and release what ended containers held."""
         self._mounts.sweep()

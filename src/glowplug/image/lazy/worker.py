@@ -38,6 +38,7 @@ from glowplug.types.paths import StateDir
 _log = logging.getLogger(__name__)
 
 _THREADS = 4
+_SWITCH_INTERVAL_S = 0.0005  # how long a request of the kernel may wait for a thread that plans a fetch
 _READ_AHEAD_KIB = 4096  # of a blob's file, where EROFS reads it through the page cache
 _LOCK_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 2.0  # the holder kills after 5 s
@@ -91,6 +92,7 @@ def main(open_from: Callable[[StateDir, Clock], Sources] = open_sources) -> NoRe
         _log.error("another worker runs already")
         os._exit(1)
     _keep_heap_small()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     sources = open_from(state, SystemClock())
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
