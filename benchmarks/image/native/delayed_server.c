@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/prctl.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -165,6 +166,7 @@ int main(int count, char **given) {
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  // a benchmark that was killed leaves no server behind
     root = open(given[1], O_PATH | O_DIRECTORY | O_CLOEXEC);
     latency_s = atof(given[2]) / 1e3;
     bytes_per_s = atof(given[3]) * 1e6;
