@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
 from tests.chunks.servers import Behaviour, Conversation, HttpServer, free_port, http_server, stalling
 
 from glowplug.chunks import zone as zone_module
@@ -25,7 +24,6 @@ from glowplug.chunks.zone_health import (
     Patience,
     ServerHealth,
 )
-from glowplug.chunks.zone_metrics import ZoneCollector
 from glowplug.chunks.zone_race import Alarm, Race
 from glowplug.chunks.zone_ring import STRIPE_BYTES, Ring
 from glowplug.types.clock import ManualClock, SystemClock
@@ -559,14 +557,3 @@ def test_a_bad_key_never_reaches_a_server(server: HttpServer, region: FakeRegion
             zone_of(server.url, region=region).read(key, 0, 10, TIMEOUT_S)
     assert server.requests == []
     assert region.asked == []
-
-
-def test_the_counters_are_metrics(server: HttpServer, zone_of: ZoneOf) -> None:
-    zone = zone_of(server.url)
-    zone.read(KEY, 0, 10, TIMEOUT_S)
-    registry = CollectorRegistry()
-    registry.register(ZoneCollector(zone))
-    text = generate_latest(registry).decode()
-    assert "glowplug_zone_hits_total 1.0" in text
-    assert "glowplug_zone_read_bytes_total 10.0" in text
-    assert "glowplug_zone_skipped_servers 0.0" in text

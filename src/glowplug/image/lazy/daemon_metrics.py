@@ -28,6 +28,17 @@ _TIER_COUNTERS = {
     "errors": "Requests that a tier did not answer.",
     "fallbacks": "Requests to a tier after another one failed.",
 }
+_ZONE_COUNTERS = {
+    "reads": "Parts of ranges that were read through the zone.",
+    "read_bytes": "Bytes that were read through the zone.",
+    "hits": "Answers that a cache had.",
+    "misses": "Answers that a cache fetched from the region.",
+    "hedges": "Second requests because a first one was slow.",
+    "hedges_won": "Second requests that were faster.",
+    "failures": "Requests that a cache failed, or answered wrongly.",
+    "skips": "Times that a cache was left alone for a while.",
+    "region_reads": "Reads that went past the caches to the region.",
+}
 
 
 def metrics_text(stats: Mapping[str, Any]) -> str:
@@ -46,6 +57,12 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
     for field, words in _TIER_COUNTERS.items():
         samples = {f'{{tier="{tier}"}}': counts[field] for tier, counts in tiers.items()}
         yield from _metric(f"tier_{field}_total", "counter", words, samples)
+    zone = stats["zone"]
+    if zone:
+        for field, words in _ZONE_COUNTERS.items():
+            yield from _metric(f"zone_{field}_total", "counter", words, {"": zone[field]})
+        skipped = {"": zone["skipped_servers"]}
+        yield from _metric("zone_skipped_servers", "gauge", "Caches that are being left alone.", skipped)
 
 
 def _metric(name: str, kind: str, words: str, samples: Mapping[str, float]) -> Iterator[str]:

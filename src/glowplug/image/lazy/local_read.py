@@ -59,6 +59,10 @@ class Piece(NamedTuple):
     place: int
 
 
+STREAM_BYTES = 256 << 10
+READ_AHEAD_BYTES = 8 << 20
+
+
 class LocalReader:
     """Reads of chunks that were placed. Safe to use from many threads, each with its own scratch."""
 
@@ -206,6 +210,10 @@ def _raise_unless_lost(problem: Exception) -> None:
 
 def _read_waiting(file: int, into: memoryview, offset: int) -> int:
     filled = 0
+    if len(into) >= STREAM_BYTES:
+        # Large requests are a file read from end to end. The kernel does not see that by itself, because
+        # reads that must not wait do not count for its own read-ahead.
+        os.posix_fadvise(file, offset, len(into) + READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
     while filled < len(into):
         got = os.preadv(file, (into[filled:],), offset + filled)
         if got == 0:

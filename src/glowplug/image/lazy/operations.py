@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glowplug.chunks.fetch import PrefetchHandle
+from glowplug.chunks.zone import ZoneObjects
 from glowplug.image.lazy import trace
 from glowplug.image.lazy.attached import AttachedBlobs
 from glowplug.image.lazy.blob import DIGEST, Blob
@@ -40,12 +41,14 @@ class Operations:
         *,
         descriptors: Sequence[int],
         restarts: int,
+        zone: ZoneObjects | None = None,
     ) -> None:
         self._blobs = blobs
         self._fetcher = fetcher
         self._clock = clock
         self._descriptors = descriptors
         self._restarts = restarts
+        self._zone = zone
         self._started_s = clock.monotonic()
         self._lock = threading.Lock()
         self._prefetches: dict[str, PrefetchHandle] = {}
@@ -140,8 +143,14 @@ class Operations:
             "uptime_s": self._uptime_s(),
             "rss_bytes": _rss_bytes(),
             "fetch": asdict(self._fetcher.stats()),
+            "zone": self._zone_stats(),
             "blobs": {blob.digest: _blob_stats(blob) for blob in self._blobs.all()},
         }
+
+    def _zone_stats(self) -> dict[str, int]:
+        if self._zone is None:
+            return {}
+        return {**asdict(self._zone.counters), "skipped_servers": len(self._zone.skipped_servers)}
 
     def _uptime_s(self) -> float:
         return round(self._clock.monotonic() - self._started_s, 3)

@@ -22,6 +22,7 @@ from glowplug.chunks.fetch import Fetcher
 from glowplug.chunks.objects import Objects
 from glowplug.chunks.remote_settings import RemoteSettings
 from glowplug.chunks.ssd import SsdStore
+from glowplug.chunks.zone import ZoneObjects
 from glowplug.image.lazy.attached import AttachedBlobs
 from glowplug.image.lazy.blob_filesystem import BlobFilesystem
 from glowplug.image.lazy.blob_server import BlobServer, ChunkFetcher
@@ -59,6 +60,7 @@ class Sources:
 
     local: LocalStore
     fetcher: ChunkFetcher
+    zone: ZoneObjects | None = None
 
 
 def open_sources(state: StateDir, clock: Clock) -> Sources:
@@ -75,7 +77,8 @@ def open_sources(state: StateDir, clock: Clock) -> Sources:
     except GlowplugError as problem:
         _log.error("nothing can be fetched: %s", problem)
     store = SsdStore(state.chunks, budget_bytes=budget_bytes, clock=clock)
-    return Sources(store, Fetcher(store, tiers, clock=clock))
+    zone = next((tier for tier in tiers if isinstance(tier, ZoneObjects)), None)
+    return Sources(store, Fetcher(store, tiers, clock=clock), zone)
 
 
 def main(open_from: Callable[[StateDir, Clock], Sources] = open_sources) -> NoReturn:
@@ -128,6 +131,7 @@ def _serve(arguments: argparse.Namespace, state: StateDir, paths: DaemonPaths, s
         clock,
         descriptors=(arguments.fuse_fd, arguments.control_fd),
         restarts=arguments.restarts,
+        zone=sources.zone,
     )
     session.start()
     if arguments.resend:
