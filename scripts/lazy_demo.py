@@ -82,6 +82,7 @@ def make_bucket(url: str, server: subprocess.Popen[bytes]) -> None:
 def zone_cache(environment: dict[str, str]) -> Iterator[dict[str, str]]:
     """nginx between the nodes and the S3 server; the environment with both."""
     folder = Path(tempfile.mkdtemp(prefix="glowplug-zone-", dir="/var/tmp"))
+    folder.chmod(0o755)  # nginx's workers are another user's
     listen = f"127.0.0.1:{free_port()}"
 
     def command(*arguments: str) -> None:
