@@ -22,7 +22,7 @@ from glowplug.chunks.table import ChunkTable
 
 SMALLEST_BYTES = 1 << 20
 LARGEST_BYTES = 12 << 20
-"""Chosen by replaying one recorded ``import torch`` from a store 20 ms away (n = 1 for each of eight sizes)."""
+"""Chosen by replaying one recorded ``import torch``, 20 ms away: n = 1 for each of eight sizes."""
 
 BYTES_PER_S = 500e6  # of all connections together
 BACK_SHARE = 2  # a window is half as long before the chunk as behind it
