@@ -99,3 +99,13 @@ def test_removing_by_name_is_a_task(control: FakeControl, glowplug: Glowplug) ->
     control.task_events = [{"result": {"removed": True}}]
     glowplug("image", "rm", "team/vllm:1")
     assert sent(control) == {"op": "remove", "image": "team/vllm:1"}
+
+
+def test_up_says_at_once_what_is_wrong_with_its_region(
+    glowplug: Glowplug, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOWPLUG_REGION", "")  # put back afterwards: the command sets it
+    result = glowplug("up", "--region", "nowhere")
+    assert result.exit_code == 1
+    assert "GLOWPLUG_REGION" in result.stderr
+    assert "s3://bucket/prefix" in result.stderr

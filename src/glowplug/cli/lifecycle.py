@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from glowplug.chunks.remote_settings import RemoteSettings
 from glowplug.cli.options import JsonOption, session_of
 from glowplug.cli.output import Row, print_json, print_table
 from glowplug.cli.session import Session
@@ -67,6 +68,7 @@ def up(
     # The agent, its tasks and the blob daemon all find these in their environment.
     settings = {"GLOWPLUG_REGION": region, "GLOWPLUG_ZONE": zone, "GLOWPLUG_SSD_BYTES": ssd_bytes}
     os.environ |= {name: str(value) for name, value in settings.items() if value is not None}
+    RemoteSettings.from_environment()  # what is wrong with them is said here, not in the agent's log
 
     def announce(address: embedded.Address) -> None:
         text = f"Glowplug answers at {address.url} (state: {session.state.root})"

@@ -77,3 +77,10 @@ def test_a_cancelled_task_ends_and_leaves_nothing(runner: TaskRunner, folder: Pa
 def test_what_the_agent_does_itself_is_refused(runner: TaskRunner) -> None:
     with pytest.raises(InvalidInput, match="agent itself"):
         runner.run(MountTask(image="a:1"), job())
+
+
+def test_a_name_that_cannot_be_is_refused_before_anything_is_read(runner: TaskRunner, folder: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(InvalidInput, match="not a name"):
+        runner.run(ImportTask(source=str(folder), name="../evil"), job(said=said))
+    assert said == []

@@ -12,6 +12,7 @@ from typing import Any
 from glowplug.chunks.chunk import Chunk
 from glowplug.image.index.build import build_image
 from glowplug.image.index.catalog import Catalog
+from glowplug.image.index.image_name import check_name
 from glowplug.image.index.tree import Inode, Tree
 from glowplug.image.inside import DEFAULT_PATH
 from glowplug.image.job import Job
@@ -33,6 +34,8 @@ _EXECUTABLE = 0o111
 
 def import_image(state: StateDir, task: ImportTask, job: Job) -> dict[str, Any]:
     """``{"digest", "entries", "content_bytes", "new_bytes", "seconds"}``."""
+    if task.name is not None:
+        check_name(task.name)
     catalog = Catalog(state)
     order = _order(catalog, task.order_by)
     builder = ImageFolders(state).build_storage
