@@ -87,14 +87,16 @@ async def test_a_body_too_large_to_keep_is_not_repeated(control: Control, agent:
 async def test_any_method_goes_elsewhere_when_no_connection_can_be_made(
     control: Control, agent: FakeAgent
 ) -> None:
-    first = await _warm(control, agent)
-    await agent.kill_replica(first.name, tell=False)  # the agent has not noticed yet
+    # Never asked anything, so no connection is left that a request could be lost on.
+    await control.deploy(app_spec(server_spec(scaling={"min_replicas": 1})))
+    dead = (await eventually(lambda: agent.ready, "a replica"))[0].id
+    await agent.kill_replica(dead, tell=False)  # the agent has not noticed yet
     request = asyncio.create_task(control.client.post("/shop/web/request", content=b"pay"))
     await control.held(1)
-    await agent.kill_replica(first.name)
+    await agent.kill_replica(dead)
     answer = await request
     assert (answer.status_code, answer.json()["body"]) == (200, "pay")
-    assert answer.json()["replica"] != first.name
+    assert answer.json()["replica"] != dead
 
 
 async def test_a_suspect_is_avoided_while_another_is_ready(control: Control, agent: FakeAgent) -> None:
