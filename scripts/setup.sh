@@ -5,11 +5,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # wrk is for the router's benchmark, the rest for running.
-scripts/apt_packages.sh ca-certificates iproute2 mount python3 python3-venv wrk
+scripts/apt_packages.sh ca-certificates g++ iproute2 mount python3 python3-venv wrk
 
 python=$(scripts/find_python.sh)
 stamp=.venv/.glowplug-setup
-wanted=$({ cat pyproject.toml constraints.txt; "$python" --version; } | sha256sum | cut -d' ' -f1)
+wanted=$({ cat pyproject.toml hatch_build.py native/* constraints.txt; "$python" --version; } | sha256sum | cut -d' ' -f1)
 if [[ -f $stamp && $(<"$stamp") == "$wanted" && -x .venv/bin/glowplug ]]; then
     echo "==> .venv is up to date"
 else

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 from glowplug.image.lazy.blob import Blob, digests, node_of, open_blob
+from glowplug.image.lazy.fuse_pump import FusePump
 from glowplug.types.errors import Conflict, NotFound
 from glowplug.types.paths import StateDir
 
@@ -16,8 +17,10 @@ from glowplug.types.paths import StateDir
 class AttachedBlobs:
     """Blobs by digest and by node number. Safe to use from many threads; finding an attached one is quick."""
 
-    def __init__(self, state: StateDir) -> None:
+    def __init__(self, state: StateDir, pump: FusePump | None = None) -> None:
+        """``pump`` answers what it can of those that are attached."""
         self._state = state
+        self._pump = pump
         self._lock = threading.Lock()
         self._by_digest: dict[str, Blob] = {}
         self._by_node: dict[int, Blob] = {}
@@ -36,6 +39,8 @@ class AttachedBlobs:
                     raise _collision(digest, other.digest)
                 self._by_digest[digest] = blob
                 self._by_node[blob.node] = blob
+                if self._pump is not None:
+                    self._pump.attach(blob)
         return blob
 
     def detach(self, digest: str) -> bool:
@@ -44,6 +49,8 @@ class AttachedBlobs:
             blob = self._by_digest.pop(digest, None)
             if blob is not None:
                 del self._by_node[blob.node]
+                if self._pump is not None:
+                    self._pump.detach(blob.node)
         return blob is not None
 
     def of_node(self, node: int) -> Blob:

@@ -63,7 +63,8 @@ class Blob:
     folder: Path
     starts: array[int] = field(init=False)  # chunks' first blocks; then the end
     places: array[int] = field(init=False)  # see place_word; NOWHERE: not looked up, or not here
-    _touched: bytearray = field(init=False)
+    touched: bytearray = field(init=False)  # 0: not read so far; by chunk, and never replaced
+    answered: array[int] = field(init=False)  # by the pump: reads, and bytes in them
     _order: array[int] = field(init=False)
     ahead: ReadAhead = field(init=False)
     _counts: ReadCounts = field(init=False, default_factory=ReadCounts)
@@ -73,7 +74,8 @@ class Blob:
         chunks = len(self.table)
         self.starts = self.table.starts
         self.places = array("q", [NOWHERE]) * chunks
-        self._touched = bytearray(chunks)
+        self.touched = bytearray(chunks)
+        self.answered = array("Q", (0, 0))
         self._order = array("I")
         self.ahead = ReadAhead(self.table)
         self.remote.kept = self._kept
@@ -99,11 +101,11 @@ class Blob:
 
     def touch(self, first: int, last: int) -> list[int]:
         """Note a read of these chunks; returns those that were not read before, in order."""
-        if self._touched.find(0, first, last + 1) < 0:
+        if self.touched.find(0, first, last + 1) < 0:
             return []
         with self._lock:
-            new = [index for index in range(first, last + 1) if not self._touched[index]]
-            self._touched[first : last + 1] = b"\1" * (last + 1 - first)
+            new = [index for index in range(first, last + 1) if not self.touched[index]]
+            self.touched[first : last + 1] = b"\1" * (last + 1 - first)
             self._order.extend(new)
         return new
 
@@ -115,7 +117,7 @@ class Blob:
     def reset_trace(self) -> None:
         """Begin the trace anew."""
         with self._lock:
-            self._touched = bytearray(len(self.table))
+            self.touched[:] = bytes(len(self.table))
             self._order = array("I")
 
     def count(self, **added: int) -> None:
@@ -136,8 +138,15 @@ class Blob:
 
     def counts(self) -> ReadCounts:
         """One reading of the counts."""
+        pumped_reads, pumped_bytes = self.answered
         with self._lock:
-            return replace(self._counts)
+            counts = self._counts
+            return replace(
+                counts,
+                reads=counts.reads + pumped_reads,
+                read_bytes=counts.read_bytes + pumped_bytes,
+                ssd_bytes=counts.ssd_bytes + pumped_bytes,
+            )
 
     def refresh(self) -> None:
         """Look again where the chunks lie elsewhere. Raises InvalidInput."""

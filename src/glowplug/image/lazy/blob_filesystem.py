@@ -8,9 +8,10 @@ kernel, since an image may come any moment; those that are, are fixed by their d
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from glowplug.image.lazy import fuse_protocol as protocol
@@ -18,8 +19,11 @@ from glowplug.image.lazy.attached import AttachedBlobs
 from glowplug.image.lazy.blob import DIGEST, Blob, node_of
 from glowplug.image.lazy.blob_server import BlobServer
 from glowplug.image.lazy.fuse_protocol import ROOT_NODE, Attributes, DirectoryEntry, Opcode, OpenFlag
+from glowplug.image.lazy.fuse_pump import Notice
 from glowplug.image.lazy.fuse_session import Handler, Part, Request
 from glowplug.types.errors import GlowplugError, NotFound
+
+_log = logging.getLogger(__name__)
 
 _VALID_S = 3600
 _FOLDER = Attributes(inode=ROOT_NODE, mode=stat.S_IFDIR | 0o500, links=2)
@@ -45,6 +49,14 @@ class BlobFilesystem:
             Opcode.RELEASEDIR: Request.answer,
             Opcode.STATFS: self._get_sizes,
         }
+
+    def follow(self, notices: Iterable[Notice]) -> None:
+        """Note reads that were answered before they came here, as long as there are any."""
+        for node, first, last in notices:
+            try:
+                self._server.noticed(self._blobs.of_node(node), first, last)
+            except (GlowplugError, OSError) as problem:
+                _log.warning("a read of node %#x is missing from its trace: %s", node, problem)
 
     def _look_up(self, request: Request) -> None:
         name = protocol.parse_name(request.body).decode(errors="replace")

@@ -102,15 +102,24 @@ class BlobServer:
         if offset >= end:
             done(())
             return
-        new = blob.touch(blob.table.at(offset), blob.table.at(end - 1))
-        if new:
-            self._chunks.touch([blob.table[index].id for index in new])
-            self._read_ahead(blob, blob.ahead.reached(new[0], new[-1]))
-        self._go_on(_Read(blob, offset, end, done, len(new)), scratch, may_block=False)
+        new = self._touch(blob, blob.table.at(offset), blob.table.at(end - 1))
+        self._go_on(_Read(blob, offset, end, done, new), scratch, may_block=False)
+
+    def noticed(self, blob: Blob, first: int, last: int) -> None:
+        """These chunks, verified and on this machine, were read past this server."""
+        blob.count(ssd_chunks=self._touch(blob, first, last))
 
     def close(self) -> None:
         """End the threads that wait for disks; reads that are not answered by now may never be."""
         self._disk.shutdown(wait=False, cancel_futures=True)
+
+    def _touch(self, blob: Blob, first: int, last: int) -> int:
+        """Note a read of these chunks; how many had not been read before."""
+        new = blob.touch(first, last)
+        if new:
+            self._chunks.touch([blob.table[index].id for index in new])
+            self._read_ahead(blob, blob.ahead.reached(new[0], new[-1]))
+        return len(new)
 
     def _go_on(self, read: _Read, scratch: Scratch, *, may_block: bool) -> None:
         """Bring a read as far as it gets on this thread: to its answer, its error, or somebody's queue."""

@@ -71,11 +71,15 @@ class Request:
 
 Handler = Callable[[Request], None]
 
+Receive = Callable[[bytearray], int]
+"""Wait for the next request, put it into the buffer and return its length; 0: there will be none."""
+
 
 class FuseSession:
     """Reads requests from ``descriptor`` and hands each to the handler of its kind; a kind without is ENOSYS.
 
-    INIT, DESTROY and forgetting are done here. ``on_ready`` is called when the kernel has heard our INIT.
+    INIT, DESTROY and forgetting are done here. ``on_ready`` is called when the kernel has heard our INIT;
+    ``receive`` is where requests come from if somebody else reads them from the descriptor first.
     The descriptor is the caller's: it is not closed here.
     """
 
@@ -87,8 +91,10 @@ class FuseSession:
         threads: int = 4,
         flags: int = protocol.DEFAULT_FLAGS,
         on_ready: Callable[[], None] | None = None,
+        receive: Receive | None = None,
     ) -> None:
         self._descriptor = descriptor
+        self._receive: Receive = receive or (lambda buffer: os.readv(descriptor, (buffer,)))
         self._handlers: dict[int, Handler] = {
             Opcode.INIT: self._init,
             Opcode.DESTROY: Request.answer,
@@ -137,7 +143,7 @@ class FuseSession:
         scratch = Scratch()
         while not self._ended.is_set():
             try:
-                received = os.readv(self._descriptor, (buffer,))
+                received = self._receive(buffer)
             except OSError as problem:
                 if problem.errno in _RETRIED:
                     continue

@@ -5,6 +5,7 @@ Checks everything it is sent; what it answers is what :class:`~glowplug.image.la
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,15 @@ from glowplug.image.lazy.blob import DIGEST, Blob
 from glowplug.image.lazy.blob_server import ChunkFetcher
 from glowplug.image.lazy.control import Answer, Operation
 from glowplug.image.lazy.daemon_metrics import metrics_text
+from glowplug.image.lazy.fuse_pump import FusePump
 from glowplug.image.lazy.orders import pack_order, unpack_order
 from glowplug.types.clock import Clock
 from glowplug.types.errors import InvalidInput, NotFound
 
+_log = logging.getLogger(__name__)
+
 _LONGEST_WAIT_S = 20.0
+_CATCH_UP_S = 1.0
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 Fields = Mapping[str, Any]
@@ -42,6 +47,7 @@ class Operations:
         descriptors: Sequence[int],
         restarts: int,
         zone: ZoneObjects | None = None,
+        pump: FusePump | None = None,
     ) -> None:
         self._blobs = blobs
         self._fetcher = fetcher
@@ -49,6 +55,7 @@ class Operations:
         self._descriptors = descriptors
         self._restarts = restarts
         self._zone = zone
+        self._pump = pump
         self._started_s = clock.monotonic()
         self._lock = threading.Lock()
         self._prefetches: dict[str, PrefetchHandle] = {}
@@ -123,11 +130,18 @@ class Operations:
         return Answer(_progress(handle))
 
     def _trace_get(self, fields: Fields) -> Answer:
+        self._catch_up()
         return Answer({"order": pack_order(self._blob(fields).trace())})
 
     def _trace_reset(self, fields: Fields) -> Answer:
+        self._catch_up()
         self._blob(fields).reset_trace()
         return Answer({})
+
+    def _catch_up(self) -> None:
+        """Have all that was read so far noted."""
+        if self._pump is not None and not self._pump.wait_until_followed(_CATCH_UP_S):
+            _log.warning("reads are noted late: a trace may lack the last of them")
 
     def _stats(self, _fields: Fields) -> Answer:
         return Answer(self.stats())
@@ -137,6 +151,7 @@ class Operations:
 
     def stats(self) -> dict[str, Any]:
         """All numbers, as JSON."""
+        self._catch_up()
         return {
             "pid": os.getpid(),
             "restarts": self._restarts,

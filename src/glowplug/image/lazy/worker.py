@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from glowplug.image.lazy.blob_filesystem import BlobFilesystem
 from glowplug.image.lazy.blob_server import BlobServer, ChunkFetcher
 from glowplug.image.lazy.control import ControlServer
 from glowplug.image.lazy.daemon_state import DaemonPaths, take_lock
+from glowplug.image.lazy.fuse_pump import FusePump
 from glowplug.image.lazy.fuse_session import FuseSession
 from glowplug.image.lazy.local_read import LocalChunks
 from glowplug.image.lazy.mount_table import mounted_at
@@ -39,6 +41,7 @@ from glowplug.types.paths import StateDir
 _log = logging.getLogger(__name__)
 
 _THREADS = 4
+_PUMP_THREADS = 8  # reads of packs in flight: each may wait for the disk
 _SWITCH_INTERVAL_S = 0.0005  # how long a request of the kernel may wait for a thread that plans a fetch
 _READ_AHEAD_KIB = 4096  # of a blob's file, where EROFS reads it through the page cache
 _LOCK_TIMEOUT_S = 5.0
@@ -48,6 +51,10 @@ _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1  # <malloc.h>
 
 class LocalStore(LocalChunks, Protocol):
     """The SSD tier as the worker owns it."""
+
+    def pack_path(self, pack: int) -> Path:
+        """The file of a pack."""
+        ...
 
     def close(self) -> None:
         """Make everything durable."""
@@ -117,13 +124,15 @@ def main(open_from: Callable[[StateDir, Clock], Sources] = open_sources) -> NoRe
 
 def _serve(arguments: argparse.Namespace, state: StateDir, paths: DaemonPaths, sources: Sources) -> None:
     clock = SystemClock()
-    blobs = AttachedBlobs(state)
+    pump = FusePump(arguments.fuse_fd, sources.local.pack_path(0).parent, _PUMP_THREADS)
+    blobs = AttachedBlobs(state, pump)
     filesystem = BlobFilesystem(blobs, BlobServer(sources.local, sources.fetcher, clock))
     session = FuseSession(
         arguments.fuse_fd,
         filesystem.handlers(),
         threads=arguments.threads,
         on_ready=lambda: _read_ahead(paths.blobs),
+        receive=pump.receive,
     )
     operations = Operations(
         blobs,
@@ -132,8 +141,10 @@ def _serve(arguments: argparse.Namespace, state: StateDir, paths: DaemonPaths, s
         descriptors=(arguments.fuse_fd, arguments.control_fd),
         restarts=arguments.restarts,
         zone=sources.zone,
+        pump=pump,
     )
     session.start()
+    threading.Thread(target=filesystem.follow, args=(pump.notices(),), name="notices", daemon=True).start()
     if arguments.resend:
         session.ask_again()
     ControlServer(arguments.control_fd, operations.by_name(), clock).start()

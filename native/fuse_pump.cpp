@@ -1,0 +1,408 @@
+// See fuse_pump.h.
+//
+// What is answered here was hashed when it was fetched or first read (the VERIFIED bit of a place), by the Python
+// side. One thing can have happened since: a prune gave the place up, and then it is a hole, which reads as zeros.
+// So a piece of a chunk whose last page is all zeros is handed on, to be hashed again. (The last page is enough: a
+// hole is punched over whole chunks.) Whatever else is unusual is handed on as well: the Python side decides, counts
+// and logs. Layouts: include/uapi/linux/fuse.h.
+
+#include "fuse_pump.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <shared_mutex>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+namespace {
+
+constexpr std::size_t kRequestBytes = 1 << 16;  // longer than any request to a read-only filesystem
+constexpr std::size_t kOpenPacks = 128;
+constexpr int kPackShift = 33;
+constexpr std::int64_t kVerified = 1;
+
+class Descriptor {
+  public:
+    explicit Descriptor(int fd) : fd_(fd) {}
+    ~Descriptor() { ::close(fd_); }
+    Descriptor(const Descriptor &) = delete;
+    Descriptor &operator=(const Descriptor &) = delete;
+    int get() const { return fd_; }
+
+  private:
+    int fd_;
+};
+
+bool is_linked(int fd) {
+    struct stat status;
+    return ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink > 0;
+}
+
+// Descriptors of pack files, shared by the threads; who reads holds on to one that is dropped meanwhile.
+class Packs {
+  public:
+    explicit Packs(std::string folder) : folder_(std::move(folder)) {}
+
+    // Null if there is no such pack (any more).
+    std::shared_ptr<Descriptor> open(std::uint32_t number) {
+        {
+            std::shared_lock lock(mutex_);
+            const auto known = open_.find(number);
+            if (known != open_.end() && is_linked(known->second->get())) return known->second;
+        }
+        std::array<char, 24> name{};
+        std::snprintf(name.data(), name.size(), "/%08u.pack", number);
+        const int fd = ::open((folder_ + name.data()).c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        std::unique_lock lock(mutex_);
+        if (fd < 0) {
+            open_.erase(number);
+            return nullptr;
+        }
+        auto opened = std::make_shared<Descriptor>(fd);
+        if (!is_linked(fd)) return nullptr;
+        // Deleted packs keep their room on the disk as long as they are open here.
+        std::erase_if(open_, [](const auto &entry) { return !is_linked(entry.second->get()); });
+        if (open_.size() >= kOpenPacks) open_.clear();
+        open_[number] = opened;
+        return opened;
+    }
+
+  private:
+    const std::string folder_;
+    std::shared_mutex mutex_;
+    std::unordered_map<std::uint32_t, std::shared_ptr<Descriptor>> open_;
+};
+
+bool all_zeros(const std::uint8_t *bytes, std::size_t size) {
+    return size == 0 || (bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0);
+}
+
+bool read_whole(int fd, std::uint8_t *into, std::size_t size, std::uint64_t offset) {
+    while (size > 0) {
+        const ssize_t got = ::pread(fd, into, size, static_cast<off_t>(offset));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return false;
+        into += got;
+        size -= static_cast<std::size_t>(got);
+        offset += static_cast<std::uint64_t>(got);
+    }
+    return true;
+}
+
+// One blob's chunks, and the answering of reads of them.
+class Blob {
+  public:
+    explicit Blob(const gp_blob &shared) : shared_(shared) {}
+
+    std::uint64_t size_bytes() const { return std::uint64_t{shared_.starts[shared_.chunks]} * GP_BLOCK_BYTES; }
+
+    std::uint32_t chunk_at(std::uint64_t offset) const {
+        const auto block = static_cast<std::uint32_t>(offset / GP_BLOCK_BYTES);
+        const auto *end = shared_.starts + shared_.chunks + 1;
+        return static_cast<std::uint32_t>(std::upper_bound(shared_.starts, end, block) - shared_.starts - 1);
+    }
+
+    // Put bytes start..end into `answer`. False if that takes more than reading what was verified.
+    bool read(std::uint64_t start, std::uint64_t end, std::uint32_t first, std::uint32_t last, Packs &packs,
+              std::uint8_t *answer) const {
+        std::uint32_t index = first;
+        while (index <= last) {
+            const std::int64_t place = place_of(index);
+            if (!is_verified(place)) return false;
+            // Chunks that follow each other in one pack as they do in the blob are read together.
+            std::uint32_t behind = index + 1;
+            while (behind <= last && is_verified(place_of(behind)) && shift(behind) == shift(index)) ++behind;
+            const std::uint64_t from = std::max(start, start_of(index));
+            const std::uint64_t to = std::min(end, content_end(behind - 1));
+            if (from < to) {
+                const auto pack = packs.open(static_cast<std::uint32_t>(place >> kPackShift));
+                const std::uint64_t block = (place & ((std::int64_t{1} << kPackShift) - 1)) >> 1;
+                const std::uint64_t at = block * GP_BLOCK_BYTES + (from - start_of(index));
+                if (!pack || !read_whole(pack->get(), answer + (from - start), to - from, at)) return false;
+            }
+            for (; index < behind; ++index)
+                if (!finish(index, start, end, answer)) return false;
+        }
+        return true;
+    }
+
+    bool is_first_read(std::uint32_t first, std::uint32_t last) const {
+        for (std::uint32_t index = first; index <= last; ++index)
+            if (__atomic_load_n(shared_.touched + index, __ATOMIC_RELAXED) == 0) return true;
+        return false;
+    }
+
+    void count(std::uint64_t bytes) const {
+        __atomic_fetch_add(shared_.answered, 1, __ATOMIC_RELAXED);
+        __atomic_fetch_add(shared_.answered + 1, bytes, __ATOMIC_RELAXED);
+    }
+
+  private:
+    std::int64_t place_of(std::uint32_t index) const {
+        return __atomic_load_n(shared_.places + index, __ATOMIC_ACQUIRE);
+    }
+    static bool is_verified(std::int64_t place) { return place >= 0 && (place & kVerified); }
+    // Equal for chunks that are as far from each other in one pack as in the blob.
+    std::int64_t shift(std::uint32_t index) const { return (place_of(index) >> 1) - shared_.starts[index]; }
+    std::uint64_t start_of(std::uint32_t index) const {
+        return std::uint64_t{shared_.starts[index]} * GP_BLOCK_BYTES;
+    }
+    std::uint64_t content_end(std::uint32_t index) const { return start_of(index) + shared_.sizes[index]; }
+
+    // Pad what was read of a chunk with zeros; false if it may have been a hole.
+    bool finish(std::uint32_t index, std::uint64_t start, std::uint64_t end, std::uint8_t *answer) const {
+        const std::uint64_t from = std::max(start, start_of(index));
+        const std::uint64_t content = content_end(index);
+        const std::uint64_t to = std::min(end, content);
+        if (from < to) {
+            const std::uint64_t page = std::max(from, (to - 1) / GP_BLOCK_BYTES * GP_BLOCK_BYTES);
+            if (all_zeros(answer + (page - start), to - page)) return false;
+        }
+        const std::uint64_t padded = std::min(end, start_of(index + 1));
+        const std::uint64_t padding = std::max(from, content);
+        if (padding < padded) std::memset(answer + (padding - start), 0, padded - padding);
+        return true;
+    }
+
+    const gp_blob shared_;
+};
+
+// What one side hands to the other: waits for more, and ends.
+template <typename Item> class Queue {
+  public:
+    void push(Item item) {
+        {
+            std::lock_guard lock(mutex_);
+            items_.push_back(std::move(item));
+            ++pushed_;
+        }
+        filled_.notify_one();
+    }
+
+    // Up to `most` items; none if it has ended.
+    std::vector<Item> pop(std::size_t most) {
+        std::unique_lock lock(mutex_);
+        filled_.wait(lock, [&] { return !items_.empty() || ended_; });
+        std::vector<Item> taken;
+        while (!items_.empty() && taken.size() < most) {
+            taken.push_back(std::move(items_.front()));
+            items_.pop_front();
+        }
+        return taken;
+    }
+
+    void end() {
+        {
+            std::lock_guard lock(mutex_);
+            ended_ = true;
+        }
+        filled_.notify_all();
+    }
+
+    std::uint64_t pushed() {
+        std::lock_guard lock(mutex_);
+        return pushed_;
+    }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable filled_;
+    std::deque<Item> items_;
+    std::uint64_t pushed_ = 0;
+    bool ended_ = false;
+};
+
+using Request = std::vector<std::uint8_t>;
+
+}  // namespace
+
+struct gp_pump {
+    gp_pump(int fd, const char *folder) : fd_(fd), packs_(folder) {}
+
+    void start(unsigned threads) {
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_BLOCK, &all, &before);  // signals are the interpreter's
+        std::optional<std::system_error> problem;
+        try {
+            while (threads_.size() < threads) threads_.emplace_back([this] { serve(); });
+        } catch (const std::system_error &refused) {
+            problem = refused;
+        }
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+        if (threads_.empty() && problem) throw *problem;  // fewer threads than asked for are good enough
+    }
+
+    int attach(const gp_blob &blob) {
+        std::unique_lock lock(blobs_mutex_);
+        return blobs_.try_emplace(blob.node, std::make_shared<const Blob>(blob)).second ? 0 : -EEXIST;
+    }
+
+    int detach(std::uint64_t node, unsigned timeout_ms) {
+        std::shared_ptr<const Blob> blob;
+        {
+            std::unique_lock lock(blobs_mutex_);
+            const auto known = blobs_.find(node);
+            if (known == blobs_.end()) return 1;
+            blob = std::move(known->second);
+            blobs_.erase(known);
+        }
+        const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
+        while (blob.use_count() > 1) {
+            if (std::chrono::steady_clock::now() >= deadline) return 0;
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        return 1;
+    }
+
+    std::int64_t take(void *buffer, std::size_t room) {
+        const auto taken = requests_.pop(1);
+        if (taken.empty()) return -error_.load();
+        if (taken[0].size() > room) return -EMSGSIZE;
+        std::memcpy(buffer, taken[0].data(), taken[0].size());
+        return static_cast<std::int64_t>(taken[0].size());
+    }
+
+    std::int64_t notices(gp_notice *into, std::size_t room) {
+        const auto taken = notices_.pop(room);
+        std::copy(taken.begin(), taken.end(), into);
+        return static_cast<std::int64_t>(taken.size());
+    }
+
+    std::uint64_t noticed() { return notices_.pushed(); }
+
+    void join() {
+        for (auto &thread : threads_) thread.join();
+    }
+
+  private:
+    void serve() {
+        try {
+            std::vector<std::uint8_t> request(kRequestBytes), answer(GP_MAX_READ_BYTES);
+            while (true) {
+                const ssize_t got = ::read(fd_, request.data(), request.size());
+                if (got < 0) {
+                    // ENOENT: the request was withdrawn.
+                    if (errno == EINTR || errno == EAGAIN || errno == ENOENT) continue;
+                    if (errno != ENODEV && errno != ECONNABORTED) error_ = errno;
+                    break;
+                }
+                if (got == 0) break;
+                const auto size = static_cast<std::size_t>(got);
+                if (!answer_read(request.data(), size, answer.data()))
+                    requests_.push(Request(request.begin(), request.begin() + got));
+            }
+        } catch (const std::bad_alloc &) {
+            error_ = ENOMEM;
+        }
+        requests_.end();
+        notices_.end();
+    }
+
+    // Whether it was a read that could be answered at once.
+    bool answer_read(const std::uint8_t *request, std::size_t size, std::uint8_t *answer) {
+        fuse_in_header head;
+        fuse_read_in asked;
+        if (size < sizeof head + sizeof asked) return false;
+        std::memcpy(&head, request, sizeof head);
+        std::memcpy(&asked, request + sizeof head, sizeof asked);
+        if (head.opcode != FUSE_READ || head.len != size || asked.size > GP_MAX_READ_BYTES) return false;
+        const auto blob = find(head.nodeid);
+        if (!blob || asked.offset >= blob->size_bytes() || asked.size == 0) return false;
+        const std::uint64_t end = std::min(asked.offset + asked.size, blob->size_bytes());
+        const std::uint32_t first = blob->chunk_at(asked.offset), last = blob->chunk_at(end - 1);
+        if (!blob->read(asked.offset, end, first, last, packs_, answer)) return false;
+        // Told before it is answered: whoever looks after the answer finds it noted.
+        if (blob->is_first_read(first, last)) notices_.push({head.nodeid, first, last});
+        blob->count(end - asked.offset);
+        return send(head.unique, answer, end - asked.offset);
+    }
+
+    // False if the kernel refuses the answer as such.
+    bool send(std::uint64_t unique, std::uint8_t *answer, std::size_t size) const {
+        fuse_out_header head{static_cast<std::uint32_t>(sizeof(fuse_out_header) + size), 0, unique};
+        std::array<iovec, 2> parts{{{&head, sizeof head}, {answer, size}}};
+        while (::writev(fd_, parts.data(), parts.size()) < 0) {
+            if (errno == EINTR) continue;
+            // Withdrawn, unmounted, aborted: nobody waits for it.
+            return errno == ENOENT || errno == ENODEV || errno == ECONNABORTED;
+        }
+        return true;
+    }
+
+    std::shared_ptr<const Blob> find(std::uint64_t node) {
+        std::shared_lock lock(blobs_mutex_);
+        const auto known = blobs_.find(node);
+        return known == blobs_.end() ? nullptr : known->second;
+    }
+
+    const int fd_;
+    Packs packs_;
+    std::shared_mutex blobs_mutex_;
+    std::unordered_map<std::uint64_t, std::shared_ptr<const Blob>> blobs_;
+    Queue<Request> requests_;  // the kernel bounds how many there are
+    Queue<gp_notice> notices_;
+    std::vector<std::thread> threads_;
+    std::atomic<int> error_{0};
+};
+
+extern "C" {
+
+gp_pump *gp_pump_start(int fd, const char *packs, unsigned threads) {
+    try {
+        auto pump = std::make_unique<gp_pump>(fd, packs);
+        pump->start(threads);
+        return pump.release();
+    } catch (const std::system_error &problem) {
+        errno = problem.code().value();
+    } catch (const std::bad_alloc &) {
+        errno = ENOMEM;
+    }
+    return nullptr;
+}
+
+int gp_pump_attach(gp_pump *pump, const gp_blob *blob) {
+    if (blob->chunks == 0 || blob->chunks >= UINT32_MAX || blob->starts[0] != 0) return -EINVAL;
+    for (std::uint64_t index = 0; index < blob->chunks; ++index) {
+        const std::uint64_t room = std::uint64_t{blob->starts[index + 1]} - blob->starts[index];
+        if (blob->starts[index + 1] <= blob->starts[index] || blob->sizes[index] == 0 ||
+            blob->sizes[index] > GP_MAX_READ_BYTES || blob->sizes[index] > room * GP_BLOCK_BYTES)
+            return -EINVAL;
+    }
+    return pump->attach(*blob);
+}
+
+int gp_pump_detach(gp_pump *pump, uint64_t node, unsigned timeout_ms) { return pump->detach(node, timeout_ms); }
+
+int64_t gp_pump_take(gp_pump *pump, void *buffer, size_t room) { return pump->take(buffer, room); }
+
+int64_t gp_pump_notices(gp_pump *pump, gp_notice *into, size_t room) { return pump->notices(into, room); }
+
+uint64_t gp_pump_noticed(gp_pump *pump) { return pump->noticed(); }
+
+void gp_pump_free(gp_pump *pump) {
+    pump->join();
+    delete pump;
+}
+}
