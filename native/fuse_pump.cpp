@@ -16,6 +16,7 @@
 #include <condition_variable>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <memory>
@@ -39,25 +40,57 @@ namespace {
 
 constexpr std::size_t kRequestBytes = 1 << 16;  // longer than any request to a read-only filesystem
 constexpr std::size_t kOpenPacks = 128;
+// What is not in page cache and at least this long is read past it: it is kept in the image's own page cache,
+// and once is enough. Shorter reads are of files that lie among others, which the disk's read-ahead brings too.
+constexpr std::size_t kDirectBytes = 256 << 10;
 constexpr int kPackShift = 33;
 constexpr std::int64_t kVerified = 1;
 
-class Descriptor {
+// A pack file, opened twice: through the page cache, and past it (-1 where the filesystem cannot).
+class Pack {
   public:
-    explicit Descriptor(int fd) : fd_(fd) {}
-    ~Descriptor() { ::close(fd_); }
-    Descriptor(const Descriptor &) = delete;
-    Descriptor &operator=(const Descriptor &) = delete;
-    int get() const { return fd_; }
+    Pack(int cached, int direct) : cached_(cached), direct_(direct) {}
+    ~Pack() {
+        ::close(cached_);
+        if (direct_ >= 0) ::close(direct_);
+    }
+    Pack(const Pack &) = delete;
+    Pack &operator=(const Pack &) = delete;
+
+    bool is_linked() const {
+        struct stat status;
+        return ::fstat(cached_, &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink > 0;
+    }
+
+    // All of it; false if the pack ends before or cannot be read. May write up to the next block behind `size`.
+    bool read(std::uint8_t *into, std::size_t size, std::uint64_t offset) const {
+        iovec part{into, size};
+        const ssize_t got = ::preadv2(cached_, &part, 1, static_cast<off_t>(offset), RWF_NOWAIT);
+        std::size_t done = got > 0 ? static_cast<std::size_t>(got) / GP_BLOCK_BYTES * GP_BLOCK_BYTES : 0;
+        if (got == static_cast<ssize_t>(size)) return true;
+        if (size - done >= kDirectBytes) done += read_past_cache(into + done, size - done, offset + done);
+        while (done < size) {
+            const ssize_t more = ::pread(cached_, into + done, size - done, static_cast<off_t>(offset + done));
+            if (more < 0 && errno == EINTR) continue;
+            if (more <= 0) return false;
+            done += static_cast<std::size_t>(more);
+        }
+        return true;
+    }
 
   private:
-    int fd_;
-};
+    // How much of it could be read, in whole blocks up to the last: perhaps nothing.
+    std::size_t read_past_cache(std::uint8_t *into, std::size_t size, std::uint64_t offset) const {
+        if (direct_ < 0 || offset % GP_BLOCK_BYTES || reinterpret_cast<std::uintptr_t>(into) % GP_BLOCK_BYTES) return 0;
+        const std::size_t room = (size + GP_BLOCK_BYTES - 1) / GP_BLOCK_BYTES * GP_BLOCK_BYTES;
+        const ssize_t got = ::pread(direct_, into, room, static_cast<off_t>(offset));
+        if (got <= 0) return 0;
+        const auto read = static_cast<std::size_t>(got);
+        return read >= size ? size : read / GP_BLOCK_BYTES * GP_BLOCK_BYTES;
+    }
 
-bool is_linked(int fd) {
-    struct stat status;
-    return ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink > 0;
-}
+    const int cached_, direct_;
+};
 
 // Descriptors of pack files, shared by the threads; who reads holds on to one that is dropped meanwhile.
 class Packs {
@@ -65,24 +98,26 @@ class Packs {
     explicit Packs(std::string folder) : folder_(std::move(folder)) {}
 
     // Null if there is no such pack (any more).
-    std::shared_ptr<Descriptor> open(std::uint32_t number) {
+    std::shared_ptr<const Pack> open(std::uint32_t number) {
         {
             std::shared_lock lock(mutex_);
             const auto known = open_.find(number);
-            if (known != open_.end() && is_linked(known->second->get())) return known->second;
+            if (known != open_.end() && known->second->is_linked()) return known->second;
         }
         std::array<char, 24> name{};
         std::snprintf(name.data(), name.size(), "/%08u.pack", number);
-        const int fd = ::open((folder_ + name.data()).c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        const std::string path = folder_ + name.data();
+        const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+        const int fd = ::open(path.c_str(), flags);
         std::unique_lock lock(mutex_);
         if (fd < 0) {
             open_.erase(number);
             return nullptr;
         }
-        auto opened = std::make_shared<Descriptor>(fd);
-        if (!is_linked(fd)) return nullptr;
+        auto opened = std::make_shared<const Pack>(fd, ::open(path.c_str(), flags | O_DIRECT));
+        if (!opened->is_linked()) return nullptr;
         // Deleted packs keep their room on the disk as long as they are open here.
-        std::erase_if(open_, [](const auto &entry) { return !is_linked(entry.second->get()); });
+        std::erase_if(open_, [](const auto &entry) { return !entry.second->is_linked(); });
         if (open_.size() >= kOpenPacks) open_.clear();
         open_[number] = opened;
         return opened;
@@ -91,23 +126,11 @@ class Packs {
   private:
     const std::string folder_;
     std::shared_mutex mutex_;
-    std::unordered_map<std::uint32_t, std::shared_ptr<Descriptor>> open_;
+    std::unordered_map<std::uint32_t, std::shared_ptr<const Pack>> open_;
 };
 
 bool all_zeros(const std::uint8_t *bytes, std::size_t size) {
     return size == 0 || (bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0);
-}
-
-bool read_whole(int fd, std::uint8_t *into, std::size_t size, std::uint64_t offset) {
-    while (size > 0) {
-        const ssize_t got = ::pread(fd, into, size, static_cast<off_t>(offset));
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return false;
-        into += got;
-        size -= static_cast<std::size_t>(got);
-        offset += static_cast<std::uint64_t>(got);
-    }
-    return true;
 }
 
 // One blob's chunks, and the answering of reads of them.
@@ -139,7 +162,7 @@ class Blob {
                 const auto pack = packs.open(static_cast<std::uint32_t>(place >> kPackShift));
                 const std::uint64_t block = (place & ((std::int64_t{1} << kPackShift) - 1)) >> 1;
                 const std::uint64_t at = block * GP_BLOCK_BYTES + (from - start_of(index));
-                if (!pack || !read_whole(pack->get(), answer + (from - start), to - from, at)) return false;
+                if (!pack || !pack->read(answer + (from - start), to - from, at)) return false;
             }
             for (; index < behind; ++index)
                 if (!finish(index, start, end, answer)) return false;
@@ -299,7 +322,11 @@ struct gp_pump {
   private:
     void serve() {
         try {
-            std::vector<std::uint8_t> request(kRequestBytes), answer(GP_MAX_READ_BYTES);
+            std::vector<std::uint8_t> request(kRequestBytes);
+            const std::unique_ptr<std::uint8_t, decltype(&std::free)> answer(
+                static_cast<std::uint8_t *>(std::aligned_alloc(GP_BLOCK_BYTES, GP_MAX_READ_BYTES + GP_BLOCK_BYTES)),
+                &std::free);
+            if (!answer) throw std::bad_alloc();
             while (true) {
                 const ssize_t got = ::read(fd_, request.data(), request.size());
                 if (got < 0) {
@@ -310,7 +337,7 @@ struct gp_pump {
                 }
                 if (got == 0) break;
                 const auto size = static_cast<std::size_t>(got);
-                if (!answer_read(request.data(), size, answer.data()))
+                if (!answer_read(request.data(), size, answer.get()))
                     requests_.push(Request(request.begin(), request.begin() + got));
             }
         } catch (const std::bad_alloc &) {

@@ -50,8 +50,12 @@ class LazyStarts:
         """Where the tree is; what ``command`` needed before is being fetched when this returns."""
         folder = self._catalog.get(digest)
         is_known = (folder.traces_path / f"{trace.key_of(command)}.json").exists()
+        # While the kernel mounts it the first bytes are on their way.
+        is_early = self.kind(digest) is None and not folder.graduated_record_path.exists()
+        if is_early:
+            self._fetch_ahead(digest, command)
         mounted = self._mounts.mount(digest, direct=is_known)
-        if mounted.kind == "lazy" and mounted.is_new:
+        if mounted.kind == "lazy" and mounted.is_new and not is_early:
             self._fetch_ahead(digest, command)
         return mounted.path
 
