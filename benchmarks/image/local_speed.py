@@ -65,22 +65,16 @@ def imports(workshop: Workshop, package: str, runs: int, *, with_squashfuse: boo
 def whole_reads(workshop: Workshop, runs: int) -> Samples:
     """``tar`` of everything with caches dropped, and the page cache that it takes."""
     read_bytes = machine.tree_bytes(workshop.root)
-    node = workshop.full
-    packs, blob = node.state.chunks / "packs", node.blob(LAZY)
-    behind = {
-        "graduated": [packs],
-        "through daemon": [packs, blob],
-        "squashfuse": [workshop.squashfs],
-    }
 
-    def read(name: str, root: Path) -> Sample:
+    def read(root: Path) -> Sample:
         machine.drop_caches(3 * read_bytes)
+        before_bytes = machine.page_cache_bytes()
         seconds = machine.tar_s(root)
-        cached = machine.cached_bytes(root, *behind.get(name, ()))
-        return {"seconds": seconds, "page_cache_ratio": cached / read_bytes}
+        cached_bytes = machine.page_cache_bytes() - before_bytes
+        return {"seconds": seconds, "page_cache_ratio": cached_bytes / read_bytes}
 
     with roots(workshop, with_squashfuse=True) as found:
-        cases = {name: partial(read, name, root) for name, root in found.items()}
+        cases = {name: partial(read, root) for name, root in found.items()}
         return in_turns("tar", cases, runs)
 
 

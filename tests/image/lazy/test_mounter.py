@@ -235,13 +235,15 @@ def test_a_damaged_index_is_not_mounted(node: MountingNode, folder: IndexFolder,
     assert node.mounts().mount(folder.digest).is_new
 
 
+@pytest.mark.parametrize("name", ["graduated.erofs", "gathered.erofs"])
 def test_a_damaged_graduated_index_is_not_used(
-    node: MountingNode, folder: IndexFolder, original: Path, caplog: pytest.LogCaptureFixture
+    node: MountingNode, folder: IndexFolder, original: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     mounts = node.mounts()
     mounts.graduate(folder.digest)
-    good = folder.graduated_index_path.read_bytes()
-    folder.graduated_index_path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    file = folder.path / name
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     mounted = mounts.mount(folder.digest)
     assert mounted.kind == "lazy"
     assert contents(mounted.path) == contents(original)
@@ -293,6 +295,20 @@ def test_an_image_graduates_on_loop_devices_where_files_cannot_be_mounted(
     entry = mounted_at(mounted.path)
     assert entry is not None
     assert entry.source.startswith("/dev/loop")
+    assert contents(mounted.path) == contents(original)
+
+
+def test_an_image_graduates_anew_where_its_small_files_can_no_longer_be_gathered(
+    node: MountingNode, folder: IndexFolder, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = node.mounts()
+    mounts.graduate(folder.digest)
+    trials = [Trial(way="lazy"), Trial(way="loop"), Trial(way="plain_fuse")]
+    monkeypatch.setattr(module, "mount_support", lambda _state: MountSupport(trials=trials))
+    assert mounts.mount(folder.digest).kind == "lazy"
+    assert mounts.graduate(folder.digest)
+    mounted = mounts.mount(folder.digest)
+    assert mounted.kind == "graduated"
     assert contents(mounted.path) == contents(original)
 
 

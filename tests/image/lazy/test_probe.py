@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.image.lazy.small_image import needs_root
 
-from glowplug.image.lazy import probe
+from glowplug.image.lazy import probe, syscalls
 from glowplug.image.lazy.mount_table import read_mount_table
 from glowplug.image.lazy.probe import MountSupport, Trial, mount_support, probe_mounting
 from glowplug.image.lazy.syscalls import MountRefused
@@ -59,6 +59,23 @@ def test_the_next_way_is_used_when_the_kernel_refuses_the_first(
 def test_nothing_works_without_fuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "mount_fuse", refuse)
     assert probe_mounting(tmp_path).ways == ()
+
+
+@needs_root
+def test_no_file_is_mounted_on_where_a_read_that_is_cut_short_gives_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def zeros(target: Path) -> None:
+        syscalls.detach(target)
+        raise OSError("what was read back is not what was written")
+
+    read_back = probe._read_back
+    reads = iter([read_back, zeros])  # as a kernel before March 2026 does
+    monkeypatch.setattr(probe, "_read_back", lambda target: next(reads, read_back)(target))
+    found = probe_mounting(tmp_path)
+    assert found.ways[0] == "loop"
+    assert not found.can_gather
+    assert "gives zeros" in found.explain()[0]
 
 
 def test_it_is_tried_once_a_boot(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:

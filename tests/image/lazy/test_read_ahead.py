@@ -1,6 +1,8 @@
-"""Read-ahead: around what was missed, as far as pays, nothing twice."""
+"""Read-ahead: around what was missed, of its kind, as far as pays, nothing twice."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from glowplug.chunks.chunk import Chunk
 from glowplug.chunks.fetch import PrefetchHandle, RemoteBlob
@@ -8,11 +10,17 @@ from glowplug.chunks.table import ChunkTable
 from glowplug.image.lazy.read_ahead import LARGEST_BYTES, SMALLEST_BYTES, ReadAhead
 
 MIB = 1 << 20
+SMALL = MIB - 1
+"""A chunk that takes as much room as one of a long file, but is a file by itself."""
 FAR_S = 0.05
 
 
-def blob_of(count: int, size_bytes: int = MIB) -> RemoteBlob:
-    chunks = (Chunk(index.to_bytes(32, "big"), size_bytes) for index in range(count))
+def blob_of(count: int, size_bytes: int = SMALL) -> RemoteBlob:
+    return blob_of_sizes([size_bytes] * count)
+
+
+def blob_of_sizes(sizes: Sequence[int]) -> RemoteBlob:
+    chunks = (Chunk(index.to_bytes(32, "big"), size_bytes) for index, size_bytes in enumerate(sizes))
     return RemoteBlob(ChunkTable(ChunkTable.pack(chunks)))
 
 
@@ -95,3 +103,24 @@ def test_what_comes_along_with_the_read_itself_is_not_asked_for() -> None:
     window = ahead.missed(blob, 500, 500, 0.0)
     assert 564 in window
     assert set(window).isdisjoint(range(490, 548))
+
+
+def test_in_a_long_file_the_window_is_shorter() -> None:
+    blob = blob_of(1000, size_bytes=MIB)
+    ahead = ahead_of(blob)
+    miss_often(ahead, blob)
+    assert ahead.missed(blob, 500, 500, 0.0) == [*range(501, 510), *range(496, 500)]
+
+
+def test_around_small_files_long_ones_are_passed_over_to_their_last_chunk() -> None:
+    blob = blob_of_sizes([*[SMALL] * 498, MIB, 5000, SMALL, SMALL, MIB, MIB, 5000, *[SMALL] * 100])
+    ahead = ahead_of(blob)
+    miss_often(ahead, blob)
+    assert ahead.missed(blob, 500, 500, 0.0) == [501, *range(505, 514), *range(494, 498)]
+
+
+def test_around_a_long_file_small_ones_are_passed_over() -> None:
+    blob = blob_of_sizes([*[SMALL] * 500, *[MIB] * 4, 5000, *[SMALL] * 100])
+    ahead = ahead_of(blob)
+    miss_often(ahead, blob)
+    assert ahead.missed(blob, 501, 501, 0.0) == [502, 503, 504, 500]

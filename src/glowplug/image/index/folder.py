@@ -70,8 +70,13 @@ class IndexFolder:
         return self.path / "graduated.erofs"
 
     @property
+    def gathered_path(self) -> Path:
+        """The image of its small files, for that one. Optional."""
+        return self.path / "gathered.erofs"
+
+    @property
     def graduated_record_path(self) -> Path:
-        """Which packs that image needs. Optional."""
+        """What that image needs. Optional."""
         return self.path / "graduated.json"
 
     @property

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -27,6 +27,7 @@ from glowplug.image.index.folder import IndexFolder
 from glowplug.image.index.manifest import FileDigest
 from glowplug.image.index.relocate import relocate
 from glowplug.image.job import Job
+from glowplug.image.lazy.gather import SHARE, Gathered, gather
 from glowplug.image.lock import held, held_if_free
 from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import InvalidInput
@@ -82,11 +83,20 @@ class PinnedPacks(Protocol):
 
 
 class GraduatedRecord(Spec):
-    """The content of ``graduated.json``. ``packs`` are the devices of the index, in their order."""
+    """The content of ``graduated.json``.
 
-    version: Literal[1] = 1
+    ``packs`` are the devices of the index, in their order; the file of the gathered image, if there is one,
+    is one more.
+    """
+
+    version: Literal[2] = 2
     index: FileDigest
+    gathered: FileDigest | None = None
     packs: list[int] = Field(max_length=0xFFFF)
+
+    def is_mountable(self, *, can_gather: bool) -> bool:
+        """Whether a kernel that can, or cannot, mount gathered files can mount this."""
+        return can_gather or self.gathered is None
 
 
 @dataclass(frozen=True)
@@ -122,19 +132,22 @@ def read_graduated(folder: IndexFolder) -> Graduated | None:
     return Graduated(folder.digest, record, blake3.blake3(written).hexdigest())
 
 
-def is_graduated(folder: IndexFolder, ssd: PinnedPacks) -> bool:
-    """Whether the next mount can be made from packs."""
+def is_graduated(folder: IndexFolder, ssd: PinnedPacks, *, can_gather: bool) -> bool:
+    """Whether the next mount can be made from packs; ``can_gather`` as in :func:`graduate`."""
     graduated = read_graduated(folder)
-    return graduated is not None and ssd.is_complete(graduated.mark)
+    if graduated is None or not graduated.record.is_mountable(can_gather=can_gather):
+        return False
+    return ssd.is_complete(graduated.mark)
 
 
-def graduate(folder: IndexFolder, ssd: PinnedPacks, clock: Clock | None = None) -> bool:
+def graduate(folder: IndexFolder, ssd: PinnedPacks, *, can_gather: bool, clock: Clock | None = None) -> bool:
     """Let the image graduate if every chunk is on the SSD; returns whether it has. Idempotent.
 
-    Safe against other processes that do the same, and against those that prune: the chunks are pinned while
-    their places are written down.
+    ``can_gather``: the kernel mounts gathered small files (:mod:`glowplug.image.lazy.gather`). Safe against
+    other processes that do the same, and against those that prune: the chunks are pinned while their places
+    are written down.
     """
-    if is_graduated(folder, ssd):
+    if is_graduated(folder, ssd, can_gather=can_gather):
         return True
     ssd.flush()
     table = folder.table()
@@ -143,12 +156,12 @@ def graduate(folder: IndexFolder, ssd: PinnedPacks, clock: Clock | None = None) 
     clock = clock or SystemClock()
     job = Job(lambda _text, _fraction: None, clock, clock.monotonic() + TIMEOUT_S)
     with held(_lock(folder), job, f"waiting for the graduation of image {folder.digest[:16]}"):
-        if is_graduated(folder, ssd):
+        if is_graduated(folder, ssd, can_gather=can_gather):
             return True
         owner = f"{PIN_PREFIX}{folder.digest}"
         ssd.pin(owner, folder.chunks_path)
         try:
-            return _write_down(folder, table, ssd)
+            return _write_down(folder, table, ssd, can_gather=can_gather)
         finally:
             ssd.unpin(owner)
 
@@ -164,23 +177,47 @@ def _lock(folder: IndexFolder) -> Path:
     return folder.path / ".graduate.lock"
 
 
-def _write_down(folder: IndexFolder, table: ChunkTable, ssd: PinnedPacks) -> bool:
+def _write_down(folder: IndexFolder, table: ChunkTable, ssd: PinnedPacks, *, can_gather: bool) -> bool:
     places = ssd.locate_all(table)
     found = [place for place in places if place is not None]
     if len(found) < len(places):
         return False
     blocks = _blocks_used(found, table)
+    gathered = gather(table, found, blocks, SHARE if can_gather else 0)
     try:
-        index = relocate(folder.index_path.read_bytes(), found.__getitem__, table, blocks)
+        index = _relocated(folder, table, found, blocks, gathered)
     except InvalidInput as unfit:  # more packs than an image can have devices
         _log.warning("image %s does not graduate: %s", folder.digest, unfit.message)
         return False
-    record = GraduatedRecord(index=FileDigest.of(index), packs=sorted(blocks))
+    if gathered.offsets:
+        _replace(folder.gathered_path, gathered.image)
+    record = GraduatedRecord(
+        index=FileDigest.of(index),
+        gathered=FileDigest.of(gathered.image) if gathered.offsets else None,
+        packs=sorted(blocks),
+    )
     written = record.model_dump_json().encode()
     _replace(folder.graduated_index_path, index)
     _replace(folder.graduated_record_path, written)
     mark = mark_name(folder.digest, blake3.blake3(written).hexdigest())
     return ssd.mark_complete(mark, folder.chunks_path, places)
+
+
+def _relocated(
+    folder: IndexFolder,
+    table: ChunkTable,
+    found: Sequence[Location],
+    blocks: Mapping[int, int],
+    gathered: Gathered,
+) -> bytes:
+    number = max(blocks, default=0) + 1  # of no pack, and behind all of them: the last device
+
+    def place(chunk: int) -> tuple[int, int]:
+        offset_bytes = gathered.offsets.get(chunk)
+        return found[chunk] if offset_bytes is None else (number, offset_bytes)
+
+    last = {number: gathered.blocks} if gathered.offsets else {}
+    return relocate(folder.index_path.read_bytes(), place, table, {**blocks, **last})
 
 
 def _blocks_used(found: Sequence[Location], table: ChunkTable) -> dict[int, int]:

@@ -8,6 +8,7 @@ name: no record of ours can contradict the kernel.
 =============================  ==================================================================
 ``lazy-<major>-<minor>.erofs``  the index; content from the FUSE filesystem that is that device
 ``graduated-<hash>.erofs``      the index on local packs whose record has this hash
+``gathered-<hash>.erofs``       the small files of the graduated image whose record has this hash
 ``plain.erofs``                 the index, served by a process of its own
 ``chunks.bin``                  the table of chunks that are pinned
 ``manifest.json`` and others    what the daemon needs besides
@@ -84,6 +85,10 @@ class HeldImages:
     def graduated(self, digest: str, record_hash: str) -> Path:
         """The link for a mount on packs."""
         return self._links / _checked(digest) / f"graduated-{record_hash}.erofs"
+
+    def gathered(self, digest: str, record_hash: str) -> Path:
+        """The link for the small files of a mount on packs."""
+        return self._links / _checked(digest) / f"gathered-{record_hash}.erofs"
 
     def plain(self, digest: str) -> Path:
         """The link that a process which serves the image keeps open."""

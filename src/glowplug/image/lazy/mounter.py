@@ -24,9 +24,10 @@ from glowplug.image.index.catalog import Catalog
 from glowplug.image.index.folder import IndexFolder
 from glowplug.image.job import Job
 from glowplug.image.lazy import fuse_mount
-from glowplug.image.lazy.erofs_mount import mount_erofs, mount_erofs_on_loops
+from glowplug.image.lazy.erofs_mount import gathered_content, mount_erofs, mount_erofs_on_loops
 from glowplug.image.lazy.graduate import (
     PIN_PREFIX,
+    Graduated,
     PinnedPacks,
     graduate,
     is_graduated,
@@ -158,7 +159,8 @@ class LazyMounts:
 
     def graduate(self, digest: str) -> bool:
         """Let it be mounted from local packs from the next mount on, if every chunk is here."""
-        return graduate(self._catalog.get(digest), self._ssd, self._clock)
+        folder = self._catalog.get(digest)
+        return graduate(folder, self._ssd, can_gather=self._can_gather, clock=self._clock)
 
     def sweep(self) -> Swept:
         """Clean up after killed processes, and containers that ended since. Never waits for others."""
@@ -185,9 +187,17 @@ class LazyMounts:
             _log.warning("image %s: its %s mount is dead, making a new one", folder.digest, current.kind)
             fuse_mount.detach(self._held.target(folder.digest))
             return None
-        if current.kind != "graduated" and direct and is_graduated(folder, self._ssd):
+        if (
+            current.kind != "graduated"
+            and direct
+            and is_graduated(folder, self._ssd, can_gather=self._can_gather)
+        ):
             return self._unmount_if_idle(folder.digest, current.kind)
         return current.kind
+
+    @property
+    def _can_gather(self) -> bool:
+        return mount_support(self._state).can_gather
 
     def _is_sound(self, digest: str, current: CurrentMount) -> bool:
         if current.kind == "graduated":
@@ -223,22 +233,27 @@ class LazyMounts:
 
     def _mount_graduated(self, folder: IndexFolder, table: Path, target: Path) -> bool:
         graduated = read_graduated(folder)
-        if graduated is None:
+        if graduated is None or not graduated.record.is_mountable(can_gather=self._can_gather):
             return False
         if not self._ssd.pin_if_complete(_PIN_PREFIX + folder.digest, graduated.mark, table):
             return False
-        packs = [self._ssd.pack_path(pack) for pack in graduated.record.packs]
         try:
-            link = self._held.graduated(folder.digest, graduated.record_hash)
-            index = hold(folder.graduated_index_path, link, graduated.record.index)
-            self._mount_on_packs(index, packs, target)
+            self._mount_on_packs(folder, graduated, target)
         except (GlowplugError, OSError) as refused:
             _log.warning("image %s is not mounted from local packs: %s", folder.digest, refused)
             return False
         return True
 
-    def _mount_on_packs(self, index: Path, packs: list[Path], target: Path) -> None:
-        if "lazy" in mount_support(self._state).ways:
+    def _mount_on_packs(self, folder: IndexFolder, graduated: Graduated, target: Path) -> None:
+        digest, record = folder.digest, graduated.record
+        packs = [self._ssd.pack_path(pack) for pack in record.packs]
+        link = self._held.graduated(digest, graduated.record_hash)
+        index = hold(folder.graduated_index_path, link, record.index)
+        if record.gathered is not None:
+            link = self._held.gathered(digest, graduated.record_hash)
+            with gathered_content(hold(folder.gathered_path, link, record.gathered), packs) as small_files:
+                mount_erofs(index, [*packs, small_files], target, directio=True)
+        elif "lazy" in mount_support(self._state).ways:
             mount_erofs(index, packs, target, directio=True)
         else:
             mount_erofs_on_loops(index, packs, target)

@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,25 +55,26 @@ class Option:
 
 def mount(filesystem: str, options: Sequence[Option], target: Path) -> None:
     """Mount a new instance read-only at the folder ``target``. Raises MountRefused."""
-    for option in options:
-        if option.value is not None and len(os.fsencode(option.value)) > _LONGEST_VALUE_BYTES:
-            raise InvalidInput(
-                f"The kernel takes no path longer than {_LONGEST_VALUE_BYTES} bytes here: {option.value}.",
-                remedy="Choose a shorter state directory (GLOWPLUG_STATE).",
-                path=option.value,
-            )
     try:
-        with _new_filesystem(filesystem) as context:
-            _configure(context, options)
-            _attach(context, target)
+        with _new_mount(filesystem, options) as mounted:
+            _call(_MOVE_MOUNT, mounted, b"", _HERE, bytes(target), _EMPTY_PATH)
     except OSError as problem:
-        words = f" ({problem.filename})" if problem.filename else ""
-        raise MountRefused(
-            f"{filesystem} cannot be mounted at {target}: {problem.strerror}{words}.",
-            remedy="`glowplug doctor` tells which ways of mounting work here, and why others do not.",
-            errno=problem.errno,
-            path=str(target),
-        ) from problem
+        raise _refused(f"{filesystem} cannot be mounted at {target}", problem, path=str(target)) from problem
+
+
+@contextmanager
+def detached_root(filesystem: str, options: Sequence[Option]) -> Iterator[int]:
+    """The root, as a descriptor, of a new read-only instance that is mounted nowhere. Raises MountRefused.
+
+    No other process sees it, and none has to clean it up: it lives as long as this descriptor and whatever
+    is opened below it do.
+    """
+    with ExitStack() as owned:
+        try:
+            root = owned.enter_context(_new_mount(filesystem, options))
+        except OSError as problem:
+            raise _refused(f"{filesystem} cannot be mounted", problem) from problem
+        yield root
 
 
 def bind(source: Path, target: Path) -> None:
@@ -134,12 +135,35 @@ def _umount(target: Path, flags: int) -> int:
 
 
 @contextmanager
-def _new_filesystem(filesystem: str) -> Iterator[int]:
+def _new_mount(filesystem: str, options: Sequence[Option]) -> Iterator[int]:
+    """A new instance, attached to no folder yet. Raises InvalidInput; OSError with the kernel's own words."""
+    for option in options:
+        if option.value is not None and len(os.fsencode(option.value)) > _LONGEST_VALUE_BYTES:
+            raise InvalidInput(
+                f"The kernel takes no path longer than {_LONGEST_VALUE_BYTES} bytes here: {option.value}.",
+                remedy="Choose a shorter state directory (GLOWPLUG_STATE).",
+                path=option.value,
+            )
     context = _call(_FSOPEN, filesystem.encode(), _CLOSE_ON_EXEC)
     try:
-        yield context
+        _configure(context, options)
+        mounted = _call(_FSMOUNT, context, _CLOSE_ON_EXEC, _READ_ONLY | _NO_DEVICES)
     finally:
         os.close(context)
+    try:
+        yield mounted
+    finally:
+        os.close(mounted)
+
+
+def _refused(what: str, problem: OSError, **details: str) -> MountRefused:
+    words = f" ({problem.filename})" if problem.filename else ""
+    return MountRefused(
+        f"{what}: {problem.strerror}{words}.",
+        remedy="`glowplug doctor` tells which ways of mounting work here, and why others do not.",
+        errno=problem.errno,
+        **details,
+    )
 
 
 def _configure(context: int, options: Sequence[Option]) -> None:
@@ -152,14 +176,6 @@ def _configure(context: int, options: Sequence[Option]) -> None:
         _call(_FSCONFIG, context, _CREATE, None, None, 0)
     except OSError as problem:
         raise OSError(problem.errno, problem.strerror, _log(context)) from problem
-
-
-def _attach(context: int, target: Path) -> None:
-    mounted = _call(_FSMOUNT, context, _CLOSE_ON_EXEC, _READ_ONLY | _NO_DEVICES)
-    try:
-        _call(_MOVE_MOUNT, mounted, b"", _HERE, bytes(target), _EMPTY_PATH)
-    finally:
-        os.close(mounted)
 
 
 def _log(context: int) -> str:
