@@ -20,8 +20,9 @@ setup: ## System packages, .venv and runsc
 engine: setup ## ... and vLLM with a small real model, for the demo and the tests
 	@scripts/setup_vllm.sh
 
-services: setup ## ... and PostgreSQL, nginx, a registry and image tools, for the tests
+services: setup ## ... and runc, CRIU, PostgreSQL, nginx, a registry and image tools, for the tests
 	@scripts/apt_packages.sh postgresql nginx-light docker-registry skopeo umoci erofs-utils fuse3
+	@scripts/setup_criu.sh
 
 demo: engine ## Scale a real vLLM to zero and back, five times (DEMO_ARGS="--cycles 10")
 	@$(BIN)/python scripts/demo.py $(DEMO_ARGS)

@@ -163,7 +163,17 @@ def test_an_attached_run_over_a_deployed_app_gives_it_back(
 
 def test_a_detached_run_leaves_it_deployed(control: FakeControl, glowplug: Glowplug) -> None:
     finished(control)
-    words = ["--name", "files", "--memory", "64MiB", "--min-replicas", "1", "--no-snapshot"]
+    words = [
+        "--name",
+        "files",
+        "--memory",
+        "64MiB",
+        "--min-replicas",
+        "1",
+        "--no-snapshot",
+        "--runtime",
+        "runc",
+    ]
     result = glowplug("run", "--detach", *words, "--", "python3", "-m", "http.server", "8000")
     assert result.exit_code == 0
     assert not any("stop" in asked for asked in control.asked)
@@ -173,6 +183,13 @@ def test_a_detached_run_leaves_it_deployed(control: FakeControl, glowplug: Glowp
     assert server["resources"]["memory_bytes"] == 64 << 20
     assert server["scaling"]["min_replicas"] == 1
     assert server["snapshot"]["enabled"] is False
+    assert server["runtime"] == "runc"
+
+
+def test_a_runtime_that_does_not_exist_is_told_with_those_that_do(glowplug: Glowplug) -> None:
+    result = glowplug("run", "--runtime", "docker", "--", "python3")
+    assert result.exit_code != 0
+    assert 'runtime="runsc", "runc" or "auto"' in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from glowplug.image.lazy.probe import WAYS, MountSupport, Trial
 from .conftest import Glowplug
 
 RUNSC_SAYS = "/usr/bin/runsc --version"
+CRIU_SAYS = "/usr/bin/criu --version"
 V1_MOUNTS = "".join(
     f"cgroup /sys/fs/cgroup/{name} cgroup rw,{name} 0 0\n" for name in ("cpu", "memory", "pids")
 )
@@ -26,7 +27,8 @@ class PaperMachine:
 
     def __init__(self) -> None:
         self.programs = {
-            name: f"/usr/bin/{name}" for name in ("ip", "buildah", "mmdebstrap", "nft", "nginx", "runsc")
+            name: f"/usr/bin/{name}"
+            for name in ("ip", "buildah", "mmdebstrap", "nft", "nginx", "runsc", "runc", "criu")
         }
         self.files = {
             "/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids",
@@ -34,6 +36,7 @@ class PaperMachine:
         }
         self.answers = {
             "/usr/bin/runsc --version": Completed(0, "runsc version 0.0~20240729.0\nspec: 1.0"),
+            CRIU_SAYS: Completed(0, "Version: 4.2.1\n"),
             "mktemp": Completed(0, "/scratch"),
         }
         self.variables: dict[str, str] = {}
@@ -143,6 +146,12 @@ def without(program: str) -> PaperMachine:
         (ill(answers={RUNSC_SAYS: Completed(None, "killed")}), "runsc", Level.FAIL),
         (ill(answers={"/usr/bin/runsc --root": Completed(128, "no ptrace")}), "sandbox", Level.FAIL),
         (ill(variables={"GLOWPLUG_RUNSC": "/nowhere/runsc"}), "runsc", Level.FAIL),
+        (without("runc"), "runc", Level.WARN),
+        (without("criu"), "criu", Level.WARN),
+        (ill(answers={CRIU_SAYS: Completed(0, "Version: 3.17.1")}), "criu", Level.WARN),
+        (ill(answers={CRIU_SAYS: Completed(None, "killed")}), "criu", Level.WARN),
+        (ill(answers={"/usr/bin/criu check": Completed(1, "no")}), "criu", Level.WARN),
+        (ill(variables={"GLOWPLUG_CRIU": "/nowhere/criu"}), "criu", Level.WARN),
         (without("buildah"), "buildah", Level.WARN),
         (without("mmdebstrap"), "mmdebstrap", Level.WARN),
         (ill(refused_mounts={"lazy"}), "image mounts", Level.WARN),

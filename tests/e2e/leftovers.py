@@ -56,7 +56,8 @@ def _processes_with(text: str, file: str) -> list[str]:
         try:
             if text in (process / file).read_text(errors="replace"):
                 command = (process / "cmdline").read_text(errors="replace").replace("\0", " ")
-                found.append(f"process {process.name} {command[:120]}")
+                if command:  # else it has ended, and waits for the machine's init to take note
+                    found.append(f"process {process.name} {command[:120]}")
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found

@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.conftest import Apps
 from tests.e2e.engines import require_engine
 from tests.e2e.live import GLOWPLUG, Live
+from tests.runtime.conftest import require_runc
 
 from glowplug.types.coldstart import Outcome
 from glowplug.types.replica import StartPath
@@ -24,11 +25,13 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 OF_OTHER_TESTS = {"chat_vllm.py", "from_registry.py", "from_name.py"}
 """``test_vllm.py`` and ``test_lazy_images.py`` run them."""
 NEEDS_ENGINE = {"torch_server.py"}
+NEEDS_RUNC = {"runc_server.py"}
 CALLS: dict[str, tuple[str, Any]] = {
     "hello_function.py": ("/greet/call", {"name": "Ada"}),
     "embedder_cls.py": ("/embedder/embed", {"texts": ["hello", "world"]}),
     "static_files.py": ("/static/hello_function.py", None),
     "torch_server.py": ("/weights/", None),
+    "runc_server.py": ("/table/?below=1000000", None),
 }
 SECRETS = {"EMBEDDER_SALT": "an end-to-end salt"}
 SIZES = {"GLOWPLUG_TORCH_MB": "64"}
@@ -56,6 +59,8 @@ def test_an_example_answers_the_same_after_it_was_scaled_to_zero(
 ) -> None:
     if example in NEEDS_ENGINE:
         require_engine()
+    if example in NEEDS_RUNC:
+        require_runc()
     name = apps.name(example.partition("_")[0])
     path, body = CALLS[example]
     live.deploy(EXAMPLES / example, name, **SECRETS, **SIZES)

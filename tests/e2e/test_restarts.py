@@ -12,6 +12,7 @@ import pytest
 from tests.e2e import leftovers
 from tests.e2e.conftest import Apps, Deployed
 from tests.e2e.live import Live
+from tests.runtime.conftest import require_runc
 
 from glowplug.types.replica import Purpose
 
@@ -25,10 +26,12 @@ def own(tmp_path: Path) -> Iterator[Live]:
         yield own
 
 
-@pytest.fixture
-def app(own: Live, tmp_path: Path) -> Deployed:
+@pytest.fixture(params=["runsc", "runc"])
+def app(own: Live, tmp_path: Path, request: pytest.FixtureRequest) -> Deployed:
     """A warm replica and no capture under way."""
-    app = Apps(own, tmp_path).deploy(word="restart", snapshot=False)
+    if request.param == "runc":
+        require_runc()
+    app = Apps(own, tmp_path).deploy(word="restart", snapshot=False, runtime=request.param)
     app.ask()
     return app
 

@@ -121,7 +121,7 @@ def test_a_mount_point_inside_a_bind_must_exist_on_the_host(tmp_path: Path) -> N
     (source / "there").mkdir(parents=True)
     root.mkdir()
     (root / "link").symlink_to("usr")
-    filesystem = RootFilesystem(root, (Bind(source, "/usr"),))
+    filesystem = RootFilesystem(root, root, (Bind(source, "/usr"),))
     filesystem.check_mount_point("/data")
     filesystem.check_mount_point("/usr/there")
     filesystem.check_mount_point("/usrlocal")

@@ -12,6 +12,7 @@ def case_server(
     agent: LiveAgent, name: str, *, snapshot: dict[str, Any] | None = None, **changes: Any
 ) -> Any:
     """A server with a snapshot key of its own: the name is part of its environment."""
+    name = f"{name}-{agent.runtime}"
     env = {"CASE": name, **changes.pop("env", {})}
     return agent.server(name=name, snapshot=snapshot or {}, env=env, **changes)
 
@@ -41,7 +42,7 @@ def class_server(agent: LiveAgent) -> dict[str, Any]:
     command = "python3 -m glowplug.sdk.runner --module /app/copies.py --target Copies --kind cls --port 8000"
     return agent.server(
         *command.split(),
-        name="copies",
+        name=f"copies-{agent.runtime}",
         code=code,
         snapshot={},
         secrets=["TOKEN"],

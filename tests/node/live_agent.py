@@ -33,6 +33,7 @@ class LiveAgent:
     def __init__(self, root: Path) -> None:
         self.state = StateDir(root)
         self.app = f"n{secrets.token_hex(3)}"
+        self.runtime = "auto"
         self.image = {
             "kind": "host_python",
             "local_dirs": [{"local_path": str(SERVERS), "remote_path": "/servers"}],
@@ -103,6 +104,7 @@ class LiveAgent:
             "name": "web",
             "image": self.image,
             "command": list(command) or TOOLBOX,
+            "runtime": self.runtime,
             "resources": {"memory_bytes": MEMORY_BYTES},
             "snapshot": {"enabled": False},
             "startup_timeout_s": 30,
@@ -216,13 +218,14 @@ class LiveAgent:
         found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"*/glowplug/{self.app}-*")]
         found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"glowplug/{self.app}-*")]
         found += [f"process {argv[:100]}" for argv in self._processes()]
-        found += [f"runtime {path.name}" for path in self.state.runtime_root.glob("*")]
+        found += [f"runtime {path.name}" for path in self.state.runsc_root.glob("*")]
+        found += [f"runtime {path.name}" for path in self.state.runc_root.glob("*/*")]
         found += [f"staging {path.name}" for path in self.state.snapshot_staging.glob("sn-*")]
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         return found + [f"mount {line}" for line in mounts if f" {self.state.root}/" in line]
 
     def _processes(self) -> Iterator[str]:
-        mark = f"--root={self.state.runtime_root}"
+        mark = f"--root={self.state.runsc_root}"
         for process in Path("/proc").iterdir():
             if process.name.isdigit():
                 try:

@@ -13,6 +13,7 @@ from tests.node.live_agent import example_request
 
 from glowplug.image.node_images import open_images
 from glowplug.node.agent import Agent
+from glowplug.node.runtimes import Runtimes
 from glowplug.observe.metrics import Metrics
 from glowplug.runtime.port import Sandbox
 from glowplug.snapshot import SnapshotStore
@@ -41,7 +42,7 @@ class FailingRuntime:
     def start(self, sandbox: Sandbox) -> None:
         raise AssertionError
 
-    restore: Callable[..., None] = start
+    restore: Callable[..., int] = create
     checkpoint: Callable[..., None] = start
     signal: Callable[..., None] = start
 
@@ -65,7 +66,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     images = open_images(state)
     agent = Agent(
         state=state,
-        runtime=FailingRuntime(),
+        runtimes=Runtimes({"failing": FailingRuntime()}),
         images=images.mounter,
         snapshots=SnapshotStore(state),
         metrics=Metrics(),
@@ -92,7 +93,7 @@ async def _captured(agent: Agent) -> SnapshotView:
 
 
 async def test_a_replica_ends_and_frees_its_room_even_if_its_sandbox_does_not_go(agent: Agent) -> None:
-    runtime = agent.runtime
+    runtime = agent.runtimes.named("failing")
     assert isinstance(runtime, FailingRuntime)
     runtime.delete_fails = True
     request = example_request()

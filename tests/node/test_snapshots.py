@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.node.cases import captured, case_server, class_server, files_of
 from tests.node.live_agent import LiveAgent
+from tests.runtime.conftest import require_runc
 from tests.runtime.sandboxes import eventually
 
 pytestmark = pytest.mark.sandbox
+
+
+@pytest.fixture(params=["runsc", "runc"])
+def agent(agent: LiveAgent, request: pytest.FixtureRequest) -> Iterator[LiveAgent]:
+    """The module's agent, which starts everything in this runtime."""
+    if request.param == "runc":
+        require_runc()
+    agent.runtime = request.param
+    yield agent
+    agent.runtime = "auto"
 
 
 def test_the_second_start_is_a_restore_of_the_firsts_memory(agent: LiveAgent) -> None:
@@ -53,6 +65,16 @@ def test_secrets_and_environment_reach_a_restored_replica_and_are_not_in_the_sna
     assert told["restored"] is True
     assert told["secrets"] == {"TOKEN": "another-secret-value"}
     assert told["env"]["MODEL"] == "tiny"
+
+
+def test_a_server_that_keeps_a_secret_in_a_file_of_its_own_is_not_captured(agent: LiveAgent) -> None:
+    """Compressible, so that it would be invisible in an archive that is compressed."""
+    write = "open('/tmp/config', 'w').write(' ' * 2000 + '-'.join(['written', 'secret', 'value']))"
+    command = ["sh", "-c", f'python3 -c "{write}"; exec python3 /servers/toolbox.py']
+    server = case_server(agent, "written", command=command)
+    snapshot = agent.captured(agent.start(server, secrets={"TOKEN": "written-secret-value"}))
+    assert snapshot["status"] == "quarantined"
+    assert "holds the secret(s) TOKEN" in snapshot["reason"]
 
 
 def test_a_server_whose_memory_would_hold_a_secret_is_not_captured(agent: LiveAgent) -> None:
@@ -183,6 +205,6 @@ def test_a_capture_for_which_there_is_no_room_waits_until_there_is(agent: LiveAg
     half = agent.client.get("/v1/node").json()["memory_bytes"] * 6 // 10
     server = case_server(agent, "room", resources={"memory_bytes": half})
     view = agent.start(server)
-    assert [one for one in agent.snapshots() if one["server"] == "room"] == []
+    assert [one for one in agent.snapshots() if one["server"] == view["server"]] == []
     agent.stop(view["id"])
     assert agent.captured(view)["status"] == "good"

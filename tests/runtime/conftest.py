@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from tests.runtime.sandboxes import Sandboxes, eventually
 
+from glowplug.runtime.criu import find_criu
+from glowplug.runtime.runc import find_runc
 from glowplug.runtime.runsc import Runsc, find_runsc
 from glowplug.types.errors import SystemUnfit
 
@@ -52,10 +54,19 @@ class OrphanReaper:
         except OSError:
             return
         name, state = fields.partition("(")[2].rpartition(")")[0], fields.rpartition(")")[2].split()[0]
-        if state == "Z" and name == "exe":  # how runsc re-executes itself
+        # runsc re-executes itself as "exe"; what runc leaves lives in a pid namespace of its own.
+        if state == "Z" and (name == "exe" or _is_in_pid_namespace(pid)):
             got, status = os.waitpid(pid, os.WNOHANG)
             if got:
                 self.exit_codes[pid] = os.waitstatus_to_exitcode(status)
+
+
+def _is_in_pid_namespace(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return any(line.startswith("NSpid:") and len(line.split()) > 2 for line in status.splitlines())
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +76,17 @@ def runsc_binary() -> Path:
         pytest.skip("needs root")
     try:
         return find_runsc()
+    except SystemUnfit as error:
+        pytest.skip(error.message)
+
+
+def require_runc() -> None:
+    """Skips where there is no root, no runc or no CRIU: `make services` gets both."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    try:
+        find_runc()
+        find_criu()
     except SystemUnfit as error:
         pytest.skip(error.message)
 

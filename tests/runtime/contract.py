@@ -6,13 +6,16 @@ fixture gives out sandboxes of that runtime. Deliberately free of anything that 
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runtime.sandboxes import Sandboxes, ask, eventually, failure, is_alive, running
+from tests.runtime.sandboxes import HOLDER, Sandboxes, ask, eventually, failure, is_alive, running
 
+from glowplug.node.netns_socket import NamespaceSockets
+from glowplug.runtime.network import REPLICA_ADDRESS
 from glowplug.runtime.port import SandboxMount
 from glowplug.types.errors import GlowplugError, RuntimeFailed
 
@@ -82,12 +85,23 @@ class RuntimeContract:
         runtime.checkpoint(original.id, image)
         copies = [sandboxes.describe(*original.args) for _ in range(2)]
         for copy in copies:
-            runtime.create(copy)
             runtime.restore(copy, image)
             sandboxes.open_gateway(copy)
         answers = [eventually(lambda copy=copy: ask(copy)) for copy in copies]
         assert answers == [str(count + 1), str(count + 1)]
         assert ask(copies[0]) == str(count + 2), "a copy counts for itself"
+
+    def test_connections_within_survive_and_those_to_the_outside_are_closed(
+        self, sandboxes: Sandboxes, folder: Path
+    ) -> None:
+        original, _ = sandboxes.run("python3", "-c", HOLDER, "connections")
+        eventually(lambda: ask(original) == "inside: open, outside: none")
+        with NamespaceSockets(str(original.netns)) as sockets, sockets.open(socket.AF_INET) as connection:
+            connection.settimeout(30)
+            connection.connect((REPLICA_ADDRESS, 9000))
+            eventually(lambda: ask(original) == "inside: open, outside: open")
+            (copy,) = sandboxes.copies(original, folder / "image", 1)
+        eventually(lambda: ask(copy) == "inside: open, outside: closed")
 
     def test_a_checkpoint_ends_the_original(self, sandboxes: Sandboxes, folder: Path) -> None:
         sandbox, pid = sandboxes.run("sleep", "1000")
@@ -101,7 +115,6 @@ class RuntimeContract:
         sandboxes.runtime.checkpoint(original.id, folder / "image")
         before = original.log.read_text()
         copy = sandboxes.describe(*original.args)
-        sandboxes.runtime.create(copy)
         sandboxes.runtime.restore(copy, folder / "image")
         sandboxes.open_gateway(copy)
         eventually(lambda: ask(copy))

@@ -31,6 +31,8 @@ while True:
     connection.sendall(str(count).encode())
     connection.close()
 """
+# A server that holds one kind of state, named by its argument.
+HOLDER = Path(__file__).with_name("holder.py").read_text()
 DEADLINE_S = 30.0
 
 
@@ -66,6 +68,7 @@ class Sandboxes:
             id=name,
             directory=self._folder / name,
             root=self.root,
+            base=self.root,
             args=args,
             env={},
             workdir="/",
@@ -97,6 +100,19 @@ class Sandboxes:
         sandbox, _pid = self.run("python3", "-c", COUNTER)
         eventually(lambda: ask(sandbox), "the counter answers")
         return sandbox
+
+    def copies(self, original: Sandbox, image: Path, count: int) -> list[Sandbox]:
+        """Checkpoint ``original`` to the new folder ``image``, and restore it ``count`` times."""
+        image.mkdir()
+        self.runtime.checkpoint(original.id, image)
+        return [self.restore(original, image) for _ in range(count)]
+
+    def restore(self, original: Sandbox, image: Path, **changes: Any) -> Sandbox:
+        """One copy of what ran in ``original``, reachable."""
+        copy = self.describe(*original.args, **changes)
+        self.runtime.restore(copy, image)
+        self.open_gateway(copy)
+        return copy
 
     def remove_all(self) -> None:
         """Nothing of any of them is left afterwards."""

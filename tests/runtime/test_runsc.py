@@ -37,7 +37,6 @@ def _restore(sandboxes: Sandboxes, image: Path) -> Callable[[], None]:
 
     def restore() -> None:
         copy = sandboxes.describe(*original.args)
-        sandboxes.runtime.create(copy)
         sandboxes.runtime.restore(copy, image)
 
     return restore
@@ -112,7 +111,6 @@ def test_a_restore_into_too_little_memory_is_an_error(sandboxes: Sandboxes, fold
     (folder / "image").mkdir()
     sandboxes.runtime.checkpoint(original.id, folder / "image")
     copy = replace(sandboxes.describe(*original.args), memory_bytes=32 << 20)
-    sandboxes.runtime.create(copy)
     error = failure(lambda: sandboxes.runtime.restore(copy, folder / "image"))
     assert isinstance(error, RuntimeFailed)
     assert "\n" not in error.message

@@ -7,6 +7,9 @@ import time
 import zipfile
 
 import pytest
+from tests.runtime.conftest import require_runc
+
+from glowplug.types.paths import TOOLS_DIR
 
 from .conftest import SCRIPTS
 
@@ -110,3 +113,15 @@ def test_a_second_set_up_of_vllm_finds_everything_and_takes_a_moment():
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is there:") == 2
     assert time.monotonic() - started < 10
+
+
+def test_a_second_set_up_of_criu_builds_and_installs_nothing():
+    require_runc()
+    if not (criu := TOOLS_DIR / "criu").exists():
+        pytest.skip("CRIU was installed otherwise")
+    before = criu.stat().st_mtime_ns
+    done = run(SCRIPTS / "setup_criu.sh")
+    assert done.returncode == 0, done.stderr
+    assert "is built" in done.stdout
+    assert "Building" not in done.stdout
+    assert criu.stat().st_mtime_ns == before

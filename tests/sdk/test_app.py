@@ -53,6 +53,8 @@ def test_a_server_described_in_full_says_what_was_said(tmp_path: Path) -> None:
         startup_timeout_s=100,
         request_timeout_s=50,
         max_held_requests=10,
+        runtime="runc",
+        trusted=True,
         name="engine",
     )
     def vllm() -> list[str]:
@@ -73,6 +75,7 @@ def test_a_server_described_in_full_says_what_was_said(tmp_path: Path) -> None:
         min_replicas=1, max_replicas=8, buffer_replicas=1, scaledown_window_s=5, target_concurrency=4
     )
     assert (server.startup_timeout_s, server.request_timeout_s, server.max_held_requests) == (100, 50, 10)
+    assert (server.runtime, server.trusted) == ("runc", True)
 
 
 def test_a_server_that_says_nothing_has_the_specifications_defaults() -> None:
@@ -176,6 +179,12 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         "Raise max_replicas",
     ),
     "a gpu with a space": (lambda: only_server(serve(gpu="H 100")), 'gpu="H100"'),
+    "a runtime that does not exist": (lambda: only_server(serve(runtime="docker")), 'runtime="runsc"'),
+    "trust without a word": (lambda: only_server(serve(trusted="yes")), "True or False"),
+    "trust that changes nothing": (
+        lambda: only_server(serve(trusted=True, runtime="runsc")),
+        "Leave one of them out",
+    ),
     "a number in the environment": (lambda: only_server(serve(env={"PORT": 8000})), 'text: "1"'),
     "an environment that is a list": (lambda: only_server(serve(env=["A=1"])), '{"NAME"'),
     "a secret outside a list": (lambda: only_server(serve(secrets=gp.Secret.from_env("A"))), "secrets=["),
@@ -334,6 +343,8 @@ KEYWORDS: dict[str, st.SearchStrategy[Any]] = {
     "target_concurrency": st.integers(0, 100_001) | anything,
     "startup_timeout_s": st.floats(-1, 100_000) | anything,
     "max_held_requests": st.integers(0, 1_000_001) | anything,
+    "runtime": st.sampled_from(["auto", "runsc", "runc"]) | anything,
+    "trusted": st.booleans() | anything,
     "name": st.from_regex(r"[a-z0-9-]{1,50}") | anything,
 }
 

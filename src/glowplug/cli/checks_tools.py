@@ -10,9 +10,11 @@ from pathlib import Path
 
 from glowplug.cli.checks import Check, Finding, Fix, fail, ok, warn
 from glowplug.cli.machine import Completed, Machine
+from glowplug.runtime.criu import SERIES as CRIU_SERIES
 from glowplug.types.paths import TOOLS_DIR
 
 RUNSC = TOOLS_DIR / "runsc"
+CRIU = TOOLS_DIR / "criu"
 _OLDEST_RUNSC = "20240101"  # Debian 12's own, of 2022, cannot restore what it checkpoints
 _TRY_S = 20.0
 
@@ -32,6 +34,13 @@ def tool_checks(state_root: Path) -> list[Check]:
             "A sandbox with /bin/true was started to see whether runsc works on this kernel.",
             "Read what runsc says (found); in a container it needs CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
             _sandbox,
+        ),
+        _debian_tool("runc", "Optional: servers with runtime='runc', on the host's own kernel."),
+        Check(
+            "criu",
+            "Optional: captures and restores the memory of servers with runtime='runc'.",
+            f"scripts/setup_criu.sh builds CRIU {CRIU_SERIES} and puts it into {TOOLS_DIR}",
+            _criu,
         ),
         _debian_tool("buildah", "Builds images for Image.debian_slim()."),
         _debian_tool("mmdebstrap", "Makes the base root filesystem for Image.debian_slim()."),
@@ -102,6 +111,21 @@ def _sandbox(machine: Machine) -> Finding:
     done = start_sandbox(machine, path, Path(scratch.last_line))
     machine.run(["rm", "-rf", scratch.last_line], _TRY_S)
     return ok("started and ended") if done.is_good else fail(done.last_line or f"exit code {done.code}")
+
+
+def _criu(machine: Machine) -> Finding:
+    named = machine.variable("GLOWPLUG_CRIU")
+    path = machine.which(named) if named else machine.which(str(CRIU)) or machine.which("criu")
+    if path is None:
+        return warn("not installed")
+    version = re.search(r"Version: (\S+)", machine.run([str(path), "--version"], _TRY_S).output)
+    if version is None:
+        return warn(f"{path} does not run")
+    found = f"{version[1]} at {path}"
+    if not version[1].startswith(f"{CRIU_SERIES}"):
+        return warn(f"{found}: not the {CRIU_SERIES} that was tested")
+    tried = machine.run([str(path), "check"], _TRY_S)
+    return ok(found) if tried.is_good else warn(f"{found} does not work on this kernel: {tried.last_line}")
 
 
 def _debian_tool(name: str, why: str, package: str | None = None) -> Check:

@@ -22,6 +22,7 @@ from glowplug.sdk.app import App
 from glowplug.sdk.command import in_current_folder
 from glowplug.sdk.image import Image
 from glowplug.sdk.loader import server_from_command
+from glowplug.sdk.options import RUNTIMES
 from glowplug.sdk.volume import Volume
 from glowplug.types.errors import NotFound, Unavailable
 from glowplug.types.replica import Purpose, ReplicaView
@@ -71,6 +72,14 @@ def run(
     gpu: Annotated[
         str | None, typer.Option(help="GPU, such as H100 or H100:2.", rich_help_panel=_PANEL)
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="runsc (gVisor) or runc (the host's kernel; for code you trust). Default: runsc.",
+            autocompletion=lambda: list(RUNTIMES),
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
     min_replicas: Annotated[
         int | None, typer.Option(help="Always keep so many (default: 0).", rich_help_panel=_PANEL)
     ] = None,
@@ -108,6 +117,7 @@ def run(
         "cpus": cpus,
         "memory": memory,
         "gpu": gpu,
+        "runtime": runtime,
         "min_replicas": min_replicas,
         "max_replicas": max_replicas,
         "scaledown_window_s": scaledown_window_s,

@@ -20,6 +20,7 @@ import httpx
 from glowplug.engine.launch import Commands, forwarding_signals, launched
 from glowplug.engine.processes import (
     Process,
+    contained_pids,
     end_processes,
     is_supervisor,
     processes_of,
@@ -169,7 +170,8 @@ def _stop_supervisor(state: StateDir, number: int, deadline: float, timeout_s: f
 
 def _clean_up_with_an_agent(state: StateDir, deadline: float, commands: Commands) -> None:
     """Sandboxes without an agent: let one adopt and end them properly, with their networks and mounts."""
-    others = [process for process in processes_of(state) if not _is_sandbox(process)]
+    contained = contained_pids(state)
+    others = [one for one in processes_of(state) if not one.is_runtime and one.pid not in contained]
     end_processes(others, signal.SIGTERM, min(10.0, max(0.0, deadline - time.monotonic())))
     with tempfile.TemporaryFile() as output:
         agent = subprocess.Popen(
@@ -188,10 +190,6 @@ def _clean_up_with_an_agent(state: StateDir, deadline: float, commands: Commands
         finally:
             agent.kill()
             agent.wait()
-
-
-def _is_sandbox(process: Process) -> bool:
-    return process.argv[0].rpartition("/")[2].startswith("runsc")
 
 
 def _check_same_place(record: Address, host: str | None, port: int | None) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from glowplug.runtime.cgroup import ReplicaCgroup
 from glowplug.types.paths import StateDir
 
 _OUR_MODULES = ("glowplug.node", "glowplug.control", "glowplug.engine.supervisor")
@@ -27,6 +28,11 @@ class Process:
 
     pid: int
     argv: tuple[str, ...]
+
+    @property
+    def is_runtime(self) -> bool:
+        """Whether it is a container runtime, or gVisor's sandbox."""
+        return Path(self.argv[0]).name.startswith(("runsc", "runc"))
 
     def describe(self) -> str:
         """A short text for people: ``1234 (python -m glowplug.node)``."""
@@ -53,17 +59,25 @@ def running_processes() -> list[Process]:
 def processes_of(state: StateDir) -> list[Process]:
     """Our own processes and sandboxes that work in ``state``; not an editor or ``tail`` that looks at it."""
     mentions = re.compile(rf"(^|[=:]){re.escape(str(state.root))}($|/)")
+    contained = contained_pids(state)
     return [
         process
         for process in running_processes()
-        if process.pid != os.getpid() and _is_ours(process.argv) and any(map(mentions.search, process.argv))
+        if process.pid in contained
+        or (process.pid != os.getpid() and _is_ours(process) and any(map(mentions.search, process.argv)))
     ]
 
 
-def _is_ours(argv: tuple[str, ...]) -> bool:
-    if Path(argv[0]).name.startswith("runsc"):
-        return True
-    return any(flag == "-m" and module in _OUR_MODULES for flag, module in pairwise(argv))
+def contained_pids(state: StateDir) -> set[int]:
+    """Processes in the containers of ``state``'s replicas; without gVisor they are the application's own."""
+    folders = state.replicas.iterdir() if state.replicas.is_dir() else ()
+    return {pid for folder in folders for pid in ReplicaCgroup(folder.name).pids()}
+
+
+def _is_ours(process: Process) -> bool:
+    return process.is_runtime or any(
+        flag == "-m" and module in _OUR_MODULES for flag, module in pairwise(process.argv)
+    )
 
 
 def is_supervisor(pid: int, state: StateDir) -> bool:

@@ -41,11 +41,13 @@ class RootFilesystem:
 
     ``root`` is meant to be mounted read-only with the runtime's own overlay on top. The runtime may create
     missing mount points in it (runsc does so on the host, whatever its overlay): that never reaches a
-    user's folder. ``binds`` come after the runtime's tmpfs mounts, in this order. ``python`` is the
-    interpreter to run our runner with, None if there is none.
+    user's folder. ``base`` is the same without the layer that takes them, for a runtime that lays its own on
+    top; nobody may write to it. ``binds`` come after the runtime's tmpfs mounts, in this order. ``python`` is
+    the interpreter to run our runner with, None if there is none.
     """
 
     root: Path
+    base: Path
     binds: tuple[Bind, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     workdir: str = "/"
@@ -136,17 +138,20 @@ class ImageMounter:
         """See :class:`Mounter`."""
         folder = self._folders.image(image_id)
         record = read_record(folder, image_id)
-        root = folder / "rootfs"
+        base = root = folder / "rootfs"
         if record.index_digest is not None:
-            self._mount_overlay(record, self._indexes.mount(record.index_digest, command), root)
+            base = self._indexes.mount(record.index_digest, command)
+            self._mount_overlay(record, base, root)
         elif record.lower is not None:
             self._check_lower(record, record.lower)
-            self._mount_overlay(record, Path(record.lower.path), root)
+            base = Path(record.lower.path)
+            self._mount_overlay(record, base, root)
         for bind in record.binds:
             if not Path(bind.source).exists():
                 raise _gone(record.id, bind.source)
         return RootFilesystem(
             root=root,
+            base=base,
             binds=tuple(Bind(Path(b.source), b.destination, b.read_only) for b in record.binds),
             env=dict(record.env),
             workdir=record.workdir,

@@ -263,7 +263,7 @@ def _place(local: Sequence[BindRecord], root: Path, prepared: Prepared) -> None:
         return
     earlier = [Bind(Path(bind.source), bind.destination) for bind in prepared.binds]
     for bind in local:
-        RootFilesystem(root, tuple(earlier)).check_mount_point(bind.destination)
+        RootFilesystem(root, root, tuple(earlier)).check_mount_point(bind.destination)
         is_covered = any(Path(bind.destination).is_relative_to(other.destination) for other in earlier)
         if not is_covered:
             add_mount_point(root, Path(bind.destination), is_folder=True)

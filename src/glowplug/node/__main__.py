@@ -23,8 +23,8 @@ import uvicorn
 from glowplug.image.node_images import NodeImages, open_images
 from glowplug.node.agent import Agent
 from glowplug.node.api import make_app
+from glowplug.node.runtimes import Runtimes
 from glowplug.observe.metrics import Metrics
-from glowplug.runtime.runsc import Runsc
 from glowplug.snapshot.store import SnapshotStore
 from glowplug.types.clock import SystemClock
 from glowplug.types.errors import Conflict, GlowplugError
@@ -66,7 +66,7 @@ async def _serve(state: StateDir) -> None:
     images = await asyncio.to_thread(open_images, state)
     agent = Agent(
         state=state,
-        runtime=Runsc(state.runtime_root),
+        runtimes=await asyncio.to_thread(Runtimes.find, state),
         images=images.mounter,
         snapshots=SnapshotStore(state),
         metrics=Metrics(),

@@ -18,18 +18,18 @@ from glowplug.node import failures, logs
 from glowplug.node.admission import check_request
 from glowplug.node.capacity import Capacity
 from glowplug.node.capture import Captures
-from glowplug.node.container import Container, end_exec, exec_pid
+from glowplug.node.container import Container, exec_pid
 from glowplug.node.exits import read_exit_code
 from glowplug.node.leftovers import Leftovers
 from glowplug.node.race import Interrupted, before
 from glowplug.node.record import ReplicaFolder, is_running
 from glowplug.node.replica import Replica
+from glowplug.node.runtimes import Runtimes
 from glowplug.node.starter import Starter
 from glowplug.node.table import ReplicaTable
 from glowplug.node.terminal import ExecCommand
 from glowplug.observe.metrics import Metrics
 from glowplug.runtime.cgroup import ReplicaCgroup
-from glowplug.runtime.port import Runtime
 from glowplug.snapshot.key import MachineIdentity
 from glowplug.snapshot.store import SnapshotStore
 from glowplug.types.clock import Clock
@@ -58,7 +58,7 @@ class Agent:
     """Everything on this machine, and the only one who changes it. Lives on one event loop."""
 
     state: StateDir
-    runtime: Runtime
+    runtimes: Runtimes
     images: Mounter
     snapshots: SnapshotStore
     metrics: Metrics
@@ -72,9 +72,9 @@ class Agent:
 
     def __post_init__(self) -> None:
         self.starter = Starter(
-            self.runtime, self.images, self.snapshots, self.metrics, MachineIdentity.read()
+            self.runtimes, self.images, self.snapshots, self.metrics, MachineIdentity.read()
         )
-        self.leftovers = Leftovers(self.state, self.runtime, self.starter.in_thread)
+        self.leftovers = Leftovers(self.state, self.runtimes, self.starter.in_thread)
         self.captures = Captures(
             self.starter,
             self.images,
@@ -89,8 +89,7 @@ class Agent:
     async def open(self) -> None:
         """Take over what a predecessor left: adopt what lives, clean up what does not. Raises SystemUnfit."""
         self.state.create()
-        await self.starter.in_thread(self.runtime.identity)
-        await self.starter.in_thread(self.runtime.end_commands)
+        await self.starter.in_thread(self.runtimes.open)
         await self.starter.in_thread(self.snapshots.sweep)
         names = [folder.name for folder in self.state.replicas.iterdir()]
         for name, problem in zip(
@@ -124,12 +123,13 @@ class Agent:
     def start(self, request: StartReplica) -> ReplicaView:
         """Begin starting a replica; the same id twice is one start, however the first one went.
 
-        Raises InvalidInput, or Unavailable if it does not fit.
+        Raises InvalidInput, Unavailable if it does not fit, or SystemUnfit if this node lacks its runtime.
         """
         check_request(request)
         existing = self.table.find(request.replica_id)
         if existing is not None:
             return existing
+        self.runtimes.choose(request.server)
         self.capacity.reserve(request.replica_id, request.server.resources)
         try:
             replica = self._new_replica(request, Purpose.SERVE)
@@ -180,7 +180,7 @@ class Agent:
             memory_used_bytes=self.capacity.memory_used_bytes,
             gpus=self.capacity.gpus,
             gpus_used=self.capacity.gpus_used,
-            runtime=f"{self.runtime.identity().name} {self.runtime.identity().version}",
+            runtime=self.runtimes.describe(),
             replicas=len(self._replicas),
         )
 
@@ -204,15 +204,16 @@ class Agent:
                 replica_id=replica_id,
             )
         pid_file = replica.container.folder.execs / secrets.token_hex(8)
-        argv = self.runtime.exec_argv(replica_id, command, tty=tty, pid_file=pid_file)
+        container = replica.container
         return ExecCommand(
-            argv,
+            container.exec_argv(command, tty=tty, pid_file=pid_file),
             has_begun=lambda: exec_pid(pid_file) is not None,
-            end_inside=lambda: end_exec(self.runtime, replica_id, pid_file),
+            end_inside=lambda: container.end_exec(pid_file),
         )
 
     def _new_replica(self, request: StartReplica, purpose: Purpose) -> Replica:
-        container = Container(self.state, self.runtime, request.replica_id, request.server)
+        runtime = self.runtimes.choose(request.server)
+        container = Container(self.state, self.runtimes, runtime, request.replica_id, request.server)
         container.folder.create()
         return Replica(self.state, self.table, request, container, purpose, self.clock.wall())
 
@@ -323,7 +324,7 @@ class Agent:
             server=record.server,
             image_id=record.image_id,
         )
-        container = Container(self.state, self.runtime, replica_id, record.server)
+        container = Container(self.state, self.runtimes, record.view.runtime, replica_id, record.server)
         replica = Replica(self.state, self.table, request, container, Purpose.SERVE, record.view.created_at)
         replica.file = record
         alive = is_running(record.view.pid, record.pid_started_ticks)

@@ -241,9 +241,7 @@ class Captures:
                 call = HttpCall(method="POST", path="/.glowplug/before_snapshot", json_body={})
                 await _succeed(talk, replica.id, "before_snapshot", call, WARMUP_TIMEOUT_S)
             if server.snapshot.before_snapshot is not None:
-                await run_hook(
-                    server.snapshot.before_snapshot, replica.container, talk, self.starter.exec_argv
-                )
+                await run_hook(server.snapshot.before_snapshot, replica.container, talk)
             return answers
         finally:
             await talk.close()

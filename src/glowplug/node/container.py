@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from glowplug.image.mount import RootFilesystem
 from glowplug.node.record import ReplicaFolder, write_private
+from glowplug.node.runtimes import Runtimes
 from glowplug.runtime.cgroup import ReplicaCgroup, cgroup_path
 from glowplug.runtime.network import REPLICA_ADDRESS, ReplicaNetwork
 from glowplug.runtime.port import Runtime, Sandbox, SandboxMount
@@ -34,12 +36,15 @@ _RUNNER_CAPABILITIES = ("CAP_SYS_ADMIN",)
 
 
 class Container:
-    """The container of one replica of ``server``."""
+    """The container of one replica of ``server``, in the runtime called ``runtime``. Raises SystemUnfit."""
 
-    def __init__(self, state: StateDir, runtime: Runtime, replica_id: str, server: ServerSpec) -> None:
+    def __init__(
+        self, state: StateDir, runtimes: Runtimes, runtime: str, replica_id: str, server: ServerSpec
+    ) -> None:
         self.id = replica_id
+        self.runtime = runtime
         self._state = state
-        self._runtime = runtime
+        self._runtime = runtimes.named(runtime)
         self._server = server
         self._network = ReplicaNetwork(replica_id)
         self.folder = ReplicaFolder(state, replica_id)
@@ -62,22 +67,24 @@ class Container:
         (self.folder.path / "hostname").write_text(f"{self.id}\n")
         (self.folder.path / "resolv.conf").write_text("")
 
-    def create(
-        self, root: RootFilesystem, secret_env: dict[str, str], cpu_weight: int, hostname: str | None = None
-    ) -> int:
+    def create(self, root: RootFilesystem, secret_env: dict[str, str], cpu_weight: int, hostname: str) -> int:
         """Create the sandbox, nothing running in it yet; returns its pid."""
-        self._sandbox = self._describe(root, secret_env, cpu_weight, hostname or self.id)
+        self._sandbox = self._describe(root, secret_env, cpu_weight, hostname)
         return self._runtime.create(self._sandbox)
 
     def start(self) -> None:
         """Run the command, and open our side of the network."""
-        self._runtime.start(self._created())
+        if self._sandbox is None:
+            raise RuntimeError(f"{self.id}: the sandbox was not created")
+        self._runtime.start(self._sandbox)
         self._network.open_gateway()
 
-    def restore(self, image: Path) -> None:
-        """Fill the sandbox with captured memory, and open our side of the network."""
-        self._runtime.restore(self._created(), image)
+    def restore(self, root: RootFilesystem, cpu_weight: int, image: Path) -> int:
+        """Make the sandbox from captured memory, and open our side of the network; returns its pid."""
+        sandbox = self._describe(root, {}, cpu_weight, self.id)
+        pid = self._runtime.restore(sandbox, image)
         self._network.open_gateway()
+        return pid
 
     def checkpoint(self, image: Path) -> None:
         """Write the memory to ``image``; the application ends."""
@@ -91,20 +98,27 @@ class Container:
         """Kill the sandbox where it stands; whoever watches it cleans up."""
         self.cgroup.kill_all()
 
+    def exec_argv(self, command: list[str], *, tty: bool = False, pid_file: Path | None = None) -> list[str]:
+        """The host command line that runs ``command`` inside."""
+        return self._runtime.exec_argv(self.id, command, tty=tty, pid_file=pid_file)
+
+    def end_exec(self, pid_file: Path) -> None:
+        """Kill the process whose pid `exec` left in ``pid_file``, if it still runs, and remove the file."""
+        pid = exec_pid(pid_file)
+        if pid is not None:
+            with contextlib.suppress(RuntimeFailed):  # it ended by itself, or the sandbox did
+                self._runtime.signal(self.id, "SIGKILL", pid)
+        pid_file.unlink(missing_ok=True)
+
     def end_execs(self) -> None:
         """Kill what was started in it by `exec` and has lost whoever asked for it."""
         for pid_file in self.folder.execs.glob("*"):
-            end_exec(self._runtime, self.id, pid_file)
+            self.end_exec(pid_file)
 
     def stop_sandbox(self) -> None:
         """Remove the sandbox and what it held, but keep the folder, namespace and log for another try."""
         self._sandbox = None
-        _remove_sandbox(self._runtime, self.id)
-
-    def _created(self) -> Sandbox:
-        if self._sandbox is None:
-            raise RuntimeError(f"{self.id}: the sandbox was not created")
-        return self._sandbox
+        _remove_sandbox([self._runtime], self.id)
 
     def _describe(
         self, root: RootFilesystem, secret_env: dict[str, str], cpu_weight: int, hostname: str
@@ -117,6 +131,7 @@ class Container:
             id=self.id,
             directory=self.folder.bundle,
             root=root.root,
+            base=root.base,
             args=tuple(server.command),
             env={**env, **secret_env},
             workdir=root.workdir,
@@ -164,23 +179,26 @@ def runner_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def remove_leftovers(state: StateDir, runtime: Runtime, replica_id: str) -> None:
+def remove_leftovers(state: StateDir, runtimes: Runtimes, replica_id: str) -> None:
     """Remove everything that a replica of this id may have left, whoever made it; its log stays.
 
     The folder goes last: as long as it is there, the next agent tries again. May be called at any moment, and
     twice. Raises GlowplugError or OSError when something does not go.
     """
-    _remove_sandbox(runtime, replica_id)
+    folder = ReplicaFolder(state, replica_id)
+    record = folder.load()
+    _remove_sandbox(runtimes.holding(record.view.runtime if record else None), replica_id)
     ReplicaNetwork(replica_id).remove()
-    ReplicaFolder(state, replica_id).remove()
+    folder.remove()
 
 
-def _remove_sandbox(runtime: Runtime, replica_id: str) -> None:
+def _remove_sandbox(runtimes: Sequence[Runtime], replica_id: str) -> None:
     cgroup = ReplicaCgroup(replica_id)
     # Killed first, the sandbox need not be asked to end: `runsc delete` then takes 30 ms instead of 160.
     cgroup.kill_all()
     try:
-        runtime.delete(replica_id)
+        for runtime in runtimes:
+            runtime.delete(replica_id)
     finally:
         is_gone = cgroup.remove()
     if not is_gone:
@@ -188,18 +206,9 @@ def _remove_sandbox(runtime: Runtime, replica_id: str) -> None:
 
 
 def exec_pid(pid_file: Path) -> int | None:
-    """The pid, inside, of what `exec` started; None if it did not come to run yet."""
+    """The pid, as the runtime left it, of what `exec` started; None if it did not come to run yet."""
     try:
         pid = int(pid_file.read_text())
     except (OSError, ValueError):
         return None
     return pid if pid > 1 else None
-
-
-def end_exec(runtime: Runtime, replica_id: str, pid_file: Path) -> None:
-    """Kill the process inside whose pid is in ``pid_file``, if it still runs, and remove the file."""
-    pid = exec_pid(pid_file)
-    if pid is not None:
-        with contextlib.suppress(RuntimeFailed):  # it ended by itself, or the sandbox did
-            runtime.signal(replica_id, "SIGKILL", pid)
-    pid_file.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Callable
 
 from glowplug.node.container import Container
 from glowplug.node.talk import ReplicaTalk
@@ -13,10 +12,8 @@ from glowplug.types.spec import Hook
 
 HOOK_TIMEOUT_S = 60.0
 
-ExecArgv = Callable[[str, list[str]], list[str]]
 
-
-async def run_hook(hook: Hook, container: Container, talk: ReplicaTalk, exec_argv: ExecArgv) -> None:
+async def run_hook(hook: Hook, container: Container, talk: ReplicaTalk) -> None:
     """Do what the hook says. Raises ReplicaFailed or DeadlineExceeded.
 
     A command has ended when this returns: a checkpoint taken while one runs cannot be restored.
@@ -28,7 +25,7 @@ async def run_hook(hook: Hook, container: Container, talk: ReplicaTalk, exec_arg
     elif hook.signal is not None:
         await asyncio.to_thread(container.signal, hook.signal)
     elif hook.command is not None:
-        await asyncio.to_thread(_run, container.id, hook.command, exec_argv(container.id, hook.command))
+        await asyncio.to_thread(_run, container.id, hook.command, container.exec_argv(hook.command))
 
 
 def _run(replica_id: str, command: list[str], argv: list[str]) -> None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from glowplug.node.container import remove_leftovers
-from glowplug.runtime.port import Runtime
+from glowplug.node.runtimes import Runtimes
 from glowplug.types.errors import GlowplugError
 from glowplug.types.paths import StateDir
 
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 class Leftovers:
     """What is still to be removed on this node, by replica id."""
 
-    def __init__(self, state: StateDir, runtime: Runtime, in_thread: InThread) -> None:
+    def __init__(self, state: StateDir, runtimes: Runtimes, in_thread: InThread) -> None:
         self._state = state
-        self._runtime = runtime
+        self._runtimes = runtimes
         self._in_thread = in_thread
         self._ids: set[str] = set()
 
@@ -37,7 +37,7 @@ class Leftovers:
     async def remove(self, replica_id: str) -> bool:
         """Remove every trace but the log; whether that worked. What is left is tried again."""
         try:
-            await self._in_thread(lambda: remove_leftovers(self._state, self._runtime, replica_id))
+            await self._in_thread(lambda: remove_leftovers(self._state, self._runtimes, replica_id))
         except (GlowplugError, OSError) as problem:
             logger.error("cleaning up %s, will try again: %s", replica_id, problem)
             self._ids.add(replica_id)

@@ -46,6 +46,7 @@ class Replica:
                 server=request.server.name,
                 deployment_id=request.deployment_id,
                 purpose=purpose,
+                runtime=container.runtime,
                 state=ReplicaState.STARTING,
                 endpoint=container.endpoint,
                 created_at=created_at,

@@ -19,13 +19,13 @@ import aiohttp
 
 from glowplug.image.mount import Mounter, RootFilesystem
 from glowplug.node import failures
-from glowplug.node.container import runner_digest
+from glowplug.node.container import Container, runner_digest
 from glowplug.node.hooks import run_hook
 from glowplug.node.race import Interrupted, before
 from glowplug.node.replica import Replica
+from glowplug.node.runtimes import Runtimes
 from glowplug.node.talk import ReplicaTalk
 from glowplug.observe.metrics import Metrics
-from glowplug.runtime.port import Runtime
 from glowplug.snapshot import canary
 from glowplug.snapshot.key import MachineIdentity, SnapshotKey
 from glowplug.snapshot.store import SnapshotStore
@@ -58,13 +58,13 @@ class Starter:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtimes: Runtimes,
         images: Mounter,
         snapshots: SnapshotStore,
         metrics: Metrics,
         machine: MachineIdentity,
     ) -> None:
-        self._runtime = runtime
+        self._runtimes = runtimes
         self._images = images
         self._snapshots = snapshots
         self._metrics = metrics
@@ -91,7 +91,7 @@ class Starter:
         """The snapshot key of this server here and now."""
         values = "\0".join(f"{name}={value}" for name, value in sorted(request.secrets.items()))
         scope = f"{request.app} {hashlib.blake2b(values.encode(), digest_size=8).hexdigest()}"
-        runtime = self._runtime.identity()
+        runtime = self._runtimes.named(self._runtimes.choose(request.server)).identity()
         if request.server.code is not None:  # our runner's code is in the memory too
             runtime = replace(runtime, flags=(*runtime.flags, f"runner={runner_digest()}"))
         return SnapshotKey.compute(
@@ -193,9 +193,8 @@ class Starter:
             try:
                 with replica.stage(Stage.HOST_INIT):
                     await self.in_thread(container.write_inside, request.secrets, restored=True)
-                    pid = await self.in_thread(container.create, root, {}, replica.cpu_weight)
+                    pid = await self.in_thread(container.restore, root, replica.cpu_weight, snapshot.path)
                     replica.watch_process(pid)
-                    await self.in_thread(container.restore, snapshot.path)
                 await self.while_alive(replica, self._prove(replica, snapshot))
             except Exception as error:  # noqa: BLE001 - raised below, unless corruption explains it
                 failure = error
@@ -218,9 +217,7 @@ class Starter:
                 if request.server.code is not None:
                     await activate(talk, request, ACTIVATE_TIMEOUT_S, restored=True)
                 elif request.server.snapshot.after_restore is not None:
-                    await run_hook(
-                        request.server.snapshot.after_restore, replica.container, talk, self.exec_argv
-                    )
+                    await run_hook(request.server.snapshot.after_restore, replica.container, talk)
             with replica.stage(Stage.FIRST_ANSWER):
                 for expected in snapshot.manifest.canary:
                     await ask_canary(talk, expected)
@@ -300,23 +297,20 @@ class Starter:
             except (OSError, TimeoutError, aiohttp.ClientError) as error:
                 last = f"the last try failed ({in_words(error)})"
             if loop.time() > deadline:
-                listening = await self.in_thread(self._what_listens, replica.id)
+                listening = await self.in_thread(_what_listens, container)
                 raise failures.never_ready(replica.id, server, container.folder.log, last, listening)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _SLOWEST_PROBE_S)
 
-    def exec_argv(self, replica_id: str, command: list[str]) -> list[str]:
-        """The host command that runs ``command`` inside the replica."""
-        return self._runtime.exec_argv(replica_id, command, tty=False)
 
-    def _what_listens(self, replica_id: str) -> str:
-        """What its own kernel says, if its image has `cat`; nothing otherwise."""
-        argv = self.exec_argv(replica_id, ["cat", "/proc/net/tcp", "/proc/net/tcp6"])
-        try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return ""
-        return failures.listening_ports(done.stdout) if done.stdout else ""
+def _what_listens(container: Container) -> str:
+    """What its own kernel says, if its image has `cat`; nothing otherwise."""
+    argv = container.exec_argv(["cat", "/proc/net/tcp", "/proc/net/tcp6"])
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return failures.listening_ports(done.stdout) if done.stdout else ""
 
 
 def in_words(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """From a :class:`~glowplug.runtime.port.Sandbox` to an OCI bundle (``config.json``, runtime spec 1.0.2).
 
-Root is read-only as an image and writable through the runtime's in-memory overlay; /tmp and /dev/shm are
-tmpfs inside the sandbox, so what is written there is part of a snapshot.
+:func:`oci_config` is what every runtime is told, and complete for runsc: its root is writable through an
+overlay in the sandbox's memory, and /tmp and /dev/shm are tmpfs inside, so that what is written is part of a
+snapshot.
 """
 
 from __future__ import annotations
@@ -25,11 +26,10 @@ SANDBOX_OVERHEAD_BYTES = 192 << 20
 CPU_PERIOD_US = 100_000
 
 
-def write_bundle(sandbox: Sandbox) -> Path:
+def write_bundle(sandbox: Sandbox, config: dict[str, Any]) -> Path:
     """Write ``config.json`` into ``sandbox.directory`` and return that folder."""
     sandbox.directory.mkdir(parents=True, exist_ok=True)
-    config = sandbox.directory / "config.json"
-    config.write_text(json.dumps(oci_config(sandbox), indent=1))
+    (sandbox.directory / "config.json").write_text(json.dumps(config, indent=1))
     return sandbox.directory
 
 
@@ -57,7 +57,7 @@ def oci_config(sandbox: Sandbox) -> dict[str, Any]:
         },
         "root": {"path": str(sandbox.root), "readonly": False},
         "hostname": sandbox.hostname,
-        "mounts": _system_mounts() + [_bind(m.source, m.destination, m.read_only) for m in sandbox.mounts],
+        "mounts": _system_mounts() + [bind(m.source, m.destination, m.read_only) for m in sandbox.mounts],
         "annotations": sandbox.annotations,
         "linux": {
             "namespaces": [
@@ -92,7 +92,8 @@ def _system_mounts() -> list[dict[str, Any]]:
     ]
 
 
-def _bind(source: Path, destination: str, read_only: bool) -> dict[str, Any]:
+def bind(source: Path, destination: str, read_only: bool) -> dict[str, Any]:
+    """A mount that shows a file or folder of the host, and what is mounted in it."""
     return {
         "destination": destination,
         "type": "bind",

@@ -47,11 +47,15 @@ class ReplicaCgroup:
                 return int(value)
         return 0
 
+    def pids(self) -> list[int]:
+        """The processes in it, as the host counts them."""
+        return [int(pid) for pid in _read(self._memory / "cgroup.procs").split()]
+
     def kill_all(self) -> None:
         """SIGKILL every process in it: what an interrupted runtime command left behind."""
-        for pid in _read(self._memory / "cgroup.procs").split():
+        for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
     def remove(self, timeout_s: float = _EMPTYING_DEADLINE_S) -> bool:
         """Kill what is in it and remove its directories in every hierarchy; whether nothing is left."""

@@ -10,17 +10,20 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from glowplug.types.errors import DeadlineExceeded, RuntimeFailed, SystemUnfit
+from glowplug.types.errors import DeadlineExceeded, ResourceExhausted, RuntimeFailed, SystemUnfit
 
 _DYING_DEADLINE_S = 5.0
 _MAX_WORDS_BYTES = 1 << 20
 _MAX_MESSAGE_CHARACTERS = 500
+# ext4 and tmpfs refuse writes with a few blocks left over.
+_FULL_BELOW_BYTES = 1 << 20
 # What a shell answers when it cannot run the program it was told to become.
 _NOT_RUNNABLE = (126, 127)
 
@@ -80,6 +83,19 @@ def last_words(log: Path) -> str:
                 if isinstance(message, str) and message.strip():
                     return message.strip().splitlines()[0][:_MAX_MESSAGE_CHARACTERS]
     return ""
+
+
+def check_room(image: Path, sandbox_id: str, error: RuntimeFailed) -> None:
+    """Raise ResourceExhausted if a checkpoint to ``image`` failed with ``error`` because the disk is full."""
+    free_bytes = shutil.disk_usage(image.parent).free
+    if free_bytes < _FULL_BELOW_BYTES:
+        raise ResourceExhausted(
+            f"The disk that holds {image.parent} is full: the memory of {sandbox_id} was not written.",
+            remedy="Free some space (`glowplug snapshot rm ID`), or put GLOWPLUG_STATE on a larger disk.",
+            sandbox=sandbox_id,
+            free_bytes=free_bytes,
+            said=error.message,
+        ) from error
 
 
 def kill_processes(is_wanted: Callable[[list[str]], bool]) -> int:

@@ -32,12 +32,17 @@ class Sandbox:
     stderr; ``netns`` and ``cgroup`` (a path below each controller) exist or are created for this container
     only. ``cpu_weight`` is relative (100 is normal): background work yields to serving.
     ``host_changes_volumes``: files that are mounted may change from outside while it runs.
-    ``extra_capabilities`` are granted inside the sandbox, beyond the usual ones.
+    ``extra_capabilities`` are granted, beyond the usual ones, by runtimes whose sandboxes have a kernel of
+    their own; no other may grant them.
+    ``root`` may be given missing mount points by the runtime. ``base`` is the same without the layer that
+    takes those, and never written to: for a runtime that lays its own on top, as the kernel allows no third
+    (``FILESYSTEM_MAX_STACK_DEPTH`` is 2, and an image index mounted from a file counts as one).
     """
 
     id: str
     directory: Path
     root: Path
+    base: Path
     args: tuple[str, ...]
     env: dict[str, str]
     workdir: str
@@ -69,16 +74,22 @@ class Runtime(Protocol):
         """Run the container's command in a created container."""
         ...
 
-    def restore(self, sandbox: Sandbox, image: Path) -> None:
-        """Fill a *created* container with the memory in folder ``image``, and let it run."""
+    def restore(self, sandbox: Sandbox, image: Path) -> int:
+        """Make the container from the memory in folder ``image`` and let it run; returns the pid on the host.
+
+        To be called *instead* of :meth:`create` and :meth:`start`.
+        """
         ...
 
     def checkpoint(self, sandbox_id: str, image: Path) -> None:
-        """Write the container's memory to the empty folder ``image``. The container ends."""
+        """Write the container's memory, and what it wrote to its root, to the empty folder ``image``.
+
+        The container ends. Connections to the outside are closed in every copy; listening sockets are kept.
+        """
         ...
 
     def signal(self, sandbox_id: str, name: str, pid: int = 1) -> None:
-        """Send a signal (``"SIGTERM"``) to the process that is ``pid`` inside the container."""
+        """Send a signal (``"SIGTERM"``) to the first process, or the one whose pid :meth:`exec_argv` left."""
         ...
 
     def delete(self, sandbox_id: str, *, force: bool = True) -> None:
@@ -90,8 +101,8 @@ class Runtime(Protocol):
     ) -> list[str]:
         """The host command line that runs ``command`` inside the container.
 
-        Killing it does not end the command: the pid that the command has inside is written to ``pid_file``,
-        for :meth:`signal`.
+        Killing it does not end the command: a pid is written to ``pid_file`` for :meth:`signal`. Whether it
+        is the container's number or the host's is the runtime's affair.
         """
         ...
 

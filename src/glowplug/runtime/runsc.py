@@ -26,10 +26,10 @@ import tempfile
 from functools import cached_property
 from pathlib import Path
 
-from glowplug.runtime.bundle import write_bundle
-from glowplug.runtime.command import kill_processes, run_to_end
+from glowplug.runtime.bundle import oci_config, write_bundle
+from glowplug.runtime.command import check_room, kill_processes, run_to_end
 from glowplug.runtime.port import Sandbox
-from glowplug.types.errors import ResourceExhausted, RuntimeFailed, SystemUnfit
+from glowplug.types.errors import RuntimeFailed, SystemUnfit
 from glowplug.types.identity import RuntimeIdentity
 from glowplug.types.paths import TOOLS_DIR
 
@@ -42,8 +42,6 @@ _WORDS_PREFIX = ".words-"
 # Its own processes that are no commands: they are the sandbox.
 _SANDBOX_PROGRAMS = ("runsc-sandbox", "runsc-gofer")
 _TERMINAL = "TERM=xterm-256color"
-# ext4 and tmpfs refuse writes with a few blocks left over.
-_FULL_BELOW_BYTES = 1 << 20
 _FLAGS = {
     "platform": "systrap",
     "network": "sandbox",
@@ -80,7 +78,7 @@ class Runsc:
 
     def create(self, sandbox: Sandbox) -> int:
         """``runsc create``: the sandbox process exists, the application does not run yet."""
-        bundle = write_bundle(sandbox)
+        bundle = write_bundle(sandbox, oci_config(sandbox))
         pid_file = sandbox.directory / "sandbox.pid"
         command = ["create", "--bundle", str(bundle), "--pid-file", str(pid_file), sandbox.id]
         self._run(command, sandbox.id, sandbox=sandbox, timeout_s=_QUICK_S)
@@ -90,10 +88,12 @@ class Runsc:
         """``runsc start``."""
         self._run(["start", sandbox.id], sandbox.id, sandbox=sandbox, timeout_s=_QUICK_S)
 
-    def restore(self, sandbox: Sandbox, image: Path) -> None:
-        """``runsc restore`` into a created container; returns once all pages are read."""
+    def restore(self, sandbox: Sandbox, image: Path) -> int:
+        """``runsc create``, and ``runsc restore`` into it; returns once all pages are read."""
+        pid = self.create(sandbox)
         command = ["restore", "--detach", "--bundle", str(sandbox.directory), "--image-path", str(image)]
         self._run([*command, sandbox.id], sandbox.id, sandbox=sandbox, timeout_s=_MEMORY_S)
+        return pid
 
     def checkpoint(self, sandbox_id: str, image: Path) -> None:
         """``runsc checkpoint``, uncompressed: a quarter of a second per GB instead of seconds."""
@@ -104,16 +104,8 @@ class Runsc:
         try:
             self._run([*command, sandbox_id], sandbox_id, timeout_s=_MEMORY_S)
         except RuntimeFailed as error:
-            free_bytes = shutil.disk_usage(image.parent).free
-            if free_bytes >= _FULL_BELOW_BYTES:
-                raise
-            raise ResourceExhausted(
-                f"The disk that holds {image.parent} is full: the memory of {sandbox_id} was not written.",
-                remedy="Free some space (`glowplug snapshot rm ID`), or put GLOWPLUG_STATE on a larger disk.",
-                sandbox=sandbox_id,
-                free_bytes=free_bytes,
-                said=error.message,
-            ) from error
+            check_room(image, sandbox_id, error)
+            raise
 
     def signal(self, sandbox_id: str, name: str, pid: int = 1) -> None:
         """``runsc kill``."""
@@ -132,7 +124,7 @@ class Runsc:
     def exec_argv(
         self, sandbox_id: str, command: list[str], *, tty: bool, pid_file: Path | None = None
     ) -> list[str]:
-        """``runsc exec``, which sees for itself whether its input is a terminal.
+        """``runsc exec``, which sees for itself whether its input is a terminal; the pid is the one inside.
 
         The caller runs it, and must have ended it before any checkpoint: the image could not be restored.
         """

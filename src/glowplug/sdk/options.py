@@ -22,6 +22,7 @@ from glowplug.sdk.volume import Volume
 from glowplug.types.errors import InvalidInput
 
 DEFAULT_PORT = 8000
+RUNTIMES = ("auto", "runsc", "runc")
 DEFAULT_READY = "/"
 # The specification's own default; needed to tell whether min_replicas alone contradicts it.
 DEFAULT_MAX_REPLICAS = 4
@@ -29,7 +30,11 @@ _GPU = re.compile(r"[A-Za-z0-9-]+(:[1-9]\d{0,2})?", re.ASCII)
 
 
 class ReplicaOptions(TypedDict, total=False):
-    """What a replica may use, how many there are, how long they may take."""
+    """What a replica may use, how many there are, how long they may take, what separates it from the host.
+
+    ``runtime``: ``"runsc"`` (gVisor), ``"runc"`` (the host's own kernel: faster, less of a wall) or
+    ``"auto"``: runc, where the node has it, for code that you vouch for with ``trusted=True``, else runsc.
+    """
 
     gpu: str | None
     cpus: float
@@ -44,6 +49,8 @@ class ReplicaOptions(TypedDict, total=False):
     startup_timeout_s: float
     request_timeout_s: float
     max_held_requests: int
+    runtime: str
+    trusted: bool
 
 
 class CodeOptions(ReplicaOptions, total=False):
@@ -95,6 +102,8 @@ def describe(options: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], 
         "max_held_requests": lambda value: validation.whole_number(
             value, "max_held_requests", low=1, high=1_000_000
         ),
+        "runtime": _runtime,
+        "trusted": lambda value: validation.boolean(value, "trusted"),
     }
     spec |= {name: read(options[name]) for name, read in readers.items() if name in options}
     spec |= {"resources": _resources(options), "scaling": _scaling(options)}
@@ -104,6 +113,10 @@ def describe(options: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], 
     if both:
         raise InvalidInput(
             f"{', '.join(both)} is both in env and a secret.", remedy="Keep it in one of the two."
+        )
+    if spec.get("trusted") and spec.get("runtime") == "runsc":
+        raise InvalidInput(
+            'trusted=True changes nothing with runtime="runsc".', remedy="Leave one of them out."
         )
     return spec, secrets
 
@@ -146,6 +159,15 @@ def _scaling(options: Mapping[str, Any]) -> dict[str, Any]:
             remedy="Raise max_replicas or lower min_replicas.",
         )
     return scaling
+
+
+def _runtime(value: object) -> str:
+    if value not in RUNTIMES:
+        raise InvalidInput(
+            f"runtime cannot be {value!r}.",
+            remedy='Write runtime="runsc", "runc" or "auto" (docs/runtimes.md).',
+        )
+    return str(value)
 
 
 def _timeout(value: object, what: str) -> float:

@@ -60,7 +60,7 @@ class Phases:
             return False
         self._is_activated = False
         os.environ.update(activation.env)
-        if activation.hostname:
+        if activation.hostname and activation.hostname != socket.gethostname():
             _set_hostname(activation.hostname)
         reseed()
         self._target.run_hooks(Moment.ENTER_AFTER_RESTORE)

@@ -27,7 +27,7 @@ class StateDir:
         self.root.chmod(0o700)
         for directory in (
             self.images, self.snapshots, self.snapshot_staging, self.replica_logs, self.replicas, self.exits,
-            self.runtime_root,
+            self.runsc_root, self.runc_root,
         ):  # fmt: skip
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -107,6 +107,11 @@ class StateDir:
         return self.run / "replicas"
 
     @property
-    def runtime_root(self) -> Path:
-        """The container runtime's own state."""
+    def runsc_root(self) -> Path:
+        """gVisor's own state."""
         return self.run / "runsc"
+
+    @property
+    def runc_root(self) -> Path:
+        """runc's own state, and what its containers can write to."""
+        return self.run / "runc"

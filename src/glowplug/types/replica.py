@@ -85,6 +85,7 @@ class ReplicaView(Message):
     server: str
     deployment_id: str
     purpose: Purpose = Purpose.SERVE
+    runtime: str = "runsc"
     state: ReplicaState
     stage: Stage | None = None
     path: StartPath = StartPath.COLD
@@ -116,7 +117,7 @@ class StartReplica(Message):
 
 
 class NodeView(Message):
-    """A machine: what it has, what is taken, what its runtime is."""
+    """A machine: what it has, what is taken, what its runtimes are."""
 
     name: str
     agent_pid: int

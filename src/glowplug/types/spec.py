@@ -209,7 +209,11 @@ class CodeSpec(Spec):
 
 
 class ServerSpec(Spec):
-    """One server of an app: a command that listens on ``port``, and everything needed to run copies of it."""
+    """One server of an app: a command that listens on ``port``, and everything needed to run copies of it.
+
+    ``runtime``: gVisor (``runsc``), the host's own kernel (``runc``), or ``auto``: runc if the server is
+    ``trusted`` and the node has it, else runsc.
+    """
 
     version: Literal[1] = 1
     name: Name
@@ -221,6 +225,8 @@ class ServerSpec(Spec):
     secrets: list[str] = []
     volumes: list[VolumeSpec] = []
     code: CodeSpec | None = None
+    runtime: Literal["auto", "runsc", "runc"] = "auto"
+    trusted: bool = False
     resources: Resources = Resources()
     scaling: Scaling = Scaling()
     snapshot: SnapshotSpec = SnapshotSpec()
@@ -235,6 +241,12 @@ class ServerSpec(Spec):
             if not key or "=" in key or "\0" in key or "\0" in env[key]:
                 raise ValueError(f"environment variable {key!r} is not well formed")
         return env
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> ServerSpec:
+        if self.trusted and self.runtime == "runsc":
+            raise ValueError('trusted=True changes nothing with runtime="runsc"; leave one of them out')
+        return self
 
 
 class AppSpec(Spec):
