@@ -1,15 +1,18 @@
-"""An SSD tier and ways to look at it from outside, shared by the tests of the content store."""
+"""An SSD tier, ways to look at it from outside, and fetchers, for the tests of the content store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from tests.chunks.content import table_file
 from tests.chunks.contract import Pin
+from tests.chunks.fetch_fakes import PATIENCE_S, FakeSsd, FakeTier, MakeFetcher
 
 from glowplug.chunks.chunk import Chunk
+from glowplug.chunks.fetch import Fetcher
 from glowplug.chunks.ssd import SsdStore
 from glowplug.types.clock import ManualClock
 
@@ -65,3 +68,17 @@ def pin_ssd(ssd: SsdStore, table: Callable[[Sequence[Chunk]], Path]) -> Pin:
         ssd.pin(owner, table(chunks))
 
     return run
+
+
+@pytest.fixture
+def make_fetcher() -> Iterator[MakeFetcher]:
+    with ExitStack() as stack:
+
+        def make(ssd: FakeSsd, *tiers: FakeTier, **options: float) -> Fetcher:
+            fetcher = Fetcher(ssd, tiers, **options)  # type: ignore[arg-type]
+            stack.callback(fetcher.close, timeout_s=PATIENCE_S)
+            for tier in tiers:
+                stack.callback(tier.release)  # before the fetcher waits for what is in flight
+            return fetcher
+
+        yield make

@@ -11,12 +11,15 @@ import blake3
 from typing_extensions import Buffer
 
 from glowplug.chunks.chunk import Chunk
-from glowplug.chunks.fetch import Done, Outcome, RemoteBlob
+from glowplug.chunks.fetch import Done, Fetcher, Outcome, RemoteBlob
 from glowplug.chunks.pack import Encoding, pack_key
 from glowplug.chunks.placement import Place, Placement
 from glowplug.chunks.ssd_packs import Location
 from glowplug.chunks.table import ChunkTable
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, NotFound, ResourceExhausted
+
+MakeFetcher = Callable[..., Fetcher]
+"""Makes a fetcher from an SSD tier, the tiers behind it and options; it is closed when the test is over."""
 
 PATIENCE_S = 20.0
 """How long a test waits for something that should have happened long ago."""
@@ -76,6 +79,11 @@ class Request:
     start: int
     size_bytes: int
     go: threading.Event = field(default_factory=threading.Event)
+
+
+def starts_of(blob: MadeBlob, requests: Iterable[Request]) -> list[int]:
+    """The indices of the chunks that these start with."""
+    return [blob.is_at(request) for request in requests]
 
 
 class FakeTier:

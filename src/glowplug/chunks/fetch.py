@@ -203,10 +203,26 @@ class Fetcher:
 
         wanted = range_of(beside(blob, flight.index))
         others = [(index, blob.table[index]) for index, _ in wanted.members if index != flight.index]
-        neighbours = self._claim(claims, blob, others, None, None)
+        neighbours = self._claim(claims, blob, others)
         if len(neighbours) < len(others):
             wanted = range_of(neighbours)
         return wanted
+
+    def _claim(self, claims: Claims, blob: RemoteBlob, members: Sequence[tuple[int, Chunk]]) -> list[int]:
+        """Claim what nobody fetches and is not here; the indices of these.
+
+        In this order: what another worker has just finished was on the SSD before its flight ended.
+        """
+        flights = self._queue.claim(blob, members, None, None)
+        claims.add(flights)
+        missing = self._local.missing([flight.chunk for flight in flights])
+        claimed = []
+        for flight in flights:
+            if flight.chunk.id in missing:
+                claimed.append(flight.index)
+            else:
+                claims.end_unfetched(flight, is_present=True)
+        return claimed
 
     # A prefetch's next range
 
@@ -230,50 +246,29 @@ class Fetcher:
 
     def _plan(self, prefetch: PrefetchHandle) -> None:
         absent = dict(prefetch.next_slice())
-        if not prefetch.is_ahead:  # else whoever wanted it has looked
-            missing = self._local.missing(list(absent.values()))
-            here = [index for index, chunk in absent.items() if chunk.id not in missing]
-            for index in here:
-                prefetch.settled(absent.pop(index).size_bytes, None)
+        looked_at = self._queue.arrivals
+        missing = self._local.missing(list(absent.values()))
+        here = [index for index, chunk in absent.items() if chunk.id not in missing]
+        for index in here:
+            prefetch.settled(absent.pop(index).size_bytes, None)
         if absent:
             for wanted in prefetch.blob.placed().plan(absent, GAP_BYTES, prefetch.range_bytes):
                 members = [(index, absent[index]) for index, _ in wanted.members]
-                prefetch.ranges.append(PlannedRange(wanted, members))
+                prefetch.ranges.append(PlannedRange(wanted, members, looked_at))
 
     def _fetch_range(self, prefetch: PrefetchHandle, planned: PlannedRange) -> None:
         blob = prefetch.blob
         with Claims(self._queue) as claims:
-            claimed = self._claim(claims, blob, planned.members, Priority.READ, prefetch)
+            flights = self._queue.claim(blob, planned.members, Priority.READ, prefetch, planned.looked_at)
+            claims.add(flights)
             parts = [planned.range]
-            if len(claimed) < len(planned.members):
-                parts = blob.placed().plan(claimed, GAP_BYTES, prefetch.range_bytes)
+            if len(flights) < len(planned.members):
+                indices = [flight.index for flight in flights]
+                parts = blob.placed().plan(indices, GAP_BYTES, prefetch.range_bytes)
             for part in parts:
                 self._read(claims, blob, part, None, prefetch)
 
     # Both
-
-    def _claim(
-        self,
-        claims: Claims,
-        blob: RemoteBlob,
-        members: Sequence[tuple[int, Chunk]],
-        spared: Priority | None,
-        follower: PrefetchHandle | None,
-    ) -> list[int]:
-        """Claim what nobody fetches and is not here; the indices of these.
-
-        In this order: what another worker has just finished was on the SSD before its flight ended.
-        """
-        flights = self._queue.claim(blob, members, spared, follower)
-        claims.add(flights)
-        missing = self._local.missing([flight.chunk for flight in flights])
-        claimed = []
-        for flight in flights:
-            if flight.chunk.id in missing:
-                claimed.append(flight.index)
-            else:
-                claims.end_unfetched(flight, is_present=True)
-        return claimed
 
     def _read(
         self,

@@ -31,10 +31,11 @@ MAX_FAILED_RANGES = 16
 
 
 class PlannedRange(NamedTuple):
-    """A range to read, and the chunks in it."""
+    """A range to read, and the chunks in it, which were not here at the queue's arrival ``looked_at``."""
 
     range: PackRange
     members: Sequence[tuple[int, Chunk]]
+    looked_at: int
 
 
 class Prefetch:

@@ -31,6 +31,9 @@ from glowplug.chunks.fetch_range import Outcome
 from glowplug.types.clock import Clock
 from glowplug.types.errors import Conflict, DeadlineExceeded, GlowplugError
 
+MAX_RECENT = 4096
+"""Arrivals that are remembered: more than come between the planning of a slice and the fetch of its end."""
+
 MAX_AHEAD = 16
 """Read-aheads that wait; of more, the oldest is about what was read longest ago, and is given up."""
 
@@ -50,6 +53,8 @@ class FetchQueue:
         self._prefetches: deque[Prefetch] = deque()
         self._ahead: list[tuple[int, Prefetch]] = []  # by age, the newest last
         self._flights: dict[tuple[bytes, int], Flight] = {}  # a Chunk itself is slow to hash
+        self._recent: dict[tuple[bytes, int], int] = {}  # what came last, by the number of its arrival
+        self._arrivals = 0
         self._deadlines: deque[Waiter] = deque()  # in order: all have the same timeout
         self._is_closed = False
 
@@ -127,17 +132,23 @@ class FetchQueue:
         chunks: Iterable[tuple[int, Chunk]],
         spared: Priority | None,
         follower: Prefetch | None,
+        looked_at: int | None = None,
     ) -> list[Flight]:
         """Begin to fetch these too, as far as nobody does: RUNNING flights that the caller must end.
 
         Of those that wait in the queue, what is as urgent as ``spared`` stays there, to be fetched alone.
-        ``follower`` hears of all of them, whoever fetches them.
+        ``follower`` hears of all of them, whoever fetches them. What came since ``looked_at`` (see
+        :attr:`arrivals`) is not claimed: it is here.
         """
         claimed = []
+        here_bytes: list[int] = []
         with self._lock:
             for index, chunk in chunks:
                 flight = self._flights.get(flight_key(chunk))
                 if flight is None:
+                    if looked_at is not None and self._recent.get(flight_key(chunk), 0) > looked_at:
+                        here_bytes.append(chunk.size_bytes)
+                        continue
                     flight = Flight(chunk, blob, index, Priority.PREFETCH, State.RUNNING)
                     self._flights[flight_key(chunk)] = flight
                     claimed.append(flight)
@@ -147,7 +158,14 @@ class FetchQueue:
                     claimed.append(flight)
                 if follower is not None:
                     flight.followers.append(follower)
+        if follower is not None and here_bytes:
+            follower.settled(sum(here_bytes), None, chunks=len(here_bytes))
         return claimed
+
+    @property
+    def arrivals(self) -> int:
+        """How many chunks have come so far: who looks what is here notes this before."""
+        return self._arrivals
 
     def deadline_s(self, flight: Flight) -> float:
         """When nobody waits for this attempt any more."""
@@ -195,7 +213,7 @@ class FetchQueue:
             follower.settled(flight.chunk.size_bytes, error)
 
     def settle_all(self, arrived: Sequence[tuple[Flight, bytes | memoryview]]) -> None:
-        """:meth:`settle` many that have come."""
+        """:meth:`settle` many that have come and were kept, as far as there was room."""
         calls: list[tuple[list[Done], Outcome]] = []
         followed: dict[Prefetch, list[int]] = {}
         with self._lock:
@@ -204,6 +222,7 @@ class FetchQueue:
                     waiting = (waiter for waiter in flight.waiters if not waiter.is_answered)
                     calls.append((mark_answered(waiting), data))
                 self._forget(flight)
+                self._note_arrival(flight)
                 for follower in flight.followers:
                     followed.setdefault(follower, []).append(flight.chunk.size_bytes)
         for dones, outcome in calls:
@@ -292,6 +311,12 @@ class FetchQueue:
     def _forget(self, flight: Flight) -> None:
         flight.state = State.SETTLED
         del self._flights[flight_key(flight.chunk)]
+
+    def _note_arrival(self, flight: Flight) -> None:
+        self._arrivals += 1
+        self._recent[flight_key(flight.chunk)] = self._arrivals
+        if len(self._recent) > MAX_RECENT:
+            del self._recent[next(iter(self._recent))]
 
     def _watch(self, waiter: Waiter) -> None:
         while self._deadlines and self._deadlines[0].is_answered:

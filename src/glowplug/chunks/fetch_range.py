@@ -123,7 +123,9 @@ class _Asking:
         self._deadline_s = deadline_s
         self._counters = counters
 
-    def first_answer(self, wanted: PackRange, problems: list[_Problem]) -> tuple[int, bytes] | None:
+    def first_answer(
+        self, wanted: PackRange, problems: list[_Problem]
+    ) -> tuple[int, bytes | memoryview] | None:
         """The position of the first tier that gives the range, and the range."""
         for position in range(len(self._tiers)):
             shares = len(self._tiers) - position
@@ -152,7 +154,7 @@ class _Asking:
         self,
         position: int,
         wanted: PackRange,
-        data: bytes,
+        data: bytes | memoryview,
         member: Member,
         chunk: Chunk,
         problems: list[_Problem],
@@ -175,7 +177,7 @@ class _Asking:
 
     def _ask(
         self, position: int, wanted: PackRange, shares: int, problems: list[_Problem], *, is_fallback: bool
-    ) -> bytes | None:
+    ) -> bytes | memoryview | None:
         """One request, which may take its share of the time that is left; None if it failed."""
         tier = self._tiers[position]
         left_s = self._deadline_s - self._clock.monotonic()
@@ -195,7 +197,7 @@ class _Asking:
         return data
 
 
-def _exactly(tier: Objects, wanted: PackRange, timeout_s: float) -> bytes:
+def _exactly(tier: Objects, wanted: PackRange, timeout_s: float) -> bytes | memoryview:
     """What ``tier`` gives for the range. Raises GlowplugError only, whatever is wrong with the tier."""
     try:
         data = tier.read(wanted.key, wanted.start, wanted.size_bytes, timeout_s)

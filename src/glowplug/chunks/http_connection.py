@@ -75,11 +75,10 @@ class HttpConnection:
                 return head
         raise BadAnswer("it never comes to the point")
 
-    def read_body(self, head: Head, size_bytes: int, deadline_s: float) -> bytes:
-        """The body, which the head announces ``size_bytes`` long. Raises as :meth:`ask`."""
-        body = self._stream.exactly(size_bytes, deadline_s)
+    def read_body(self, head: Head, into: memoryview, deadline_s: float) -> None:
+        """The body, which the head announces as long as ``into`` is. Raises as :meth:`ask`."""
+        self._stream.fill(into, deadline_s)
         self.is_reusable = head.is_kept_alive
-        return body
 
     def drain(self, head: Head, deadline_s: float) -> None:
         """Read over an error's body if that is cheap and quick; else the connection is not reusable."""
@@ -87,7 +86,7 @@ class HttpConnection:
         with contextlib.suppress(BadAnswer, OSError):
             size_bytes = head.length_bytes()
             if size_bytes <= _DRAINED_BYTES:
-                self.read_body(head, size_bytes, deadline_s)
+                self.read_body(head, memoryview(bytearray(size_bytes)), deadline_s)
 
     def interrupt(self) -> None:
         """Make whatever waits on this connection fail at once."""

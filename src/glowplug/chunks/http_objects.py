@@ -50,15 +50,15 @@ class HttpObjects:
         self._closed.set()
         self._server.close()
 
-    def read(self, key: str, start: int, size_bytes: int, timeout_s: float) -> bytes:
+    def read(self, key: str, start: int, size_bytes: int, timeout_s: float) -> memoryview:
         """See :class:`glowplug.chunks.objects.Objects`."""
         return self._read(Wanted(key, start, size_bytes), timeout_s)
 
     def read_all(self, key: str, limit_bytes: int, timeout_s: float) -> bytes:
         """See :class:`glowplug.chunks.objects.Objects`."""
-        return self._read(Wanted(key, 0, limit_bytes, is_whole=True), timeout_s)
+        return bytes(self._read(Wanted(key, 0, limit_bytes, is_whole=True), timeout_s))
 
-    def _read(self, wanted: Wanted, timeout_s: float) -> bytes:
+    def _read(self, wanted: Wanted, timeout_s: float) -> memoryview:
         deadline_s = self._clock.monotonic() + timeout_s
         for pause_s in PAUSES_S:
             try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from glowplug.chunks.http_address import HttpAddress, Resolver
+from glowplug.chunks.http_buffers import ReceiveBuffers
 from glowplug.chunks.http_connection import Head, HttpConnection
 from glowplug.chunks.http_stream import BadAnswer, Closed
 from glowplug.chunks.object_keys import absent, check_key, wrong_answer
@@ -29,7 +30,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)")
 class Answer(NamedTuple):
     """An object's bytes, and what the server said of its cache (``HIT``, ``MISS`` .., or nothing)."""
 
-    data: bytes
+    data: memoryview
     cache_status: str
 
 
@@ -54,6 +55,7 @@ class HttpServer:
         """Raises InvalidInput for a URL that is no HTTP server's."""
         self.address = HttpAddress.parse(url)
         self.clock = clock
+        self.buffers = ReceiveBuffers()
         self._resolver = resolver
         self._tls = (tls or ssl.create_default_context()) if self.address.is_tls else None
         self._idle: deque[HttpConnection] = deque()
@@ -158,7 +160,8 @@ class Request:
     def run(self, deadline_s: float) -> Answer:
         """The bytes. Raises NotFound, Unavailable, DeadlineExceeded or InvalidInput (a wrong answer)."""
         try:
-            return self._run(deadline_s)
+            with self._server.buffers.kept():
+                return self._run(deadline_s)
         except TimeoutError as late:
             raise self._late(deadline_s) from late
         except OSError as problem:
@@ -200,10 +203,9 @@ class Request:
         if head.status not in (200, 206):
             connection.drain(head, deadline_s)
             raise self._refused(head)
-        size_bytes = self._checked_length(head)
-        return Answer(
-            connection.read_body(head, size_bytes, deadline_s), head.headers.get("x-cache-status", "")
-        )
+        body = self._server.buffers.take(self._checked_length(head))
+        connection.read_body(head, body, deadline_s)
+        return Answer(body, head.headers.get("x-cache-status", ""))
 
     def _checked_length(self, head: Head) -> int:
         """The length of a body that is the one asked for. Raises BadAnswer."""

@@ -1,7 +1,7 @@
 """Bytes of an HTTP answer off a socket, within a deadline that no trickle of bytes can stretch.
 
 A plain socket is left blocking and given its timeout as SO_RCVTIMEO, which Linux counts down over a whole
-``recv``, MSG_WAITALL included: a body is one system call straight into the bytes that are handed on, with
+``recv``, MSG_WAITALL included: a body is one system call straight into the memory that is handed on, with
 neither a copy nor a fight for the interpreter's lock at every packet. TLS has no such thing and loops.
 """
 
@@ -10,12 +10,11 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 from glowplug.types.clock import Clock
 
-_PEEKED_BYTES = 4096
-_PIECE_BYTES = 64 << 10
+_HEAD_PIECE_BYTES = 4096
 _SHORTEST_S = 0.001  # zero would mean no timeout at all
 _END_OF_HEAD = b"\r\n\r\n"
 
@@ -28,28 +27,58 @@ class Closed(ConnectionError):
     """The server closed the connection before the answer was whole."""
 
 
-class Stream(Protocol):
+class Stream(ABC):
     """One connection's bytes. Raises OSError as sockets do, TimeoutError when late, Closed at the end."""
 
-    has_received: bool
-    """A byte has come since this was last set to False."""
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._rest = b""  # came with a head, and follows it
+        self.has_received = False
+        """A byte has come since this was last set to False."""
 
     @property
     def has_rest(self) -> bool:
         """Bytes came that nobody asked for."""
-        ...
+        return bool(self._rest)
 
+    @abstractmethod
     def send(self, data: bytes, deadline_s: float) -> None:
         """All of it."""
-        ...
 
     def head(self, limit_bytes: int, deadline_s: float) -> bytes:
         """Up to an empty line, which is read over. Raises BadAnswer if there is none within the limit."""
-        ...
+        head, searched = self._rest, 0
+        while (end := head.find(_END_OF_HEAD, searched)) < 0:
+            if len(head) > limit_bytes:
+                raise BadAnswer("its headers do not end")
+            searched = max(0, len(head) - len(_END_OF_HEAD))
+            piece = self._receive(_HEAD_PIECE_BYTES, deadline_s)
+            if not piece:
+                raise Closed("the server closed the connection")
+            self.has_received = True
+            head += piece
+        self._rest = head[end + len(_END_OF_HEAD) :]
+        return head[:end]
 
-    def exactly(self, size_bytes: int, deadline_s: float) -> bytes:
-        """The next ``size_bytes``."""
-        ...
+    def fill(self, into: memoryview, deadline_s: float) -> None:
+        """The next bytes, as many as there is room for."""
+        filled = min(len(self._rest), len(into))
+        into[:filled] = self._rest[:filled]
+        self._rest = self._rest[filled:]
+        while filled < len(into):
+            got_bytes = self._receive_into(into[filled:], deadline_s)
+            if not got_bytes:
+                raise Closed(f"the server stopped after {filled} of {len(into)} bytes")
+            self.has_received = True
+            filled += got_bytes
+
+    @abstractmethod
+    def _receive(self, limit_bytes: int, deadline_s: float) -> bytes:
+        """What has come, at least one byte; none at the end."""
+
+    @abstractmethod
+    def _receive_into(self, into: memoryview, deadline_s: float) -> int:
+        """Wait for some or all of this; how many bytes came, none at the end."""
 
 
 def stream_of(connected: socket.socket, clock: Clock) -> Stream:
@@ -59,126 +88,71 @@ def stream_of(connected: socket.socket, clock: Clock) -> Stream:
     return PlainStream(connected, clock)
 
 
-class PlainStream:
+class PlainStream(Stream):
     """See :class:`Stream`."""
 
-    has_rest = False
-
     def __init__(self, connected: socket.socket, clock: Clock) -> None:
+        super().__init__(clock)
         self._socket = connected
-        self._clock = clock
-        self.has_received = False
 
     def send(self, data: bytes, deadline_s: float) -> None:
         """See :class:`Stream`."""
-        self._socket.settimeout(None)
+        if self._socket.gettimeout() is not None:  # was set to connect
+            self._socket.settimeout(None)
         self._wait_until(deadline_s, socket.SO_SNDTIMEO)
         try:
             self._socket.sendall(data)
         except BlockingIOError as late:
             raise TimeoutError("nothing can be sent") from late
 
-    def head(self, limit_bytes: int, deadline_s: float) -> bytes:
-        """See :class:`Stream`."""
-        head = bytearray()
-        while len(head) <= limit_bytes:
-            seen = self._receive(_PEEKED_BYTES, socket.MSG_PEEK, deadline_s)
-            before = len(head)
-            head += seen
-            end = head.find(_END_OF_HEAD, max(0, before - len(_END_OF_HEAD)))
-            if end >= 0:
-                self.exactly(end + len(_END_OF_HEAD) - before, deadline_s)
-                return bytes(head[:end])
-            self.exactly(len(seen), deadline_s)
-        raise BadAnswer("its headers do not end")
-
-    def exactly(self, size_bytes: int, deadline_s: float) -> bytes:
-        """See :class:`Stream`."""
-        data = self._receive(size_bytes, socket.MSG_WAITALL, deadline_s) if size_bytes else b""
-        if len(data) == size_bytes:
-            return data
-        pieces, got_bytes = [data], len(data)
-        while got_bytes < size_bytes:
-            try:
-                piece = self._receive(size_bytes - got_bytes, socket.MSG_WAITALL, deadline_s)
-            except Closed as closed:
-                raise Closed(f"the server stopped after {got_bytes} of {size_bytes} bytes") from closed
-            pieces.append(piece)
-            got_bytes += len(piece)
-        return b"".join(pieces)
-
-    def _receive(self, size_bytes: int, flags: int, deadline_s: float) -> bytes:
+    def _receive(self, limit_bytes: int, deadline_s: float) -> bytes:
         self._wait_until(deadline_s, socket.SO_RCVTIMEO)
         try:
-            data = self._socket.recv(size_bytes, flags)
+            return self._socket.recv(limit_bytes)
         except BlockingIOError as late:
-            raise TimeoutError("nothing comes") from late
-        if not data:
-            raise Closed("the server closed the connection")
-        self.has_received = True
-        return data
+            raise _late() from late
+
+    def _receive_into(self, into: memoryview, deadline_s: float) -> int:
+        self._wait_until(deadline_s, socket.SO_RCVTIMEO)
+        try:
+            return self._socket.recv_into(into, 0, socket.MSG_WAITALL)
+        except BlockingIOError as late:
+            raise _late() from late
 
     def _wait_until(self, deadline_s: float, option: int) -> None:
-        left_s = deadline_s - self._clock.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("the deadline has passed")
-        seconds, fraction = divmod(max(left_s, _SHORTEST_S), 1)
+        seconds, fraction = divmod(_left_s(self._clock, deadline_s), 1)
         self._socket.setsockopt(
             socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), int(fraction * 1e6))
         )
 
 
-class TlsStream:
+class TlsStream(Stream):
     """See :class:`Stream`."""
 
     def __init__(self, connected: ssl.SSLSocket, clock: Clock) -> None:
+        super().__init__(clock)
         self._socket = connected
-        self._clock = clock
-        self._rest = bytearray()
-        self.has_received = False
-
-    @property
-    def has_rest(self) -> bool:
-        """See :class:`Stream`."""
-        return bool(self._rest)
 
     def send(self, data: bytes, deadline_s: float) -> None:
         """See :class:`Stream`."""
-        self._wait_until(deadline_s)
+        self._socket.settimeout(_left_s(self._clock, deadline_s))
         self._socket.sendall(data)
 
-    def head(self, limit_bytes: int, deadline_s: float) -> bytes:
-        """See :class:`Stream`."""
-        while (end := self._rest.find(_END_OF_HEAD)) < 0:
-            if len(self._rest) > limit_bytes:
-                raise BadAnswer("its headers do not end")
-            self._wait_until(deadline_s)
-            piece = self._socket.recv(_PIECE_BYTES)
-            if not piece:
-                raise Closed("the server closed the connection")
-            self.has_received = True
-            self._rest += piece
-        head = bytes(self._rest[:end])
-        del self._rest[: end + len(_END_OF_HEAD)]
-        return head
+    def _receive(self, limit_bytes: int, deadline_s: float) -> bytes:
+        self._socket.settimeout(_left_s(self._clock, deadline_s))
+        return self._socket.recv(limit_bytes)
 
-    def exactly(self, size_bytes: int, deadline_s: float) -> bytes:
-        """See :class:`Stream`."""
-        data = bytearray(size_bytes)
-        view = memoryview(data)
-        filled = min(len(self._rest), size_bytes)
-        view[:filled] = memoryview(self._rest)[:filled]
-        del self._rest[:filled]
-        while filled < size_bytes:
-            self._wait_until(deadline_s)
-            got = self._socket.recv_into(view[filled:])
-            if not got:
-                raise Closed(f"the server stopped after {filled} of {size_bytes} bytes")
-            filled += got
-        return bytes(data)
+    def _receive_into(self, into: memoryview, deadline_s: float) -> int:
+        self._socket.settimeout(_left_s(self._clock, deadline_s))
+        return self._socket.recv_into(into)
 
-    def _wait_until(self, deadline_s: float) -> None:
-        left_s = deadline_s - self._clock.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("the deadline has passed")
-        self._socket.settimeout(left_s)
+
+def _left_s(clock: Clock, deadline_s: float) -> float:
+    left_s = deadline_s - clock.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("the deadline has passed")
+    return max(left_s, _SHORTEST_S)
+
+
+def _late() -> TimeoutError:
+    return TimeoutError("nothing comes")

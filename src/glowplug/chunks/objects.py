@@ -30,8 +30,11 @@ class Objects(Protocol):
         """``zone`` or ``region``."""
         ...
 
-    def read(self, key: str, start: int, size_bytes: int, timeout_s: float) -> bytes:
-        """Exactly this range. Raises NotFound, Unavailable, DeadlineExceeded or InvalidInput (bad answer)."""
+    def read(self, key: str, start: int, size_bytes: int, timeout_s: float) -> bytes | memoryview:
+        """Exactly this range. Raises NotFound, Unavailable, DeadlineExceeded or InvalidInput (bad answer).
+
+        A view's memory is used again once neither it nor a slice of it is held.
+        """
         ...
 
     def read_all(self, key: str, limit_bytes: int, timeout_s: float) -> bytes:

@@ -38,6 +38,7 @@ LATE_S = 1.0
 HELPERS = 64
 SIGNATURE_S = 3600.0
 _SIGNATURES_KEPT = 4096
+_Bytes = bytes | memoryview
 _HITS = frozenset({"HIT", "STALE", "UPDATING", "REVALIDATED"})
 
 
@@ -93,7 +94,7 @@ class ZoneObjects:
         for server in self._servers:
             server.close()
 
-    def read(self, key: str, start: int, size_bytes: int, timeout_s: float) -> bytes:
+    def read(self, key: str, start: int, size_bytes: int, timeout_s: float) -> bytes | memoryview:
         """See :class:`glowplug.chunks.objects.Objects`."""
         deadline_s = self._clock.monotonic() + timeout_s
         if size_bytes <= 0 or start < 0:
@@ -113,13 +114,13 @@ class ZoneObjects:
         if is_mutable(key) and self._region is not None:
             return self._region.read_all(key, limit_bytes, timeout_s)
         wanted = Wanted(key, 0, limit_bytes, is_whole=True, query=self._signatures.query(key))
-        return self._race(wanted, self._ring.order(key, 0), deadline_s)
+        return bytes(self._race(wanted, self._ring.order(key, 0), deadline_s))
 
-    def _read_part(self, key: str, part: Part, deadline_s: float) -> bytes:
+    def _read_part(self, key: str, part: Part, deadline_s: float) -> _Bytes:
         wanted = Wanted(key, part.start, part.size_bytes, query=self._signatures.query(key))
         return self._race(wanted, part.order, deadline_s)
 
-    def _race(self, wanted: Wanted, order: Sequence[int], deadline_s: float) -> bytes:
+    def _race(self, wanted: Wanted, order: Sequence[int], deadline_s: float) -> _Bytes:
         started_s = self._clock.monotonic()
         race = Race(self._candidates(wanted, order), deadline_s, self._clock)
         # Alarms outlive what they were set for; by a weak reference they do not keep its bytes.
@@ -132,7 +133,7 @@ class ZoneObjects:
         self._counting.add(reads=1, read_bytes=len(data))
         return data
 
-    def _hedge(self, reference: weakref.ref[Race[bytes]], late_s: float) -> None:
+    def _hedge(self, reference: weakref.ref[Race[_Bytes]], late_s: float) -> None:
         """A read takes longer than usual: ask the next one beside, if second requests may be made now."""
         race = reference()
         if race is not None and not race.is_over:
@@ -140,19 +141,19 @@ class ZoneObjects:
                 self._join(race)
             self._alarm.set(late_s, partial(self._give_up_waiting, reference, late_s))
 
-    def _give_up_waiting(self, reference: weakref.ref[Race[bytes]], late_s: float) -> None:
+    def _give_up_waiting(self, reference: weakref.ref[Race[_Bytes]], late_s: float) -> None:
         """A read takes so long that whoever was asked may never answer: ask the next one, come what may."""
         race = reference()
         if race is not None and not race.is_over:
             self._join(race)
             self._alarm.set(late_s, partial(self._give_up_waiting, reference, late_s))
 
-    def _join(self, race: Race[bytes]) -> None:
+    def _join(self, race: Race[_Bytes]) -> None:
         self._counting.add(hedges=1)
         with contextlib.suppress(RuntimeError):  # it was closed meanwhile
             self._helpers.submit(race.join)
 
-    def _candidates(self, wanted: Wanted, order: Sequence[int]) -> Iterator[Candidate[bytes]]:
+    def _candidates(self, wanted: Wanted, order: Sequence[int]) -> Iterator[Candidate[_Bytes]]:
         asked = 0
         for position in order:
             if asked < SERVERS_ASKED and self._health[position].may_ask():
@@ -178,7 +179,7 @@ class _FromServer:
         self._counting = counting
         self._is_called_off = False
 
-    def run(self, deadline_s: float) -> bytes:
+    def run(self, deadline_s: float) -> _Bytes:
         try:
             answer = self._request.run(deadline_s)
         except NotFound:
@@ -215,7 +216,7 @@ class _FromRegion:
         self._counting = counting
         self._clock = clock
 
-    def run(self, deadline_s: float) -> bytes:
+    def run(self, deadline_s: float) -> _Bytes:
         wanted, left_s = self._wanted, deadline_s - self._clock.monotonic()
         self._counting.add(region_reads=1)
         if wanted.is_whole:

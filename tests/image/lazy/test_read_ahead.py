@@ -105,13 +105,6 @@ def test_what_comes_along_with_the_read_itself_is_not_asked_for() -> None:
     assert set(window).isdisjoint(range(490, 548))
 
 
-def test_in_a_long_file_the_window_is_shorter() -> None:
-    blob = blob_of(1000, size_bytes=MIB)
-    ahead = ahead_of(blob)
-    miss_often(ahead, blob)
-    assert ahead.missed(blob, 500, 500, 0.0) == [*range(501, 510), *range(496, 500)]
-
-
 def test_around_small_files_long_ones_are_passed_over_to_their_last_chunk() -> None:
     blob = blob_of_sizes([*[SMALL] * 498, MIB, 5000, SMALL, SMALL, MIB, MIB, 5000, *[SMALL] * 100])
     ahead = ahead_of(blob)
