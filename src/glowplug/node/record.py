@@ -6,7 +6,6 @@ after everything of it is gone, so a folder without a living sandbox always mean
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ from glowplug.types.paths import StateDir
 from glowplug.types.replica import Message, ReplicaView
 from glowplug.types.spec import ServerSpec
 
+_REMOVALS = 3
 _FILE = "replica.json"
 
 
@@ -60,9 +60,15 @@ class ReplicaFolder:
             return None
 
     def remove(self) -> None:
-        """Remove the folder. The log stays, for whoever asks why. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.path)
+        """Remove the folder. The log stays, for whoever asks why. Raises OSError.
+
+        A command that ends at this moment takes its own files away, or leaves one: then it is done again.
+        """
+        for _ in range(_REMOVALS):
+            shutil.rmtree(self.path, ignore_errors=True)
+            if not self.path.exists():
+                return
+        shutil.rmtree(self.path)
 
 
 def pid_start_ticks(pid: int) -> int | None:
