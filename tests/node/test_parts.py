@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from glowplug.node.admission import check_request, is_replica_id
 from glowplug.node.capacity import Capacity
 from glowplug.node.exits import ExitWatch, read_exit_code
 from glowplug.node.race import Interrupted, before
-from glowplug.node.record import is_running, pid_start_ticks
+from glowplug.node.record import ReplicaFolder, is_running, pid_start_ticks
 from glowplug.node.table import ReplicaTable
 from glowplug.runtime.bundle import SANDBOX_OVERHEAD_BYTES
 from glowplug.types.errors import InvalidInput, Unavailable
+from glowplug.types.paths import StateDir
 from glowplug.types.replica import (
     ReplicaState,
     ReplicaView,
@@ -283,3 +285,17 @@ def test_only_the_last_of_the_dead_are_remembered() -> None:
     assert len(table.list()) == 201
     assert table.find("r0") is None
     assert table.find("r499") is not None
+
+
+def test_a_folder_goes_while_the_commands_in_it_take_their_files_away(tmp_path: Path) -> None:
+    folder = ReplicaFolder(StateDir(tmp_path), "shop-web-1")
+    folder.create()
+    files = [folder.execs / str(number) for number in range(2000)]
+    for file in files:
+        file.touch()
+    with ThreadPoolExecutor(1) as commands:
+        ends = commands.submit(lambda: [file.unlink(missing_ok=True) for file in reversed(files)])
+        folder.remove()
+        ends.result(timeout=20)
+    assert not folder.path.exists()
+    folder.remove()
