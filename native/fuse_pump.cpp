@@ -7,6 +7,7 @@
 // and logs. Layouts: include/uapi/linux/fuse.h.
 
 #include "fuse_pump.h"
+#include "pack_files.h"
 
 #include <algorithm>
 #include <array>
@@ -15,7 +16,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -29,105 +29,18 @@
 #include <unordered_map>
 #include <vector>
 
-#include <fcntl.h>
 #include <linux/fuse.h>
 #include <pthread.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+using gp::Packs;
 
 namespace {
 
 constexpr std::size_t kRequestBytes = 1 << 16;  // longer than any request to a read-only filesystem
-constexpr std::size_t kOpenPacks = 128;
-// What is not in page cache and at least this long is read past it: it is kept in the image's own page cache,
-// and once is enough. Shorter reads are of files that lie among others, which the disk's read-ahead brings too.
-constexpr std::size_t kDirectBytes = 256 << 10;
 constexpr int kPackShift = 33;
 constexpr std::int64_t kVerified = 1;
-
-// A pack file, opened twice: through the page cache, and past it (-1 where the filesystem cannot).
-class Pack {
-  public:
-    Pack(int cached, int direct) : cached_(cached), direct_(direct) {}
-    ~Pack() {
-        ::close(cached_);
-        if (direct_ >= 0) ::close(direct_);
-    }
-    Pack(const Pack &) = delete;
-    Pack &operator=(const Pack &) = delete;
-
-    bool is_linked() const {
-        struct stat status;
-        return ::fstat(cached_, &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink > 0;
-    }
-
-    // All of it; false if the pack ends before or cannot be read. May write up to the next block behind `size`.
-    bool read(std::uint8_t *into, std::size_t size, std::uint64_t offset) const {
-        iovec part{into, size};
-        const ssize_t got = ::preadv2(cached_, &part, 1, static_cast<off_t>(offset), RWF_NOWAIT);
-        std::size_t done = got > 0 ? static_cast<std::size_t>(got) / GP_BLOCK_BYTES * GP_BLOCK_BYTES : 0;
-        if (got == static_cast<ssize_t>(size)) return true;
-        if (size - done >= kDirectBytes) done += read_past_cache(into + done, size - done, offset + done);
-        while (done < size) {
-            const ssize_t more = ::pread(cached_, into + done, size - done, static_cast<off_t>(offset + done));
-            if (more < 0 && errno == EINTR) continue;
-            if (more <= 0) return false;
-            done += static_cast<std::size_t>(more);
-        }
-        return true;
-    }
-
-  private:
-    // How much of it could be read, in whole blocks up to the last: perhaps nothing.
-    std::size_t read_past_cache(std::uint8_t *into, std::size_t size, std::uint64_t offset) const {
-        if (direct_ < 0 || offset % GP_BLOCK_BYTES || reinterpret_cast<std::uintptr_t>(into) % GP_BLOCK_BYTES) return 0;
-        const std::size_t room = (size + GP_BLOCK_BYTES - 1) / GP_BLOCK_BYTES * GP_BLOCK_BYTES;
-        const ssize_t got = ::pread(direct_, into, room, static_cast<off_t>(offset));
-        if (got <= 0) return 0;
-        const auto read = static_cast<std::size_t>(got);
-        return read >= size ? size : read / GP_BLOCK_BYTES * GP_BLOCK_BYTES;
-    }
-
-    const int cached_, direct_;
-};
-
-// Descriptors of pack files, shared by the threads; who reads holds on to one that is dropped meanwhile.
-class Packs {
-  public:
-    explicit Packs(std::string folder) : folder_(std::move(folder)) {}
-
-    // Null if there is no such pack (any more).
-    std::shared_ptr<const Pack> open(std::uint32_t number) {
-        {
-            std::shared_lock lock(mutex_);
-            const auto known = open_.find(number);
-            if (known != open_.end() && known->second->is_linked()) return known->second;
-        }
-        std::array<char, 24> name{};
-        std::snprintf(name.data(), name.size(), "/%08u.pack", number);
-        const std::string path = folder_ + name.data();
-        const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-        const int fd = ::open(path.c_str(), flags);
-        std::unique_lock lock(mutex_);
-        if (fd < 0) {
-            open_.erase(number);
-            return nullptr;
-        }
-        auto opened = std::make_shared<const Pack>(fd, ::open(path.c_str(), flags | O_DIRECT));
-        if (!opened->is_linked()) return nullptr;
-        // Deleted packs keep their room on the disk as long as they are open here.
-        std::erase_if(open_, [](const auto &entry) { return !entry.second->is_linked(); });
-        if (open_.size() >= kOpenPacks) open_.clear();
-        open_[number] = opened;
-        return opened;
-    }
-
-  private:
-    const std::string folder_;
-    std::shared_mutex mutex_;
-    std::unordered_map<std::uint32_t, std::shared_ptr<const Pack>> open_;
-};
 
 bool all_zeros(const std::uint8_t *bytes, std::size_t size) {
     return size == 0 || (bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0);
@@ -153,9 +66,10 @@ class Blob {
         while (index <= last) {
             const std::int64_t place = place_of(index);
             if (!is_verified(place)) return false;
-            // Chunks that follow each other in one pack as they do in the blob are read together.
+            // Chunks that follow each other in one pack as they do in the blob are read together. Each place is
+            // looked at once: it may change at any moment, and two looks would make one place of two.
             std::uint32_t behind = index + 1;
-            while (behind <= last && is_verified(place_of(behind)) && shift(behind) == shift(index)) ++behind;
+            while (behind <= last && follows(place_of(behind), behind, place, index)) ++behind;
             const std::uint64_t from = std::max(start, start_of(index));
             const std::uint64_t to = std::min(end, content_end(behind - 1));
             if (from < to) {
@@ -186,8 +100,11 @@ class Blob {
         return __atomic_load_n(shared_.places + index, __ATOMIC_ACQUIRE);
     }
     static bool is_verified(std::int64_t place) { return place >= 0 && (place & kVerified); }
-    // Equal for chunks that are as far from each other in one pack as in the blob.
-    std::int64_t shift(std::uint32_t index) const { return (place_of(index) >> 1) - shared_.starts[index]; }
+    // Whether a chunk is as far from another in one pack as in the blob, and verified.
+    bool follows(std::int64_t place, std::uint32_t index, std::int64_t first_place, std::uint32_t first) const {
+        const std::int64_t blocks = std::int64_t{shared_.starts[index]} - shared_.starts[first];
+        return is_verified(place) && (place >> 1) - (first_place >> 1) == blocks;
+    }
     std::uint64_t start_of(std::uint32_t index) const {
         return std::uint64_t{shared_.starts[index]} * GP_BLOCK_BYTES;
     }

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from glowplug.types.errors import DeadlineExceeded, ResourceExhausted, RuntimeFailed, SystemUnfit
+from glowplug.types.paths import TOOLS_DIR
 
 _DYING_DEADLINE_S = 5.0
 _MAX_WORDS_BYTES = 1 << 20
@@ -83,6 +84,19 @@ def last_words(log: Path) -> str:
                 if isinstance(message, str) and message.strip():
                     return message.strip().splitlines()[0][:_MAX_MESSAGE_CHARACTERS]
     return ""
+
+
+def find_program(name: str, *, variable: str, remedy: str) -> Path:
+    """What ``variable`` of the environment names, else ours in the tools folder, else that on PATH.
+
+    Raises SystemUnfit, with ``remedy``.
+    """
+    named = os.environ.get(variable)
+    candidates = [shutil.which(named)] if named else [str(TOOLS_DIR / name), shutil.which(name)]
+    for candidate in candidates:
+        if candidate and os.access(candidate, os.X_OK):
+            return Path(candidate)
+    raise SystemUnfit(f"No usable {named or name} was found.", remedy=remedy, tried=candidates)
 
 
 def check_room(image: Path, sandbox_id: str, error: RuntimeFailed) -> None:

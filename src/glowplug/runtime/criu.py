@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from glowplug.types.errors import RuntimeFailed, SystemUnfit
-from glowplug.types.paths import TOOLS_DIR
+from glowplug.runtime.command import find_program
+from glowplug.types.errors import RuntimeFailed
 
 SERIES = "4.2"
 """What is tested. Debian 12's 3.17 refuses newer kernels ("Unexpected rt vDSO area bounds")."""
@@ -66,16 +65,8 @@ _REMEDIES = (
 
 def find_criu() -> Path:
     """``GLOWPLUG_CRIU``, our own tools folder, or PATH. Raises SystemUnfit."""
-    named = os.environ.get("GLOWPLUG_CRIU")
-    candidates = [named] if named else [str(TOOLS_DIR / "criu"), shutil.which("criu")]
-    for candidate in candidates:
-        if candidate and os.access(candidate, os.X_OK):
-            return Path(candidate)
-    raise SystemUnfit(
-        "No usable CRIU was found.",
-        remedy=f"scripts/setup_criu.sh builds {SERIES}; GLOWPLUG_CRIU names another.",
-        tried=candidates,
-    )
+    remedy = f"scripts/setup_criu.sh builds {SERIES}; GLOWPLUG_CRIU names another."
+    return find_program("criu", variable="GLOWPLUG_CRIU", remedy=remedy)
 
 
 @dataclass(frozen=True, order=True)

@@ -29,7 +29,7 @@ from pathlib import Path
 from glowplug.runtime import criu
 from glowplug.runtime.bundle import write_bundle
 from glowplug.runtime.cgroup import ReplicaCgroup
-from glowplug.runtime.command import check_room, kill_processes, run_to_end
+from glowplug.runtime.command import check_room, find_program, kill_processes, run_to_end
 from glowplug.runtime.port import Sandbox
 from glowplug.runtime.runc_bundle import PROFILE_VERSION, runc_config
 from glowplug.runtime.runc_image import FILES_ARCHIVE, check_empty, read_description, write_description
@@ -45,14 +45,8 @@ _STDOUT = 1
 
 
 def find_runc() -> Path:
-    """``GLOWPLUG_RUNC`` or PATH. Raises SystemUnfit."""
-    named = os.environ.get("GLOWPLUG_RUNC")
-    found = shutil.which(named or "runc")
-    if found is None:
-        raise SystemUnfit(
-            f"No usable {named or 'runc'} was found.", remedy="`glowplug doctor --fix` installs Debian's."
-        )
-    return Path(found)
+    """``GLOWPLUG_RUNC``, our own tools folder, or PATH. Raises SystemUnfit."""
+    return find_program("runc", variable="GLOWPLUG_RUNC", remedy="`glowplug doctor --fix` installs Debian's.")
 
 
 class Runc:

@@ -20,18 +20,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from functools import cached_property
 from pathlib import Path
 
 from glowplug.runtime.bundle import oci_config, write_bundle
-from glowplug.runtime.command import check_room, kill_processes, run_to_end
+from glowplug.runtime.command import check_room, find_program, kill_processes, run_to_end
 from glowplug.runtime.port import Sandbox
 from glowplug.types.errors import RuntimeFailed, SystemUnfit
 from glowplug.types.identity import RuntimeIdentity
-from glowplug.types.paths import TOOLS_DIR
 
 _HIDING_SYSCTL = (
     "unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro,size=4k none /proc/sys/net && exec "$0" "$@"',
@@ -53,16 +51,7 @@ _FLAGS = {
 
 def find_runsc() -> Path:
     """``GLOWPLUG_RUNSC``, our own tools folder, or PATH. Raises SystemUnfit."""
-    named = os.environ.get("GLOWPLUG_RUNSC")
-    candidates = [named] if named else [str(TOOLS_DIR / "runsc"), shutil.which("runsc")]
-    for candidate in candidates:
-        if candidate and os.access(candidate, os.X_OK):
-            return Path(candidate)
-    raise SystemUnfit(
-        "No usable runsc (gVisor) was found.",
-        remedy="Run `glowplug doctor --fix` to install one.",
-        tried=candidates,
-    )
+    return find_program("runsc", variable="GLOWPLUG_RUNSC", remedy="`glowplug doctor --fix` installs gVisor.")
 
 
 class Runsc:

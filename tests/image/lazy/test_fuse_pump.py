@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import threading
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from tests.image.lazy.blob_content import MIXED_SIZES, BlobContent
 from tests.image.lazy.pump_bench import NODE, PumpBench, SharedBlob, read_request, request_of
 
 from glowplug.chunks.chunk import ALIGN_BYTES
+from glowplug.chunks.ssd_packs import Location
 from glowplug.chunks.table import ChunkTable
-from glowplug.image.lazy.blob import NOWHERE, VERIFIED
+from glowplug.image.lazy.blob import NOWHERE, VERIFIED, place_word
 from glowplug.image.lazy.fuse_protocol import MAX_READ_BYTES, Opcode
 from glowplug.image.lazy.fuse_pump import Notice
 
@@ -186,6 +188,36 @@ def test_blobs_come_and_go_under_readers(bench: PumpBench) -> None:
         assert bench.read(0, MIB, NODE + 1) in (None, content.blob[:MIB])
         assert bench.read(0, MIB) == CONTENT.blob[:MIB]
     thread.join()
+
+
+def test_chunks_that_move_while_they_are_read_are_read_right(bench: PumpBench) -> None:
+    """In one pack they lie as in the blob, in the other with foreign bytes between them."""
+    content, ended = BlobContent.of_sizes([4096] * 16, seed=4), threading.Event()
+    together, apart = array("q"), array("q")
+    with bench.pack(2).open("wb") as one, bench.pack(3).open("wb") as other:
+        for body in content.bodies:
+            together.append(place_word(Location(2, one.tell())) | VERIFIED)
+            apart.append(place_word(Location(3, other.tell())) | VERIFIED)
+            one.write(body)
+            other.write(body + b"\xee" * ALIGN_BYTES)
+    blob = SharedBlob(ChunkTable(content.packed_table))
+    blob.places[:] = together
+    bench.pump.attach(blob)
+
+    def move() -> None:
+        while not ended.is_set():
+            for places in (apart, together):
+                for index in range(len(places)):
+                    blob.places[index] = places[index]
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        for _ in range(3000):
+            assert bench.read(0, len(content.blob)) == content.blob
+    finally:
+        ended.set()
+        mover.join()
 
 
 def test_it_keeps_its_promises_under_sanitizers(tmp_path: Path) -> None:

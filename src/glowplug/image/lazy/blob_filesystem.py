@@ -55,8 +55,8 @@ class BlobFilesystem:
         for node, first, last in notices:
             try:
                 self._server.noticed(self._blobs.of_node(node), first, last)
-            except (GlowplugError, OSError) as problem:
-                _log.warning("a read of node %#x is missing from its trace: %s", node, problem)
+            except Exception as problem:  # noqa: BLE001 - it costs this notice, not those that follow
+                _log.warning("a read of node %#x is missing from its trace: %r", node, problem)
 
     def _look_up(self, request: Request) -> None:
         name = protocol.parse_name(request.body).decode(errors="replace")

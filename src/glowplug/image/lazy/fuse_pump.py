@@ -74,7 +74,9 @@ class FusePump:
         if not self._pump:
             raise OSError(ctypes.get_errno(), "the threads that answer reads cannot be started")
         self._lock = threading.Lock()
-        self._shared: dict[int, object] = {}  # keeps arrays in place while C++ has their addresses
+        # Both keep arrays in place while C++ has their addresses.
+        self._shared: dict[int, object] = {}
+        self._stuck: list[object] = []
         self._followed = 0
         self._caught_up = threading.Condition()
 
@@ -95,9 +97,10 @@ class FusePump:
     def detach(self, node: int) -> None:
         """Hand on its reads from now on."""
         with self._lock:
-            if self._library.gp_pump_detach(self._pump, node, _DETACH_TIMEOUT_MS):
-                self._shared.pop(node, None)
-            else:
+            is_unused = self._library.gp_pump_detach(self._pump, node, _DETACH_TIMEOUT_MS)
+            views = self._shared.pop(node, None)
+            if not is_unused:
+                self._stuck.append(views)
                 _log.warning("node %#x is still being read; its tables stay in memory", node)
 
     def receive(self, buffer: bytearray) -> int:
@@ -134,6 +137,7 @@ class FusePump:
         """After the connection has ended, and nobody waits in a call of this: wait for the threads."""
         self._library.gp_pump_free(self._pump)
         self._shared.clear()
+        self._stuck.clear()
 
 
 @cache
