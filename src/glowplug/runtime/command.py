@@ -86,17 +86,17 @@ def last_words(log: Path) -> str:
     return ""
 
 
-def find_program(name: str, *, variable: str, remedy: str) -> Path:
+def find_program(name: str, called: str, *, variable: str, remedy: str) -> Path:
     """What ``variable`` of the environment names, else ours in the tools folder, else that on PATH.
 
-    Raises SystemUnfit, with ``remedy``.
+    Raises SystemUnfit, with ``remedy``, for what people know as ``called``.
     """
     named = os.environ.get(variable)
     candidates = [shutil.which(named)] if named else [str(TOOLS_DIR / name), shutil.which(name)]
     for candidate in candidates:
         if candidate and os.access(candidate, os.X_OK):
             return Path(candidate)
-    raise SystemUnfit(f"No usable {named or name} was found.", remedy=remedy, tried=candidates)
+    raise SystemUnfit(f"No usable {called} was found.", remedy=remedy, tried=candidates)
 
 
 def check_room(image: Path, sandbox_id: str, error: RuntimeFailed) -> None:

@@ -66,7 +66,7 @@ _REMEDIES = (
 def find_criu() -> Path:
     """``GLOWPLUG_CRIU``, our own tools folder, or PATH. Raises SystemUnfit."""
     remedy = f"scripts/setup_criu.sh builds {SERIES}; GLOWPLUG_CRIU names another."
-    return find_program("criu", variable="GLOWPLUG_CRIU", remedy=remedy)
+    return find_program("criu", "CRIU", variable="GLOWPLUG_CRIU", remedy=remedy)
 
 
 @dataclass(frozen=True, order=True)

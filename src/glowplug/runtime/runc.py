@@ -46,7 +46,9 @@ _STDOUT = 1
 
 def find_runc() -> Path:
     """``GLOWPLUG_RUNC``, our own tools folder, or PATH. Raises SystemUnfit."""
-    return find_program("runc", variable="GLOWPLUG_RUNC", remedy="`glowplug doctor --fix` installs Debian's.")
+    return find_program(
+        "runc", "runc", variable="GLOWPLUG_RUNC", remedy="`glowplug doctor --fix` installs Debian's."
+    )
 
 
 class Runc:

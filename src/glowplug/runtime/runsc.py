@@ -51,7 +51,12 @@ _FLAGS = {
 
 def find_runsc() -> Path:
     """``GLOWPLUG_RUNSC``, our own tools folder, or PATH. Raises SystemUnfit."""
-    return find_program("runsc", variable="GLOWPLUG_RUNSC", remedy="`glowplug doctor --fix` installs gVisor.")
+    return find_program(
+        "runsc",
+        "runsc (gVisor)",
+        variable="GLOWPLUG_RUNSC",
+        remedy="`glowplug doctor --fix` installs gVisor.",
+    )
 
 
 class Runsc:
