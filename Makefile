@@ -6,13 +6,18 @@ BIN := .venv/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 RESULTS ?= build/benchmarks
+KILLS ?= 200
+MINUTES ?= 60
+BENCH_ENGINES ?= vllm vllm-compile torch
+BENCH_ARGS ?= --cold 10 --restores 100 --host 10
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup engine services root demo demo-images lint test bench bench-images clean
+.PHONY: help setup engine engines services root demo demo-images lint test test-gpu nightly faults soak bench bench-images \
+	bench-snapshots clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## System packages, .venv and runsc
 	@scripts/setup.sh
@@ -20,11 +25,14 @@ setup: ## System packages, .venv and runsc
 engine: setup ## ... and vLLM with a small real model, for the demo and the tests
 	@scripts/setup_vllm.sh
 
-services: setup ## ... and runc, CRIU, PostgreSQL, nginx, a registry and image tools, for the tests
-	@scripts/apt_packages.sh postgresql nginx-light docker-registry skopeo umoci erofs-utils fuse3
+engines: engine ## ... and transformers, sentence-transformers, ONNX Runtime, llama.cpp and Node.js, for the tests
+	@scripts/setup_engines.sh small-models node
+
+services: setup ## ... and runc, CRIU, PostgreSQL, nginx, an SSH server, a registry and image tools, for the tests
+	@scripts/apt_packages.sh postgresql nginx-light docker-registry skopeo umoci erofs-utils fuse3 openssh-server
 	@scripts/setup_criu.sh
 
-demo: engine ## Scale a real vLLM to zero and back, five times (DEMO_ARGS="--cycles 10")
+demo: engine ## A real vLLM from zero, from parked, and on a second node (DEMO_ARGS="--cycles 10")
 	@$(BIN)/python scripts/demo.py $(DEMO_ARGS)
 
 root: engine ## ... and a root filesystem with both, several GB, for the demo and the benchmark of images
@@ -40,13 +48,31 @@ lint: setup ## Style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint engine services ## All of lint, then every test (PYTEST_ARGS="-k router")
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: lint engines services ## All of lint, then every test (PYTEST_ARGS="-k router")
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
-bench: engine ## The benchmarks behind docs/specification.md (about half an hour)
-	$(BIN)/python benchmarks/coldstart/bench_vllm.py --output $(RESULTS)
+nightly: engines services ## Tests that take minutes: engines on both runtimes, ranks, the benchmark of GPUs (PYTEST_ARGS="-k sglang"); prints docs/engines.md's figures
+	@scripts/setup_engines.sh sglang two-ranks
+	$(BIN)/python -m pytest -m nightly -rP tests $(PYTEST_ARGS)
+
+test-gpu: setup ## The tests of GPU snapshots on this machine's real driver; skips where there is no GPU
+	GLOWPLUG_TEST_GPU=real $(BIN)/python -m pytest -rs tests/snapshot/gpu $(PYTEST_ARGS)
+
+faults: engine services ## kill -9 at every step, and 200 random kills under load (about half an hour)
+	GLOWPLUG_FAULTS=all GLOWPLUG_FAULT_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/faults $(PYTEST_ARGS)
+
+soak: engine services ## Ten apps, Poisson arrivals, random kills, for an hour (MINUTES=5)
+	$(BIN)/python benchmarks/snapshot/soak.py --minutes $(MINUTES) --output $(RESULTS)
+
+bench: engine services ## The benchmarks behind docs/specification.md (about half an hour)
+	$(BIN)/python benchmarks/snapshot/bench_engines.py --cold 3 --restores 30 --host 3 --at-once 4 --output $(RESULTS)
 	$(BIN)/python benchmarks/coldstart/bench_torch.py --output $(RESULTS)
 	$(BIN)/python benchmarks/router/bench_router.py
+
+bench-snapshots: engine services ## Engines' cold starts against 100 restores each, both runtimes (hours; can be resumed)
+	@for engine in $(BENCH_ENGINES); do \
+	    $(BIN)/python benchmarks/snapshot/bench_engines.py --engine $$engine --output $(RESULTS) $(BENCH_ARGS) || failed=1; \
+	done; exit $${failed:-0}
 
 clean: ## Remove what these commands made in the clone (not GLOWPLUG_CACHE)
 	rm -rf .venv build demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

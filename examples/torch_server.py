@@ -45,6 +45,7 @@ app = gp.App("torch")
     memory=(MEGABYTES * 2 + 2000) * 1_000_000,
     snapshot=gp.Snapshot(warmup=["GET /"], canary=["GET /sample"]),
     scaledown_window_s=float(os.environ.get("GLOWPLUG_DEMO_WINDOW_S", "10")),
+    parked_window_s=0,  # straight to zero: it shows what a snapshot does
 )
 def weights():
     return ["python3", "-c", PROGRAM, str(MEGABYTES)]

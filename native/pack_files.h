@@ -24,6 +24,7 @@ inline constexpr std::size_t kOpenPacks = 128;
 // What is not in page cache and at least this long is read past it: it is kept in the image's own page cache,
 // and once is enough. Shorter reads are of files that lie among others, which the disk's read-ahead brings too.
 inline constexpr std::size_t kDirectBytes = 256 << 10;
+inline constexpr long kCachestat = 451;  // not in the headers of Debian 12; the same number on every architecture
 
 // A pack file, opened twice: through the page cache, and past it (-1 where the filesystem cannot).
 class Pack {
@@ -43,10 +44,13 @@ class Pack {
 
     // All of it; false if the pack ends before or cannot be read. May write up to the next block behind `size`.
     bool read(std::uint8_t *into, std::size_t size, std::uint64_t offset) const {
-        iovec part{into, size};
-        const ssize_t got = ::preadv2(cached_, &part, 1, static_cast<off_t>(offset), RWF_NOWAIT);
-        std::size_t done = got > 0 ? static_cast<std::size_t>(got) / GP_BLOCK_BYTES * GP_BLOCK_BYTES : 0;
-        if (got == static_cast<ssize_t>(size)) return true;
+        std::size_t done = 0;
+        if (size < kDirectBytes || may_be_cached(size, offset)) {
+            iovec part{into, size};
+            const ssize_t got = ::preadv2(cached_, &part, 1, static_cast<off_t>(offset), RWF_NOWAIT);
+            if (got == static_cast<ssize_t>(size)) return true;
+            done = got > 0 ? static_cast<std::size_t>(got) / GP_BLOCK_BYTES * GP_BLOCK_BYTES : 0;
+        }
         if (size - done >= kDirectBytes) done += read_past_cache(into + done, size - done, offset + done);
         while (done < size) {
             const ssize_t more = ::pread(cached_, into + done, size - done, static_cast<off_t>(offset + done));
@@ -58,6 +62,15 @@ class Pack {
     }
 
   private:
+    // Whether all of it is in page cache; true where the kernel cannot tell (before 6.5). A read that must not wait
+    // does not do for that: where it finds nothing it begins to read ahead, and the disk reads everything twice.
+    bool may_be_cached(std::size_t size, std::uint64_t offset) const {
+        std::array<std::uint64_t, 2> asked{offset, size};
+        std::array<std::uint64_t, 5> counts{};  // the first: pages in page cache
+        if (::syscall(kCachestat, cached_, asked.data(), counts.data(), 0U) != 0) return true;
+        return counts[0] >= (offset + size - 1) / GP_BLOCK_BYTES - offset / GP_BLOCK_BYTES + 1;
+    }
+
     // How much of it could be read, in whole blocks up to the last: perhaps nothing.
     std::size_t read_past_cache(std::uint8_t *into, std::size_t size, std::uint64_t offset) const {
         if (direct_ < 0 || offset % GP_BLOCK_BYTES || reinterpret_cast<std::uintptr_t>(into) % GP_BLOCK_BYTES) return 0;

@@ -1,8 +1,9 @@
 """The demo: a real vLLM that costs nothing while nobody asks, and answers in seconds when somebody does.
 
 Deploys ``examples/chat_vllm.py`` on a private, temporary Glowplug, asks it a question cold, waits for the
-snapshot, then lets it scale to zero and asks again, several times. Exits with 1 unless every answer is the
-same, and right. ``make demo`` installs what it needs first.
+snapshot, then lets it scale to zero and asks again, several times; parks it and asks again, as often; and in
+the end asks a second node, with nothing on its disk, that finds the snapshot in the region (here a folder).
+Exits with 1 unless every answer is the same, and right. ``make demo`` installs what it needs first.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from chat import EXPECTED, MODEL, QUESTION, Answer, ask
 from live_session import EXAMPLES, LiveSession
@@ -25,7 +29,7 @@ from glowplug.observe.quantiles import answered_seconds, speedups, summarise
 from glowplug.observe.waterfall import format_bytes, waterfall
 from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.errors import GlowplugError
-from glowplug.types.replica import StartPath
+from glowplug.types.replica import ReplicaState, StartPath
 
 APP = "chat"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -36,7 +40,7 @@ glowplug deploy examples/chat_vllm.py
 curl localhost:8080/chat/vllm/v1/chat/completions -H 'content-type: application/json' \\
   -d '{"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of Italy?"}]}'
 glowplug ps                                  # what runs; wait a moment, and nothing does
-glowplug coldstarts chat --plot cdf.svg      # where the seconds went
+glowplug coldstarts chat --svg cdf.svg       # where the seconds went
 glowplug run -- python3 -m http.server 8000  # any command that listens on a port
 glowplug doctor                              # what this machine can do
 glowplug down"""
@@ -76,8 +80,8 @@ class Demo:
             console.print(Text(f"         not restored: {record.fallback_reason}", style="bold yellow"))
         return record
 
-    def wait_for_snapshot(self) -> None:
-        """Until the memory of an initialised server lies on disk, tried and found good."""
+    def wait_for_snapshot(self) -> str:
+        """Until the memory of an initialised server lies on disk, tried and found good. Its id."""
         told = ""
 
         with self._console.status("Capturing a snapshot in the background") as status:
@@ -94,6 +98,7 @@ class Demo:
         self._console.print(
             f"Snapshot {snapshot.id} is good: {format_bytes(snapshot.bytes)}{took}", highlight=False
         )
+        return snapshot.id
 
     def wait_until_zero(self) -> None:
         """Until nothing of the app runs."""
@@ -101,17 +106,16 @@ class Demo:
             took_s = self._session.wait_until_zero(APP)
         self._console.print(f"Scaled to zero ({took_s:.1f} s later): nothing runs.", highlight=False)
 
-    def problems(self) -> list[str]:
-        """What is wrong with the answers; empty when all is well."""
-        found = []
-        if wrong := [answer.text for answer in self.answers if not answer.is_correct]:
-            found.append(f"{len(wrong)} answers do not name {EXPECTED}: {wrong}")
-        if len({answer.text for answer in self.answers}) > 1:
-            found.append("The answers differ: a restored server must say what the cold one said.")
-        if not any(record.path is not StartPath.COLD for record in self.records):
-            reasons = {record.fallback_reason for record in self.records[1:]}
-            found.append(f"No start was a restore: {reasons}")
-        return found
+    def wait_until_parked(self) -> None:
+        """Until its replica is frozen, with its memory and its sockets."""
+
+        def is_parked() -> bool:
+            states = [view.state for view in self._session.replicas(APP)]
+            return states == [ReplicaState.PARKED]
+
+        with self._console.status("Waiting until it is parked"):
+            took_s = self._session.wait(is_parked, 60.0, f"{APP} to be parked")
+        self._console.print(f"Parked ({took_s:.1f} s later): frozen, its memory kept.", highlight=False)
 
     def report(self, output: Path) -> None:
         """Answers, waterfalls, figures and the picture."""
@@ -119,10 +123,8 @@ class Demo:
         console.print(Rule("Every answer", style="bright_black", align="left"))
         for answer, record in zip(self.answers, self.records, strict=True):
             console.print(Text(f"{record.path.value:>13} {record.total_s:7.2f} s  {answer.text}"))
-        cold = [record for record in self.records if record.path is StartPath.COLD]
-        restored = [record for record in self.records if record.path is not StartPath.COLD]
         console.print(Rule("Where the seconds went", style="bright_black", align="left"))
-        for record in (*cold[:1], *restored[-1:]):
+        for record in {record.path: record for record in self.records}.values():
             console.print(waterfall(record, min(console.width, 100)))
             console.print()
         console.print(Rule("Cold against restored", style="bright_black", align="left"))
@@ -156,28 +158,89 @@ class Demo:
         self._console.print(Text(f"Restored is faster by {factors}.", style="bold"))
 
 
-def run(cycles: int, output: Path, console: Console) -> list[str]:
+def deploy(session: LiveSession, runtime: str, parked_window_s: float | None = None) -> None:
+    """As a user would; or, for what the example does not say, the same with that changed."""
+    if runtime == "auto" and parked_window_s is None:
+        session.glowplug("deploy", str(EXAMPLES / "chat_vllm.py"))
+        return
+    spec: dict[str, Any] = session.load_spec(EXAMPLES / "chat_vllm.py")
+    (server,) = spec["servers"]
+    if runtime != "auto":
+        server["runtime"] = runtime
+    if parked_window_s is not None:
+        server["scaling"]["parked_window_s"] = parked_window_s
+    session.deploy_spec(spec)
+
+
+def run(cycles: int, output: Path, console: Console, runtime: str = "auto") -> list[str]:
     """The whole story. Returns what went wrong, if anything."""
     console.print("Starting Glowplug on a private state directory", highlight=False)
-    with LiveSession({"GLOWPLUG_DEMO_WINDOW_S": "3"}) as session:
-        console.print(f"It answers at {session.url}. Deploying examples/chat_vllm.py", highlight=False)
-        session.glowplug("deploy", str(EXAMPLES / "chat_vllm.py"))
-        demo = Demo(session, console)
-        demo.ask("First question ever: a cold start (a minute or two)")
-        demo.wait_for_snapshot()
-        for cycle in range(1, cycles + 1):
+    with _region() as region:
+        environment = {"GLOWPLUG_DEMO_WINDOW_S": "3", "GLOWPLUG_REGION": str(region)}
+        with LiveSession(environment) as session:
+            console.print(f"It answers at {session.url}. Deploying examples/chat_vllm.py", highlight=False)
+            deploy(session, runtime)
+            demo = Demo(session, console)
+            demo.ask("First question ever: a cold start (a minute or two)")
+            snapshot = demo.wait_for_snapshot()
+            for cycle in range(1, cycles + 1):
+                demo.wait_until_zero()
+                demo.ask(f"Again, from zero: {cycle} of {cycles}")
             demo.wait_until_zero()
-            demo.ask(f"Again, from zero: {cycle} of {cycles}")
-        demo.report(output)
-        problems = demo.problems()
+            deploy(session, runtime, parked_window_s=300.0)
+            demo.ask("Deployed again, with a place to be parked in: from zero once more")
+            for cycle in range(1, cycles + 1):
+                demo.wait_until_parked()
+                demo.ask(f"Again, from parked: {cycle} of {cycles}")
+            with console.status("Bringing the snapshot to the region"):
+                session.glowplug("snapshot", "push", snapshot)
+            demo.report(output)
+            console.print("Stopping everything", highlight=False)
+        elsewhere = ask_another_node(environment, console, runtime)
+    return problems(demo, elsewhere)
+
+
+def ask_another_node(environment: dict[str, str], console: Console, runtime: str) -> Demo:
+    """A node that never saw the server, and has nothing on its disk."""
+    console.print(Rule("Another node", style="bright_black", align="left"))
+    with LiveSession(environment, node="-2") as session:
+        deploy(session, runtime)
+        demo = Demo(session, console)
+        record = demo.ask("The same question, to a node with an empty disk: from the region's snapshot")
+        console.print(waterfall(record, min(console.width, 100)))
         console.print("Stopping everything", highlight=False)
-    return problems
+    return demo
+
+
+def problems(*demos: Demo) -> list[str]:
+    """What is wrong with the answers; empty when all is well."""
+    answers = [answer for demo in demos for answer in demo.answers]
+    found = []
+    if wrong := [answer.text for answer in answers if not answer.is_correct]:
+        found.append(f"{len(wrong)} answers do not name {EXPECTED}: {wrong}")
+    if len({answer.text for answer in answers}) > 1:
+        found.append("The answers differ: a restored server must say what the cold one said.")
+    for demo in demos:
+        if not any(record.path is StartPath.CPU_SNAPSHOT for record in demo.records):
+            reasons = {record.fallback_reason for record in demo.records} - {None}
+            found.append(f"No start was a restore: {reasons}")
+    return found
+
+
+@contextmanager
+def _region() -> Iterator[Path]:
+    """An empty folder that serves as the region; not below /tmp, which is memory on many machines."""
+    with tempfile.TemporaryDirectory(prefix="glowplug-demo-region-", dir="/var/tmp") as folder:
+        yield Path(folder)
 
 
 def main() -> NoReturn:
     """Parse the command line, run, and exit with the verdict."""
     parser = argparse.ArgumentParser(description="Scale a real vLLM to zero and back.")
     parser.add_argument("--cycles", type=int, default=5, help="how often to ask again (5)")
+    parser.add_argument(
+        "--runtime", default="auto", choices=("auto", "runsc", "runc"), help="container runtime (auto)"
+    )
     parser.add_argument(
         "--output", type=Path, default=REPOSITORY / "demo-output", help="folder for the picture"
     )
@@ -188,7 +251,7 @@ def main() -> NoReturn:
     # `kill` stops as cleanly as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     try:
-        problems = run(arguments.cycles, arguments.output, console)
+        found = run(arguments.cycles, arguments.output, console, arguments.runtime)
     except GlowplugError as error:
         console.print(Text(f"The demo failed: {error.message}", style="bold red"))
         if error.remedy:
@@ -197,8 +260,8 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         console.print("\nInterrupted; everything is stopped.")
         sys.exit(130)
-    if problems:
-        for problem in problems:
+    if found:
+        for problem in found:
             console.print(Text(f"WRONG: {problem}", style="bold red"))
         sys.exit(1)
     console.print(Text("All answers are the same, and right.", style="bold green"))

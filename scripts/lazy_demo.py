@@ -38,6 +38,7 @@ BUCKET = "glowplug-demo"
 ENGINE = CACHE / "engines" / "vllm-0.32.0"
 ROOT = CACHE / "roots" / "vllm-0.32.0"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+S3_SERVER = Path(__file__).with_name("s3_server.py")
 START_TIMEOUT_S = 60.0
 
 
@@ -46,7 +47,7 @@ def s3_server() -> Iterator[dict[str, str]]:
     """moto's S3 API with one bucket; the environment with which it is reached."""
     port = free_port()
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, str(S3_SERVER), "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

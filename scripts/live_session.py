@@ -41,13 +41,18 @@ json.dump(load_app(pathlib.Path(sys.argv[1])).to_spec()[0], sys.stdout)
 
 
 class LiveSession:
-    """``with LiveSession() as session``: a running Glowplug of one's own, on a free port."""
+    """``with LiveSession() as session``: a running Glowplug of one's own, on a free port.
 
-    def __init__(self, extra_environment: dict[str, str] | None = None) -> None:
+    ``node`` tells apart several whose state directories are named after the same ``GLOWPLUG_DEMO_STATE``.
+    """
+
+    def __init__(self, extra_environment: dict[str, str] | None = None, node: str = "") -> None:
         named = os.environ.get(STATE_VARIABLE)
         self._is_ours_to_remove = named is None
         # Not below /tmp, which is memory on many machines: snapshots are as large as a server's memory.
-        root = Path(named) if named else Path(tempfile.mkdtemp(prefix="glowplug-demo-", dir="/var/tmp"))
+        root = (
+            Path(named + node) if named else Path(tempfile.mkdtemp(prefix="glowplug-demo-", dir="/var/tmp"))
+        )
         self.state = StateDir(root.absolute())
         self._environment = {
             **os.environ,

@@ -1,35 +1,17 @@
 #!/usr/bin/env bash
 # Install vLLM (CPU build) and SmolLM2-135M-Instruct for the demo and the benchmarks.
 #
-# Both live in GLOWPLUG_CACHE (default /var/cache/glowplug), outside the clone, and are shared by all clones:
+# Both live in GLOWPLUG_CACHE (engine_cache.sh):
 #   engines/vllm-VERSION               a virtual environment
 #   models/smollm2-135m-instruct       weights that vLLM can serve
-# Each is built under a temporary name, stamped and renamed into place, so what is there is complete: an
-# interrupted run starts over, and a finished one takes a moment.
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/engine_cache.sh"
 
 VLLM_VERSION=0.32.0
 TORCH_VERSION=2.13.0
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-cache=${GLOWPLUG_CACHE:-/var/cache/glowplug}
 engine=$cache/engines/vllm-$VLLM_VERSION
 model=$cache/models/smollm2-135m-instruct
 constraints=$here/vllm_constraints.txt
-
-# What the result depends on: another content of these files is another build.
-digest() { cat "$@" | sha256sum | cut -d' ' -f1; }
-is_complete() { [[ -f $1/.glowplug-complete && $(<"$1/.glowplug-complete") == "$2" ]]; }
-
-# publish BUILT FINAL DIGEST: stamp a finished folder and move it into place, out of the way of an older one.
-publish() {
-    echo "$3" >"$1/.glowplug-complete"
-    sync --file-system "$1"
-    if [[ -e $2 ]]; then
-        mv "$2" "$2.old"
-    fi
-    mv "$1" "$2"
-    rm -rf "$2.old"
-}
 
 install_engine() {
     local build=$cache/engines/.building-vllm-$VLLM_VERSION python pip site
@@ -54,9 +36,7 @@ install_engine() {
         >"$site/vllm-$VLLM_VERSION+cpu.dist-info/METADATA"
     echo glowplug >"$site/vllm-$VLLM_VERSION+cpu.dist-info/INSTALLER"
 
-    # A virtual environment knows its own path in its scripts' first lines: tell them the final one.
-    grep --recursive --files-with-matches --binary-files=without-match --fixed-strings "$build" \
-        "$build/bin" "$build/pyvenv.cfg" | xargs --no-run-if-empty sed --in-place "s|$build|$engine|g"
+    say_final_path "$build" "$engine"
     VLLM_NO_USAGE_STATS=1 "$build/bin/python" -c \
         'from vllm.platforms import current_platform as p; assert p.is_cpu(), p; print("    vLLM sees:", p.device_name)'
     publish "$build" "$engine" "$engine_digest"
@@ -80,10 +60,7 @@ install_model() {
 }
 
 "$here/apt_packages.sh" python3 python3-venv libnuma1
-mkdir -p "$cache/engines" "$cache/models"
-# One installation at a time; the lock goes with this process, however it ends.
-exec 9>"$cache/.setup.lock"
-flock --nonblock 9 || { echo "==> Waiting for another installation in $cache"; flock 9; }
+lock_cache
 
 rm -rf "$engine.old" "$model.old" # of a run that was stopped at the very end
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 
+import pytest
 from hypothesis import settings
 
 # A job that a shell put in the background inherits SIGINT ignored, and hands that on to every program it
@@ -13,3 +16,28 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+_CLONE_NEWNS = 0x00020000
+_MS_REC_PRIVATE = 0x4000 | (1 << 18)
+
+
+LONGEST = ("faults", "test_vllm.py", "test_crashes.py", "test_build.py", "test_gloo.py", "test_ranks.py")
+"""Folders and files that take minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left alone with one in the end."""
+    items.sort(key=lambda item: not {item.path.name, item.path.parent.name} & set(LONGEST))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``-n``: what one worker mounts, and whatever copies it (a container does), is not the other's.
+
+    Else a container that the other worker starts keeps our mounts in use for a moment longer than we do.
+    """
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(_CLONE_NEWNS) or libc.mount(
+            b"none", b"/", None, ctypes.c_ulong(_MS_REC_PRIVATE), None
+        ):
+            raise OSError(ctypes.get_errno(), "a worker's own mounts cannot be had")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glowplug.node.netns_socket import NamespaceSockets
+from glowplug.kernel.netns_socket import NamespaceSockets
 from glowplug.runtime.cgroup import ReplicaCgroup, cgroup_path
 from glowplug.runtime.network import REPLICA_ADDRESS, ReplicaNetwork
 from glowplug.runtime.runsc import Runsc, find_runsc
@@ -52,12 +52,7 @@ class BareRestore:
         shutil.copytree(replica_folder, self._folder)
         config = (self._folder / "bundle" / "config.json").read_text()
         self._config: dict[str, Any] = json.loads(config.replace(str(replica_folder), str(self._folder)))
-        self._binary = find_runsc()
-        self._flags = [
-            f"--root={work / 'runsc'}",
-            *Runsc(work / "runsc", self._binary).identity().flags,
-            "--file-access-mounts=exclusive",
-        ]
+        self._program = self._find_program()
 
     def run(self, index: int, port: int, method: str, path: str, body: Any, expected: bytes) -> BareTimes:
         """One restore to its first answer. Raises RuntimeFailed when the answer is another one."""
@@ -66,6 +61,7 @@ class BareRestore:
         network.create()
         try:
             self._write_config(name, network)
+            self._prepare(name)
             started = time.monotonic()
             with self._restored(name):
                 restored_s = time.monotonic() - started
@@ -78,6 +74,23 @@ class BareRestore:
         finally:
             network.remove()
 
+    def _find_program(self) -> list[str]:
+        """The runtime's program and its global flags."""
+        binary, root = find_runsc(), self._work / "runsc"
+        flags = [f"--root={root}", *Runsc(root, binary).identity().flags, "--file-access-mounts=exclusive"]
+        return [str(binary), *flags]
+
+    def _prepare(self, name: str) -> None:
+        """Make what a restore of the copy ``name`` needs, beyond its bundle; it is not timed."""
+
+    def _restore_command(self) -> list[str]:
+        """The command line of a restore, but for the pid file and the copy's name."""
+        command = ["unshare", "--mount", "sh", "-c", _HIDE_SYSCTL, *self._program, "restore", "--detach"]
+        return [*command, "--bundle", str(self._folder / "bundle"), "--image-path", str(self._image)]
+
+    def close(self) -> None:
+        """Undo what :meth:`_prepare` made last."""
+
     def _write_config(self, name: str, network: ReplicaNetwork) -> None:
         linux = self._config["linux"]
         linux["cgroupsPath"] = cgroup_path(name)
@@ -89,12 +102,9 @@ class BareRestore:
     @contextlib.contextmanager
     def _restored(self, name: str) -> Iterator[None]:
         """A restored container, which is gone again afterwards."""
-        bundle, pid_file = self._folder / "bundle", self._work / "sandbox.pid"
-        restore = ["restore", "--detach", "--bundle", str(bundle), "--image-path", str(self._image)]
-        command = ["unshare", "--mount", "sh", "-c", _HIDE_SYSCTL, str(self._binary), *self._flags]
-        command += [*restore, "--pid-file", str(pid_file), name]
+        pid_file = self._work / "sandbox.pid"
         try:
-            self._run(command)
+            self._run([*self._restore_command(), "--pid-file", str(pid_file), name])
             yield
         finally:
             self._delete(name, pid_file)
@@ -111,11 +121,12 @@ class BareRestore:
             finally:
                 os.close(pidfd)
         pid_file.unlink(missing_ok=True)
-        self._run([str(self._binary), *self._flags, "delete", "--force", name], reap_orphans=True)
+        self._run([*self._program, "delete", "--force", name], reap_orphans=True)
         cgroup.remove()
 
     def _run(self, command: list[str], *, reap_orphans: bool = False) -> None:
-        log_path = self._work / "runsc.log"
+        log_path = self._work / "command.log"
+        log_path.touch(0o600)  # as replicas' logs are: CRIU compares
         with (
             log_path.open("ab") as log,
             subprocess.Popen(
@@ -125,13 +136,24 @@ class BareRestore:
             try:
                 if reap_orphans:
                     _reap_orphans_until(process, time.monotonic() + RESTORE_TIMEOUT_S)
-                code = process.wait(RESTORE_TIMEOUT_S)
+                if process.returncode is None and not _is_over(process.pid, RESTORE_TIMEOUT_S):
+                    raise DeadlineExceeded(f"{command[0]} does not end.")
+                code = process.wait()
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
         if code != 0:
             words = log_path.read_text(errors="replace")[-2000:]
             raise RuntimeFailed(f"{' '.join(command)} failed (exit code {code}):\n{words}")
+
+
+def _is_over(pid: int, timeout_s: float) -> bool:
+    """Whether a child ends in time, noticed at once: ``Popen.wait`` with a deadline looks every 50 ms."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return bool(select.select([pidfd], [], [], timeout_s)[0])
+    finally:
+        os.close(pidfd)
 
 
 def _request(netns: str, port: int, method: str, path: str, body: Any) -> bytes:

@@ -41,7 +41,7 @@ class TorchApp:
         self._session = session
         spec = session.load_spec(EXAMPLES / "torch_server.py")
         (server,) = spec["servers"]
-        server["scaling"]["scaledown_window_s"] = 1.0
+        server["scaling"] |= {"scaledown_window_s": 1.0, "parked_window_s": 0.0}
         calls = server["snapshot"]["warmup"] or [server["ready"]]
         self.name: str = spec["name"]
         self.port: int = server["port"]
@@ -91,7 +91,7 @@ def measure(megabytes: int, runs: int) -> dict[str, Any]:
         _seconds, record = app.ask_restored()
         state = session.state
         bare = BareRestore(
-            state.replicas / record.replica_id, state.snapshots / snapshot.id, Path(work) / "bare"
+            state.replicas / record.replica_id, state.lazy / "mounts" / snapshot.content, Path(work) / "bare"
         )
         restored: list[tuple[float, ColdStartRecord]] = []
         bare_times: list[BareTimes] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """A Markdown table, first column to the left, the others to the right."""
     align = ["---"] + ["---:"] * (len(header) - 1)
     return [f"| {' | '.join(str(cell) for cell in row)} |" for row in (header, align, *rows)]
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """``median (least-most)``."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def write(output: Path, name: str, result: dict[str, Any], lines: Sequence[str]) -> None:

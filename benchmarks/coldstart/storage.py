@@ -27,3 +27,15 @@ def sequential_read_bytes_per_s(path: Path) -> float:
             return size / (time.monotonic() - started)
         finally:
             os.close(fd)
+
+
+def disk_read_bytes(path: Path) -> int:
+    """Bytes read so far from the disk that holds ``path``, by anybody; 0 where the kernel does not count."""
+    device = path.stat().st_dev
+    try:
+        fields = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text().split()
+    except FileNotFoundError:
+        return 0
+    return (
+        int(fields[2]) * 512
+    )  # sectors of 512 bytes, whatever the disk's own (Documentation/block/stat.rst)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +36,23 @@ SECTION_RUNS = {"build": 5}  # half a minute each
 class Bench:
     """The sections, in order; each leaves samples and figures."""
 
-    def __init__(self, workshop: Workshop, runs: int) -> None:
+    def __init__(
+        self, workshop: Workshop, runs: int, latencies_ms: Sequence[float], *, with_peers: bool
+    ) -> None:
+        """``with_peers``: beside what others do, too, and not only beside native ext4."""
         self.samples: dict[str, Any] = {}
         self.figures: list[figures.Figure] = []
         self._workshop = workshop
         self._runs = runs
+        self._latencies_ms = latencies_ms
+        self._with_peers = with_peers
 
     @property
     def sections(self) -> dict[str, Callable[[], None]]:
         """By name, as ``--only`` takes them."""
         return {
             "index": self._index,
-            "torch": lambda: self._imports("torch", with_squashfuse=True),
+            "torch": lambda: self._imports("torch", with_squashfuse=self._with_peers),
             "vllm": lambda: self._imports("vllm", with_squashfuse=False),
             "empty": self._empty_cache,
             "tar": self._whole_reads,
@@ -69,11 +74,14 @@ class Bench:
         self.figures += figures.of_imports(package, found)
 
     def _empty_cache(self) -> None:
-        self.samples["store_ceiling_mb_per_s"] = (
-            ceiling_bytes_per_s(self._workshop.tools, self._workshop.erofs) / 1e6
-        )
-        for latency_ms in LATENCIES_MS:
-            found = remote_speed.empty_cache(self._workshop, latency_ms, self._runs)
+        if self._with_peers:
+            self.samples["store_ceiling_mb_per_s"] = (
+                ceiling_bytes_per_s(self._workshop.tools, self._workshop.erofs) / 1e6
+            )
+        for latency_ms in self._latencies_ms:
+            found = remote_speed.empty_cache(
+                self._workshop, latency_ms, self._runs, with_peers=self._with_peers
+            )
             self.samples[f"import torch, empty cache, {latency_ms:g} ms"] = found
             self.figures += figures.of_empty_cache(latency_ms, found)
 
@@ -117,11 +125,24 @@ def main() -> int:
         default=Path("/var/tmp/glowplug-bench"),
         help="where what it needs is made and kept",
     )
+    parser.add_argument(
+        "--latency-ms",
+        nargs="+",
+        type=float,
+        default=LATENCIES_MS,
+        metavar="MS",
+        help="of the distant store",
+    )
+    parser.add_argument(
+        "--without-peers",
+        action="store_true",
+        help="beside native ext4 only, where comparing with others takes minutes (torch, empty)",
+    )
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
     options = parser.parse_args()
 
     workshop = Workshop(options.work)
-    bench = Bench(workshop, options.runs)
+    bench = Bench(workshop, options.runs, options.latency_ms, with_peers=not options.without_peers)
     machine = report.machine()
     started_s = time.monotonic()
     try:

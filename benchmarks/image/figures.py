@@ -68,8 +68,9 @@ def of_empty_cache(latency_ms: float, found: Samples) -> Iterator[Figure]:
         f"{name}, share of the image fetched", median(found[TRACED], "share_of_image") * 100, 20, "%"
     )
     yield Figure(f"{name}, without trace", median(found[UNTRACED]) / warm, 2 if near else 3)
-    ahead = median(found[FILES]) / median(found[TRACED])
-    yield Figure(f"{name}, file-at-a-time FUSE is slower by", ahead, 3 if near else 8, is_floor=True)
+    if FILES in found:
+        ahead = median(found[FILES]) / median(found[TRACED])
+        yield Figure(f"{name}, file-at-a-time FUSE is slower by", ahead, 3 if near else 8, is_floor=True)
 
 
 def of_whole_reads(found: Samples) -> Iterator[Figure]:

@@ -82,7 +82,9 @@ class EmptyNode:
         self.node.close()
 
 
-def empty_cache(workshop: Workshop, latency_ms: float, runs: int, package: str = "torch") -> Samples:
+def empty_cache(
+    workshop: Workshop, latency_ms: float, runs: int, package: str = "torch", *, with_peers: bool
+) -> Samples:
     """All ways side by side, and native ext4 warm, which needs no store, as the measure of all."""
     command = workshop.importing(package)
     folder, mounts = workshop.folder / "empty", workshop.folder / "mounts"
@@ -90,9 +92,6 @@ def empty_cache(workshop: Workshop, latency_ms: float, runs: int, package: str =
     with ExitStack() as owned:
         store = owned.enter_context(serving(workshop.tools, workshop.region, latency_ms))
         ordered_store = owned.enter_context(serving(workshop.tools, workshop.ordered_region, latency_ms))
-        files = owned.enter_context(serving(workshop.tools, workshop.root, latency_ms))
-        whole = owned.enter_context(serving(workshop.tools, workshop.erofs.parent, latency_ms))
-        squashed = workshop.squashfs.name
         native = owned.enter_context(machine.bound(workshop.root, mounts / "native"))
         plain = EmptyNode(folder / "plain", IMAGE, store)
         owned.callback(plain.close)
@@ -106,50 +105,61 @@ def empty_cache(workshop: Workshop, latency_ms: float, runs: int, package: str =
             machine.claim_memory(machine.CONTAINER_BYTES)
             return machine.container(native, command)._asdict()
 
-        def download_first() -> Sample:
-            machine.drop_caches(machine.CONTAINER_BYTES + workshop.erofs.stat().st_size)
-            before, started_s = whole.counts(), time.monotonic()
-            with peers.whole_image(
-                whole, workshop.erofs.name, folder / "whole.erofs", mounts / "whole"
-            ) as root:
-                downloaded_s = time.monotonic() - started_s
-                machine.container(root, command)
-                took_s = time.monotonic() - started_s
-            return _sample(took_s, whole, before) | {"download_s": downloaded_s}
-
-        def download_squashfs() -> Sample:
-            machine.drop_caches(machine.CONTAINER_BYTES + workshop.squashfs.stat().st_size)
-            image = folder / "whole.squashfs"
-            before, started_s = whole.counts(), time.monotonic()
-            download(whole, squashed, image)
-            downloaded_s = time.monotonic() - started_s
-            with peers.squashfuse(image, mounts / "squashfs") as root:
-                machine.container(root, command)
-                took_s = time.monotonic() - started_s
-            image.unlink()
-            return _sample(took_s, whole, before) | {"download_s": downloaded_s}
-
-        def file_at_a_time() -> Sample:
-            machine.drop_caches()
-            before, started_s = files.counts(), time.monotonic()
-            with peers.whole_files(
-                workshop.tools, workshop.root, files, folder / "files", mounts / "files"
-            ) as root:
-                machine.container(root, command)
-                took_s = time.monotonic() - started_s
-            return _sample(took_s, files, before)
-
         cases: dict[str, Callable[[], Sample]] = {
             "native ext4, warm": native_warm,
             "with trace": lambda: plain.start(command, with_trace=True),
             "with trace, laid out by it": lambda: ordered.start(command, with_trace=True),
             "without trace": lambda: plain.start(command, with_trace=False),
-            "whole image first (EROFS)": download_first,
-            "whole image first (squashfs, squashfuse)": download_squashfs,
-            "file-at-a-time FUSE": file_at_a_time,
         }
-        slow = [name for name in cases if name.startswith(("whole image", "file-at-a-time"))]
-        return in_turns(f"{package}, {latency_ms:g} ms away", cases, runs, slow)
+        slow = _peers(owned, workshop, latency_ms, folder, command) if with_peers else {}
+        return in_turns(f"{package}, {latency_ms:g} ms away", cases | slow, runs, list(slow))
+
+
+def _peers(
+    owned: ExitStack, workshop: Workshop, latency_ms: float, folder: Path, command: list[str]
+) -> dict[str, Callable[[], Sample]]:
+    """What others do: the whole image first, or each file when it is opened."""
+    mounts = workshop.folder / "mounts"
+    files = owned.enter_context(serving(workshop.tools, workshop.root, latency_ms))
+    whole = owned.enter_context(serving(workshop.tools, workshop.erofs.parent, latency_ms))
+    squashed = workshop.squashfs.name
+
+    def download_first() -> Sample:
+        machine.drop_caches(machine.CONTAINER_BYTES + workshop.erofs.stat().st_size)
+        before, started_s = whole.counts(), time.monotonic()
+        with peers.whole_image(whole, workshop.erofs.name, folder / "whole.erofs", mounts / "whole") as root:
+            downloaded_s = time.monotonic() - started_s
+            machine.container(root, command)
+            took_s = time.monotonic() - started_s
+        return _sample(took_s, whole, before) | {"download_s": downloaded_s}
+
+    def download_squashfs() -> Sample:
+        machine.drop_caches(machine.CONTAINER_BYTES + workshop.squashfs.stat().st_size)
+        image = folder / "whole.squashfs"
+        before, started_s = whole.counts(), time.monotonic()
+        download(whole, squashed, image)
+        downloaded_s = time.monotonic() - started_s
+        with peers.squashfuse(image, mounts / "squashfs") as root:
+            machine.container(root, command)
+            took_s = time.monotonic() - started_s
+        image.unlink()
+        return _sample(took_s, whole, before) | {"download_s": downloaded_s}
+
+    def file_at_a_time() -> Sample:
+        machine.drop_caches()
+        before, started_s = files.counts(), time.monotonic()
+        with peers.whole_files(
+            workshop.tools, workshop.root, files, folder / "files", mounts / "files"
+        ) as root:
+            machine.container(root, command)
+            took_s = time.monotonic() - started_s
+        return _sample(took_s, files, before)
+
+    return {
+        "whole image first (EROFS)": download_first,
+        "whole image first (squashfs, squashfuse)": download_squashfs,
+        "file-at-a-time FUSE": file_at_a_time,
+    }
 
 
 def _sample(took_s: float, store: DelayedStore, before: Counts) -> Sample:

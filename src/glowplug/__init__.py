@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from glowplug.sdk.lifecycle import enter as enter
     from glowplug.sdk.lifecycle import exit as exit  # noqa: A004 - read as gp.exit, the word users know
     from glowplug.sdk.lifecycle import method as method
+    from glowplug.sdk.recipe import Recipe as Recipe
+    from glowplug.sdk.recipe import Variant as Variant
     from glowplug.sdk.remote_error import RemoteError as RemoteError
     from glowplug.sdk.secret import Secret as Secret
     from glowplug.sdk.snapshot import Hook as Hook
@@ -31,11 +33,13 @@ _HOMES = {
     "GlowplugError": "glowplug.types.errors",
     "Hook": "glowplug.sdk.snapshot",
     "Image": "glowplug.sdk.image",
+    "Recipe": "glowplug.sdk.recipe",
     "RemoteError": "glowplug.sdk.remote_error",
     "Request": "glowplug.sdk.snapshot",
     "Secret": "glowplug.sdk.secret",
     "Server": "glowplug.sdk.app",
     "Snapshot": "glowplug.sdk.snapshot",
+    "Variant": "glowplug.sdk.recipe",
     "Volume": "glowplug.sdk.volume",
     "before_snapshot": "glowplug.sdk.lifecycle",
     "enter": "glowplug.sdk.lifecycle",

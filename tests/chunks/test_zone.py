@@ -131,6 +131,8 @@ def test_patience_follows_what_is_usual_and_second_requests_are_rationed() -> No
 class Runner:
     """A candidate that does what a test says."""
 
+    received_bytes = 0
+
     def __init__(self, act: Callable[[threading.Event], str]) -> None:
         self.act = act
         self.called_off = threading.Event()

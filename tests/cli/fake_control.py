@@ -29,6 +29,7 @@ class FakeControl:
     task_events: list[dict[str, Any]] = field(default_factory=list)
     deployments: list[dict[str, Any]] = field(default_factory=list)
     cold_starts: list[dict[str, Any]] = field(default_factory=list)
+    usage: list[dict[str, Any]] = field(default_factory=list)
     status: dict[str, Any] = field(default_factory=dict)
     deploy_events: list[dict[str, Any]] = field(default_factory=list)
     deploy_stalls: bool = False
@@ -95,6 +96,10 @@ class FakeControl:
         @app.get("/api/v1/coldstarts")
         async def coldstarts() -> Any:
             return self.cold_starts
+
+        @app.get("/api/v1/usage")
+        async def usage() -> Any:
+            return self.usage
 
     async def _deploy(self) -> AsyncIterator[str]:
         try:

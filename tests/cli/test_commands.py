@@ -31,10 +31,12 @@ NAMES = [name for name, _ in commands()]
 
 
 @pytest.mark.parametrize("wanted", [
-    "up", "down", "deploy", "run", "ps", "logs", "exec", "shell", "stop", "rollback", "coldstarts", "doctor",
-    "status", "snapshot ls", "snapshot show", "snapshot verify", "snapshot create", "snapshot rm",
+    "up", "down", "deploy", "run", "ps", "logs", "exec", "shell", "stop", "rollback", "coldstarts", "costs",
+    "doctor", "status", "snapshot ls", "snapshot show", "snapshot verify", "snapshot create", "snapshot rm",
     "image ls", "image build", "image inspect", "image rm", "image import", "image push", "image pull",
     "image prefetch", "image mount", "image unmount", "image verify", "image gc", "image diff",
+    "recipes", "gpu ls", "gpu check", "pool plan", "pool prices", "pool run",
+    "pool simulate", "pool status", "pool explain",
     "zone-cache up", "zone-cache down", "zone-cache status",
 ])  # fmt: skip
 def test_the_command_exists(wanted: str) -> None:

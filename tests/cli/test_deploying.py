@@ -161,6 +161,30 @@ def test_an_attached_run_over_a_deployed_app_gives_it_back(
     assert control.asked[-1] == "POST /api/v1/apps/http-server/rollback?version=1"
 
 
+def test_a_run_says_which_recipe_it_took_and_what_that_filled_in(
+    control: FakeControl, glowplug: Glowplug
+) -> None:
+    finished(control)
+    words = ["--canary", "GET /version", "--image", "any", "--", "vllm", "serve", "/m", "--port", "9000"]
+    result = glowplug("run", "--detach", *words)
+    assert result.exit_code == 0
+    assert "server: Recipe vllm: port 9000, ready /health" in result.stderr
+    snapshot = control.bodies[0]["app"]["servers"][0]["snapshot"]
+    assert [call["path"] for call in snapshot["canary"]] == ["/version"]
+    assert [call["path"] for call in snapshot["warmup"]] == ["/v1/completions"]
+    result = glowplug("run", "--detach", "--recipe", "none", *words)
+    assert "Recipe" not in result.stderr
+    assert control.bodies[1]["app"]["servers"][0]["ready"]["path"] == "/"
+
+
+def test_recipes_are_listed_for_people_and_for_programs(glowplug: Glowplug) -> None:
+    assert "sglang.launch_server" in glowplug("recipes").stdout
+    recipes = {recipe["name"]: recipe for recipe in json.loads(glowplug("recipes", "--json").stdout)}
+    assert recipes["vllm"]["warmup"][0]["path"] == "/v1/completions"
+    (sleeping,) = [v for v in recipes["vllm"]["variants"] if v["flag"] == "--enable-sleep-mode"]
+    assert sleeping["after_restore"]["http"]["path"] == "/wake_up"
+
+
 def test_a_detached_run_leaves_it_deployed(control: FakeControl, glowplug: Glowplug) -> None:
     finished(control)
     words = [

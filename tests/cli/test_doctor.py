@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from glowplug.cli.checks_kernel import kernel_checks
 from glowplug.cli.checks_tools import RUNSC, tool_checks
 from glowplug.cli.machine import Completed, LocalMachine
 from glowplug.image.lazy.probe import WAYS, MountSupport, Trial
+from glowplug.snapshot.gpu.inventory import Device, Inventory
 
 from .conftest import Glowplug
 
@@ -46,6 +48,14 @@ class PaperMachine:
         self.free = 100 << 30
         self.writable = True
         self.refused_mounts: set[str] = set()
+        self.inventory: Inventory | str = ""
+        self.hidden = ""
+
+    def gpus(self) -> Inventory | str:
+        return self.inventory
+
+    def why_gpus_are_hidden(self) -> str:
+        return self.hidden
 
     def image_mounts(self, state_root: Path) -> MountSupport:
         return MountSupport(
@@ -111,6 +121,14 @@ def ill(**changes: object) -> PaperMachine:
     return machine
 
 
+def gpus(driver: str, **changes: Any) -> Inventory:
+    device: dict[str, Any] = {
+        "index": 0, "uuid": "GPU-0", "chip": "H100", "memory_bytes": 80 << 30, "free_bytes": 80 << 30,
+        "is_persistent": True, "is_mig": False,
+    }  # fmt: skip
+    return Inventory(driver=driver, cuda="13.0", devices=[Device(**{**device, **changes})])
+
+
 def without(program: str) -> PaperMachine:
     machine = PaperMachine()
     del machine.programs[program]
@@ -137,6 +155,8 @@ def without(program: str) -> PaperMachine:
         (ill(files={"/proc/meminfo": "MemAvailable: 2097152 kB"}), "memory", Level.WARN),
         (ill(files={"/proc/meminfo": "MemAvailable: 100 kB"}), "memory", Level.FAIL),
         (ill(files={"/proc/meminfo": ""}), "memory", Level.WARN),
+        (ill(files={"/proc/meminfo": ""}), "swap", Level.OK),
+        (ill(files={"/proc/meminfo": "SwapFree: 2097152 kB"}), "swap", Level.OK),
         (ill(free=1 << 30), "disk", Level.FAIL),
         (ill(free=5 << 30), "disk", Level.WARN),
         (ill(writable=False), "disk", Level.FAIL),
@@ -156,12 +176,22 @@ def without(program: str) -> PaperMachine:
         (without("mmdebstrap"), "mmdebstrap", Level.WARN),
         (ill(refused_mounts={"lazy"}), "image mounts", Level.WARN),
         (ill(refused_mounts={"lazy", "loop", "plain_fuse"}), "image mounts", Level.FAIL),
-        (ill(programs={"nvidia-smi": "/n"}, answers={"/n": Completed(0, "H100, 555.1\n")}), "gpu", Level.OK),
-        (ill(programs={"nvidia-smi": "/n"}, answers={"/n": Completed(9, "no driver")}), "gpu", Level.WARN),
+        (ill(inventory=gpus("580.82.07")), "gpu", Level.OK),
+        (ill(inventory=gpus("555.42.06")), "gpu", Level.WARN),
+        (ill(inventory=gpus("580.82.07", problem="it must be reset")), "gpu", Level.WARN),
+        (ill(inventory=gpus("580.82.07", is_mig=True)), "gpu", Level.WARN),
+        (ill(inventory=gpus("580.82.07"), hidden="Nothing describes them."), "gpu", Level.WARN),
+        (ill(inventory="NVML does not answer"), "gpu", Level.WARN),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_noticed(machine: PaperMachine, name: str, level: Level) -> None:
     assert level_of(machine, name) is level
+
+
+def test_the_doctor_names_the_gpus_and_what_their_driver_can_do() -> None:
+    machine = ill(inventory=gpus("580.82.07"))
+    [check] = [check for check in all_checks() if check.name == "gpu"]
+    assert check.probe(machine).found == "H100: ok; driver 580.82.07: checkpoint, device_map"
 
 
 def test_our_own_runsc_comes_before_the_distributions() -> None:
@@ -205,3 +235,22 @@ def test_questions_to_a_real_machine_never_raise_and_never_wait() -> None:
     assert machine.read(Path("/nowhere/file")) is None
     assert machine.free_bytes(Path("/nowhere/at/all")) > 0
     assert machine.which("no-such-program") is None
+
+
+def test_a_quarantined_node_is_told_with_what_failed(tmp_path: Path) -> None:
+    machine = PaperMachine()
+    [check] = [check for check in tool_checks(tmp_path) if check.name == "restores"]
+    assert check.probe(machine).level is Level.OK
+    record = {
+        "format": 1,
+        "failed": ["sn-a", "sn-b", "sn-c"],
+        "reason": "EOF",
+        "backoff_s": 60,
+        "trial_at": 9,
+    }
+    machine.files[str(tmp_path / "restores.json")] = json.dumps(record)
+    finding = check.probe(machine)
+    assert finding.level is Level.WARN
+    assert "sn-a, sn-b, sn-c failed in a row; the last: EOF" in finding.found
+    machine.files[str(tmp_path / "restores.json")] = "[1"
+    assert check.probe(machine).level is Level.WARN

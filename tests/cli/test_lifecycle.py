@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from glowplug.cli.checks_tools import find_runsc
 from glowplug.cli.machine import LocalMachine
@@ -80,3 +83,56 @@ def test_foreground_stays_and_ends_with_ctrl_c(start_glowplug: Start, state: Sta
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     assert processes_of(state) == []
+
+
+def test_the_planner_takes_this_machine_and_asks_its_control_plane_what_it_does(
+    glowplug: Glowplug, state: StateDir, start_glowplug: Start, tmp_path: Path
+) -> None:
+    """A machine of one's own that is a node already: checked, ready, and demand read from the router."""
+    name = socket.gethostname()
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "version": 1,
+                "horizon": {"periods": 6, "first_s": 15, "last_s": 600, "length_s": 900},
+                "pools": [
+                    {
+                        "cloud": "own", "region": "here", "machine": "box", "purchase": "own", "gpu": "cpu",
+                        "gpus": 1, "price_usd_per_h": 0, "quota": 1, "lead_time_s": 1, "min_rental_s": 0,
+                    }
+                ],
+                "demand": [{"gpu": "cpu", "floor": 1, "live": {"apps": ["chat"]}}],
+                "run": {
+                    "fleet": "own", "every_s": 1, "watch_nodes": True,
+                    "providers": {
+                        "own": {
+                            "kind": "own",
+                            "machines": [
+                                {"host": name, "region": "here", "machine": "box", "is_local": True},
+                            ],
+                        }
+                    },
+                },
+            }
+        )
+    )  # fmt: skip
+    glowplug("up", "--port", "0")
+    record = read_record(state)
+    assert record is not None
+    planner = start_glowplug(
+        "--state", str(state.root), "--url", record.url, "pool", "run", str(file), stderr=subprocess.DEVNULL
+    )
+    deadline_s, machines = time.monotonic() + 90, []
+    while not any(held["state"] == "ready" for held in machines):
+        assert planner.poll() is None
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
+        found = glowplug("pool", "status", "--json")
+        machines = json.loads(found.stdout)["machines"] if found.exit_code == 0 else []
+    assert [held["address"] for held in machines] == [name]
+    planner.terminate()
+    assert planner.wait(60) == 0
+    metrics = (state.pools / "metrics.prom").read_text()
+    assert 'what="workforce"' not in metrics
+    assert 'what="inputs"' not in metrics

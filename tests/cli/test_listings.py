@@ -18,6 +18,28 @@ def test_ps_shows_how_each_replica_came_to_life(control: FakeControl, glowplug: 
     assert "starting (host_init)" in second
 
 
+def test_ps_shows_device_memory_where_there_is_a_gpu(control: FakeControl, glowplug: Glowplug) -> None:
+    assert "DEVICE" not in glowplug("ps").stdout
+    control.replicas = [
+        replica(gpus=["GPU-1"], device_bytes=7_500_000_000),
+        replica(id="chat-web-bbbbbb"),
+    ]
+    head, first, second = glowplug("ps").stdout.splitlines()
+    assert "SHARE  DEVICE  " in head
+    assert "7.50 GB" in first
+    assert "7.50 GB" not in second
+
+
+def test_ps_shows_what_is_parked_and_how_long_it_took_to_wake(
+    control: FakeControl, glowplug: Glowplug
+) -> None:
+    woken = {"path": "parked", "ready_at": 9_000.0, "stages_s": {"host_init": 0.01, "first_answer": 0.03}}
+    control.replicas = [replica(state="parked", is_pushed_out=True), replica(id="chat-vllm-b", **woken)]
+    first, second = glowplug("ps").stdout.splitlines()[1:]
+    assert "parked (in swap)" in first
+    assert "40 ms" in second or "0.04 s" in second
+
+
 def test_ps_hides_stopped_replicas_unless_asked(control: FakeControl, glowplug: Glowplug) -> None:
     control.replicas = [replica(id="a", state="stopped"), replica(id="b", state="failed")]
     assert [view["id"] for view in json.loads(glowplug("ps", "--json").stdout)] == ["b"]
@@ -133,8 +155,15 @@ def test_coldstarts_draws_a_picture(
     control: FakeControl, glowplug: Glowplug, tmp_path: Path, suffix: str
 ) -> None:
     control.cold_starts = [cold_start(), cold_start(path="cpu_snapshot", total_s=3.4)]
-    assert glowplug("coldstarts", "--plot", str(tmp_path / f"cdf.{suffix}")).exit_code == 0
+    assert glowplug("coldstarts", "--svg", str(tmp_path / f"cdf.{suffix}")).exit_code == 0
     assert (tmp_path / f"cdf.{suffix}").stat().st_size > 1000
+
+
+def test_coldstarts_draws_in_the_terminal(control: FakeControl, glowplug: Glowplug) -> None:
+    control.cold_starts = [cold_start(), cold_start(path="parked", total_s=0.04)]
+    output = glowplug("coldstarts", "--plot").stdout
+    assert "100% ┤" in output
+    assert "■ parked        n = 1" in output
 
 
 def test_deployments_marks_the_active_version(control: FakeControl, glowplug: Glowplug) -> None:
@@ -150,6 +179,18 @@ def test_snapshot_ls_filters_by_app(control: FakeControl, glowplug: Glowplug) ->
     assert "sn-2" in output
     assert "canary" in output
     assert "sn-1" not in output
+
+
+def test_a_snapshot_is_listed_for_whoever_uses_it_here_and_shown_with_whose_it_was(
+    control: FakeControl, glowplug: Glowplug
+) -> None:
+    control.snapshots = [snapshot(app="old", server="web", used_by=["new/web", "newer/web"])]
+    for app in ("old", "new", "newer"):
+        output = glowplug("snapshot", "ls", app).stdout
+        assert "new/web, newer/web" in output
+        assert "old/web" not in output
+    assert "sn-1" not in glowplug("snapshot", "ls", "ne").stdout
+    assert "old/web" in glowplug("snapshot", "show", "sn-1").stdout
 
 
 def test_snapshot_show_spells_out_the_key(control: FakeControl, glowplug: Glowplug) -> None:

@@ -30,6 +30,7 @@ QUICK = Timings(
     backoff_max_s=0.6,
     hold_slack_s=5.0,
     stop_grace_s=0.5,
+    relief_step_s=0.05,
     reconnect_first_s=0.02,
     reconnect_max_s=0.05,
 )
@@ -50,7 +51,12 @@ async def eventually(is_met: Callable[[], Any], what: str, timeout_s: float = 10
 
 def server_spec(name: str = "web", **fields: Any) -> dict[str, Any]:
     """A server of an app, as JSON."""
-    scaling = {"scaledown_window_s": 30.0, "max_replicas": 1, **fields.pop("scaling", {})}
+    scaling = {
+        "scaledown_window_s": 30.0,
+        "parked_window_s": 0,
+        "max_replicas": 1,
+        **fields.pop("scaling", {}),
+    }
     return {
         "name": name,
         "image": {"kind": "directory", "path": "/"},

@@ -1,6 +1,7 @@
 """A node agent for tests: the real agent API over a real Unix socket, with replicas that are local servers.
 
-What a test decides: whether starts wait (``gate``), fail (``failures``) or are refused (``refusals``).
+What a test decides: whether starts wait (``gate``), fail (``failures``) or are refused (``refusals``),
+whether waking (``unpark_errors``) and parking (``park_errors``) go wrong, and what is told about memory.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 from tests.control.fake_replica import FakeReplica, QuietServer
 
-from glowplug.types.errors import GlowplugError, NotFound
+from glowplug.types.errors import GlowplugError, NotFound, ReplicaFailed
 from glowplug.types.replica import (
     BuildEvent,
     BuildRequest,
     Endpoint,
     ErrorInfo,
     ImageView,
+    MemoryView,
     NodeView,
     Purpose,
     ReplicaEvent,
@@ -49,6 +51,10 @@ class FakeAgent:
         self.build_gate.set()
         self.failures: list[ErrorInfo | None] = []
         self.refusals: list[GlowplugError] = []
+        self.park_errors: list[GlowplugError] = []
+        self.unpark_errors: list[GlowplugError] = []
+        self.parks: list[tuple[str, bool]] = []
+        self.unparks: list[str] = []
         self.build_error: ErrorInfo | None = None
         self.servers: dict[str, FakeReplica] = {}
         self.views: dict[str, ReplicaView] = {}
@@ -104,6 +110,13 @@ class FakeAgent:
             error = ErrorInfo(code="replica_failed", message=f"{replica_id} was killed.")
             self.change(replica_id, state=ReplicaState.FAILED, error=error, ended_at=time.time())
 
+    def tell_memory(self, *, is_short: bool, swap_free_bytes: int = 0) -> None:
+        """As an agent whose machine's memory is short, or no longer is."""
+        memory = MemoryView(
+            total_bytes=1 << 34, available_bytes=1 << 28, swap_free_bytes=swap_free_bytes, is_short=is_short
+        )
+        self._tell(ReplicaEvent(type="memory", memory=memory))
+
     async def add_capture_replica(self, app: str, server: str) -> ReplicaView:
         """A ready replica that must never see a caller."""
         replica_id = f"capture-{app}-{server}"
@@ -144,6 +157,7 @@ class FakeAgent:
             endpoint=Endpoint(host="127.0.0.1", port=replica.port),
             stages_s={Stage.HOST_INIT: time.monotonic() - began_at},
             restored_bytes=4096,
+            snapshot_bytes_by_tier={"ssd": 4096},
             snapshot_id="snap-1",
         )
 
@@ -206,6 +220,32 @@ class FakeAgent:
             view = self.change(replica_id, state=ReplicaState.DRAINING)
             self._spawn(self._end(replica_id))
             return view
+
+        @app.post("/v1/replicas/{replica_id}/park")
+        async def park(replica_id: str, push_out: bool = False) -> ReplicaView:
+            self._view(replica_id)
+            if self.park_errors:
+                raise self.park_errors.pop(0)
+            self.parks.append((replica_id, push_out))
+            parked_at = self.views[replica_id].parked_at or time.time()
+            return self.change(
+                replica_id, state=ReplicaState.PARKED, parked_at=parked_at, is_pushed_out=push_out
+            )
+
+        @app.post("/v1/replicas/{replica_id}/unpark")
+        async def unpark(replica_id: str) -> ReplicaView:
+            self._view(replica_id)
+            self.unparks.append(replica_id)
+            if self.unpark_errors:
+                error = self.unpark_errors.pop(0)
+                if isinstance(error, ReplicaFailed):  # a replica that does not wake is killed
+                    await self.kill_replica(replica_id)
+                raise error
+            return self.change(
+                replica_id, state=ReplicaState.READY, path=StartPath.PARKED, parked_at=None,
+                is_pushed_out=False, stages_s={Stage.HOST_INIT: 0.001, Stage.FIRST_ANSWER: 0.002},
+                restored_bytes=0, snapshot_bytes_by_tier={}, ready_at=time.time(),
+            )  # fmt: skip
 
         @app.get("/v1/replicas/{replica_id}/logs")
         async def logs(replica_id: str, tail: int = 100, follow: bool = False) -> StreamingResponse:

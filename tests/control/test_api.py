@@ -13,6 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from glowplug.control.access import Gate, load_or_create_token
+from glowplug.pool.planner.live import requests_now
 from glowplug.types.errors import Conflict, GlowplugError, NotFound, SystemUnfit, Unauthorized
 from glowplug.types.paths import StateDir
 
@@ -217,6 +218,21 @@ async def test_metrics_count_requests_by_class_and_replicas_by_state(control: Co
         'glowplug_cold_starts_total{app="shop",outcome="answered",path="cpu_snapshot",server="web"} 1.0',
     ):
         assert line in text
+
+
+async def test_the_planner_reads_its_demand_from_the_metrics(control: Control, agent: FakeAgent) -> None:
+    async def demand() -> dict[str, float]:
+        return requests_now((await control.get("/metrics")).text)
+
+    assert await demand() == {}
+    await control.deploy(app_spec())
+    agent.gate.clear()
+    held = [asyncio.create_task(control.get("/shop/web/")) for _ in range(3)]
+    await control.held(3)
+    assert await demand() == {"shop": 3.0, "shop/web": 3.0}
+    agent.gate.set()
+    await asyncio.gather(*held)
+    assert await demand() == {"shop": 0.0, "shop/web": 0.0}
 
 
 async def test_cold_starts_are_filtered(control: Control) -> None:

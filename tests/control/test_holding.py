@@ -11,7 +11,7 @@ from tests.control.conftest import Control, app_spec, eventually, server_spec
 from tests.control.fake_agent import FakeAgent
 
 from glowplug.types.coldstart import Outcome
-from glowplug.types.errors import Unavailable
+from glowplug.types.errors import StartInterrupted, Unavailable
 from glowplug.types.replica import ErrorInfo, Stage
 
 BROKEN = ErrorInfo(
@@ -127,6 +127,18 @@ async def test_one_failed_start_is_followed_by_another_and_the_caller_never_know
 async def _records(control: Control, count: int) -> object:
     records = await control.records()
     return records if len(records) == count else None
+
+
+async def test_starts_that_ended_with_their_agent_are_tried_until_one_gets_ready(
+    control: Control, agent: FakeAgent
+) -> None:
+    await control.deploy(app_spec())
+    died = ErrorInfo(code=StartInterrupted.code, message="It was still starting when the node agent died.")
+    agent.failures = [died] * 5
+    assert (await control.get("/shop/web/")).status_code == 200
+    assert len(agent.orders) == 6
+    (record,) = await eventually(control.records, "the record")
+    assert (record.outcome, record.fallback_reason) == (Outcome.ANSWERED, died.message)
 
 
 async def test_a_crash_loop_is_502_with_the_replicas_own_error(control: Control, agent: FakeAgent) -> None:

@@ -22,6 +22,7 @@ from glowplug.types.coldstart import ColdStartRecord, Outcome
 from glowplug.types.errors import Conflict, NotFound, SystemUnfit
 from glowplug.types.replica import Stage, StartPath
 from glowplug.types.spec import AppSpec
+from glowplug.types.usage import UsageSpan
 
 SPEC = AppSpec.model_validate(app_spec())
 IMAGES = {"web": "img-1"}
@@ -187,3 +188,33 @@ def test_the_database_can_be_named_by_the_environment(
     assert database_url(database) == f"sqlite:///{database}"
     monkeypatch.setenv("GLOWPLUG_DATABASE_URL", "postgresql://u@h/db")
     assert database_url(database) == "postgresql+psycopg://u@h/db"
+
+
+async def test_usage_of_one_span_adds_up_and_old_spans_are_left_out(store: Store) -> None:
+    def span(starts_at: float, **seconds: float) -> UsageSpan:
+        return UsageSpan(app="shop", server="web", gpu="L4", gpus=1, starts_at=starts_at, **seconds)
+
+    await store.add_usage([span(300.0, serving_s=1.0), span(600.0, idle_s=2.0)])
+    await store.add_usage([span(300.0, serving_s=4.0, parked_s=1.0)])
+    assert await store.usage(app=None, since=None) == [
+        span(300.0, serving_s=5.0, parked_s=1.0), span(600.0, idle_s=2.0)
+    ]  # fmt: skip
+    # The first one ends at 600 s: it reaches beyond 599 s, and not beyond 600 s.
+    assert len(await store.usage(app="shop", since=599.0)) == 2
+    assert len(await store.usage(app="shop", since=600.0)) == 1
+    assert await store.usage(app="other", since=None) == []
+
+
+async def test_a_database_of_the_first_schema_gets_the_table_it_lacks(store: Store, url: str) -> None:
+    await store.add_deployment(SPEC, IMAGES, {}, 1.0)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        schema.usage.drop(connection)
+        connection.execute(update(schema.schema_version).values(version=1))
+    engine.dispose()
+    opened = Store(url)
+    await opened.add_usage([UsageSpan(app="shop", server="web", starts_at=0.0, idle_s=1.0)])
+    assert len(await opened.deployments()) == 1
+    assert len(await opened.usage(app=None, since=None)) == 1
+    await opened.close()
+    await Store(url).close()

@@ -1,6 +1,7 @@
 """Callers as they are in the wild: many at once, each with the retry policy every HTTP client has.
 
 A caller repeats a GET when the *connection* fails, never when it was answered; every request has a deadline.
+No two requests are the same, and the server says what it was asked: an answer to somebody else is noticed.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -25,6 +27,7 @@ class Told:
     """What the callers saw. Lists are appended to by many threads, and read when these have ended."""
 
     answers: list[dict[str, Any]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     broken_connections: list[str] = field(default_factory=list)
     unanswered: list[str] = field(default_factory=list)
@@ -33,8 +36,15 @@ class Told:
 class Clients:
     """``with Clients(url, paths) as clients``: callers that ask, all the time, until the block is left."""
 
-    def __init__(self, url: str, paths: list[str], count: int = 20) -> None:
+    def __init__(
+        self,
+        url: str,
+        paths: list[str],
+        count: int = 20,
+        pause_s: Callable[[], float] = lambda: _PAUSE_BETWEEN_REQUESTS_S,
+    ) -> None:
         self.told = Told()
+        self._pause_s = pause_s
         self._url = url
         self._paths = paths
         self._leave = threading.Event()
@@ -65,9 +75,10 @@ class Clients:
     def _ask_all_the_time(self, number: int) -> None:
         paths = itertools.islice(itertools.cycle(self._paths), number % len(self._paths), None)
         with httpx.Client(base_url=self._url, timeout=REQUEST_DEADLINE_S, trust_env=False) as client:
-            for path in paths:
-                self._ask(client, path)
-                if self._leave.wait(_PAUSE_BETWEEN_REQUESTS_S):
+            for index, path in enumerate(paths):
+                mark = "&" if "?" in path else "?"
+                self._ask(client, f"{path}{mark}caller={number}&request={index}")
+                if self._leave.wait(self._pause_s()):
                     return
 
     def _ask(self, client: httpx.Client, path: str) -> None:
@@ -80,8 +91,13 @@ class Clients:
                 self._leave.wait(_PAUSE_AFTER_ERROR_S)
                 continue
             if answer.status_code == 200:
-                self.told.answers.append(answer.json())
+                self._take(path, answer.json())
             else:
                 self.told.refusals.append(f"{answer.status_code} {answer.text}")
             return
         self.told.unanswered.append(path)
+
+    def _take(self, path: str, answer: dict[str, Any]) -> None:
+        self.told.answers.append(answer)
+        if not path.endswith(answer["asked"]):
+            self.told.wrong.append(f"{path} was answered with {answer}")

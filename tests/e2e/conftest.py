@@ -16,7 +16,7 @@ import glowplug as gp
 app = gp.App("toolbox")
 
 
-@app.server(image=gp.Image.host_python(), **{options!r})
+@app.server(image={image}, **{options!r})
 def web():
     return {command!r}
 """
@@ -53,14 +53,20 @@ class Apps:
         self.names.add(name)
         return name
 
-    def write(self, *arguments: str, command: list[str] | None = None, **options: Any) -> Path:
-        """An app file for the toolbox server, or another command, with keywords of ``@app.server``."""
+    def write(
+        self, *arguments: str, command: list[str] | None = None, image: str | None = None, **options: Any
+    ) -> Path:
+        """An app file for the toolbox server, or another command, with keywords of ``@app.server``.
+
+        In the host's own files, or in the imported image of the name ``image``.
+        """
         command = command or ["python3", "-c", TOOLBOX.read_text(), *arguments]
         # Equal servers share one snapshot, whatever their app is called: no two tests' servers are equal.
         env = {"GLOWPLUG_TEST": str(self.folder), **options.pop("env", {})}
         options = {"memory": "256MiB", "cpus": 1, "scaledown_window_s": 60, "env": env, **options}
         file = self.folder / f"app_{len(list(self.folder.iterdir()))}.py"
-        file.write_text(_APP_FILE.format(options=options, command=command))
+        shown = "gp.Image.host_python()" if image is None else f"gp.Image.from_name({image!r})"
+        file.write_text(_APP_FILE.format(image=shown, options=options, command=command))
         return file
 
     def deploy(self, *arguments: str, word: str = "app", name: str | None = None, **options: Any) -> Deployed:

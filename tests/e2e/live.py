@@ -152,6 +152,19 @@ class Live:
                 return int(process.name)
         return None
 
+    def daemon_pid(self, part: str) -> int:
+        """The blob daemon's ``worker`` or ``holder``."""
+        word = {"worker": "glowplug.image.lazy.worker", "holder": "holder.py"}[part]
+        for process in Path("/proc").iterdir():
+            try:
+                words = (process / "cmdline").read_text().split("\0") if process.name.isdigit() else []
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            is_ours = any(str(self.state.root) in argument for argument in words)
+            if is_ours and any(argument.endswith(word) for argument in words[:4]):
+                return int(process.name)
+        raise AssertionError(f"no {part} runs")
+
     # -- waiting -------------------------------------------------------------------------------------
 
     def wait_for(self, look: Callable[[], _Result | None], what: str, timeout_s: float = 60.0) -> _Result:
@@ -166,7 +179,7 @@ class Live:
         """Until nothing serves ``app`` any more."""
         self.wait_for(lambda: not self.replicas(app), f"{app} to scale to zero", timeout_s)
 
-    def wait_for_snapshot(self, app: str) -> SnapshotView:
+    def wait_for_snapshot(self, app: str, timeout_s: float = 60.0) -> SnapshotView:
         """Until ``app`` has a good snapshot."""
 
         def look() -> SnapshotView | None:
@@ -175,7 +188,7 @@ class Live:
             assert not bad, f"the snapshot of {app} is no good: {bad}"
             return next((view for view in views if view.status is SnapshotStatus.GOOD), None)
 
-        return self.wait_for(look, f"a snapshot of {app}")
+        return self.wait_for(look, f"a snapshot of {app}", timeout_s)
 
     def rest(self, app: str) -> None:
         """Stop what serves ``app`` and wait until it has gone: zero, without waiting for its window."""

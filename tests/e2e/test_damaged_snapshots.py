@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Apps, Deployed
 from tests.e2e.live import Live
+from tests.snapshot.kept_files import cut_off_the_pack, flip_a_bit, lose_the_index
 
 from glowplug.types.coldstart import ColdStartRecord, Outcome
-from glowplug.types.replica import SnapshotStatus, StartPath
+from glowplug.types.paths import StateDir
+from glowplug.types.replica import SnapshotStatus, SnapshotView, StartPath
 
 pytestmark = pytest.mark.sandbox
-
-
-def largest_file(live: Live, snapshot_id: str) -> Path:
-    """The memory pages: by far the most of a snapshot."""
-    folder = (live.state.snapshots / snapshot_id).resolve()
-    return max(folder.iterdir(), key=lambda file: file.stat().st_size)
-
-
-def flip_a_bit_in_the_middle(file: Path) -> None:
-    with file.open("r+b") as opened:
-        opened.seek(file.stat().st_size // 2)
-        byte = opened.read(1)[0]
-        opened.seek(-1, 1)
-        opened.write(bytes([byte ^ 0x10]))
-
-
-def cut_off_the_end(file: Path) -> None:
-    with file.open("r+b") as opened:
-        opened.truncate(file.stat().st_size - 4096)
-
-
-def remove(file: Path) -> None:
-    file.unlink()
 
 
 def counted_fallbacks(live: Live) -> float:
@@ -57,19 +35,33 @@ def answer_after_damage(live: Live, app: Deployed, snapshot_id: str) -> ColdStar
     return record
 
 
+def answer_from_a_new_one(live: Live, app: Deployed, damaged: SnapshotView) -> None:
+    """The cold start's capture takes the damaged one's place, and is restored."""
+
+    def is_whole_again() -> bool:
+        views = live.snapshots(app.name)
+        return any(v.status is SnapshotStatus.GOOD and v.created_at > damaged.created_at for v in views)
+
+    live.wait_for(is_whole_again, "a new capture in place of the damaged one")
+    live.rest(app.name)
+    app.ask()
+    assert live.cold_starts(app.name)[0].path is StartPath.CPU_SNAPSHOT
+
+
 @pytest.mark.parametrize(
     ("damage", "word"),
-    [(flip_a_bit_in_the_middle, "bitflip"), (cut_off_the_end, "truncated"), (remove, "removed")],
+    [(flip_a_bit, "bitflip"), (cut_off_the_pack, "truncated"), (lose_the_index, "removed")],
 )
 def test_a_damaged_snapshot_becomes_a_cold_start_with_a_reason(
-    live: Live, apps: Apps, damage: Callable[[Path], None], word: str
+    live: Live, apps: Apps, damage: Callable[[StateDir, str], None], word: str
 ) -> None:
     app = apps.deploy(word=word)
     app.ask()
     snapshot = live.wait_for_snapshot(app.name)
     live.rest(app.name)
-    damage(largest_file(live, snapshot.id))
+    damage(live.state, snapshot.id)
     answer_after_damage(live, app, snapshot.id)
+    answer_from_a_new_one(live, app, snapshot)
 
 
 def test_a_damaged_snapshot_is_found_by_verify_and_replaced_by_a_new_capture(live: Live, apps: Apps) -> None:
@@ -78,16 +70,8 @@ def test_a_damaged_snapshot_is_found_by_verify_and_replaced_by_a_new_capture(liv
     snapshot = live.wait_for_snapshot(app.name)
     live.cli("snapshot", "verify", snapshot.id)
     live.rest(app.name)
-    flip_a_bit_in_the_middle(largest_file(live, snapshot.id))
+    flip_a_bit(live.state, snapshot.id)
     shown = live.cli("snapshot", "verify", snapshot.id, code=1)
     assert snapshot.id in shown.stderr
     answer_after_damage(live, app, snapshot.id)
-
-    def is_whole_again() -> bool:
-        views = live.snapshots(app.name)
-        return any(v.status is SnapshotStatus.GOOD and v.created_at > snapshot.created_at for v in views)
-
-    live.wait_for(is_whole_again, "a new capture in place of the damaged one")
-    live.rest(app.name)
-    app.ask()
-    assert live.cold_starts(app.name)[0].path is StartPath.CPU_SNAPSHOT
+    answer_from_a_new_one(live, app, snapshot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 from tests.e2e.conftest import Apps
-from tests.e2e.engines import require_engine
+from tests.e2e.engines import CASES, require_engine
 from tests.e2e.live import GLOWPLUG, Live
 from tests.runtime.conftest import require_runc
+from tests.snapshot.kept_files import mounted_files
 
 from glowplug.types.coldstart import Outcome
 from glowplug.types.replica import StartPath
@@ -22,16 +24,21 @@ from glowplug.types.replica import StartPath
 pytestmark = pytest.mark.sandbox
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-OF_OTHER_TESTS = {"chat_vllm.py", "from_registry.py", "from_name.py"}
-"""``test_vllm.py`` and ``test_lazy_images.py`` run them."""
-NEEDS_ENGINE = {"torch_server.py"}
+OF_OTHER_TESTS = {"chat_vllm.py", "several_ranks.py", "from_registry.py", "from_name.py", "gpu_server.py"}
+OF_OTHER_TESTS |= {case.example for case in CASES}
+"""``test_vllm``, ``test_lazy_images``, ``test_gpu``, ``test_ranks`` and ``test_engines*`` run them."""
+NEEDS_ENGINE = {"streamed_weights.py", "torch_server.py"}
 NEEDS_RUNC = {"runc_server.py"}
+TAKES_LONG = {"streamed_weights.py"}
 CALLS: dict[str, tuple[str, Any]] = {
     "hello_function.py": ("/greet/call", {"name": "Ada"}),
     "embedder_cls.py": ("/embedder/embed", {"texts": ["hello", "world"]}),
     "static_files.py": ("/static/hello_function.py", None),
+    "streamed_weights.py": ("/generator/generate", {"prompt": "The capital of France is"}),
     "torch_server.py": ("/weights/", None),
+    "hooks_server.py": ("/cup/", None),
     "runc_server.py": ("/table/?below=1000000", None),
+    "parked_index.py": ("/lookup/?word=w4711", None),
 }
 SECRETS = {"EMBEDDER_SALT": "an end-to-end salt"}
 SIZES = {"GLOWPLUG_TORCH_MB": "64"}
@@ -51,7 +58,11 @@ def test_every_example_is_tried() -> None:
     "example",
     [
         pytest.param(example, marks=[pytest.mark.engine] if example in NEEDS_ENGINE else [])
-        for example in sorted(CALLS)
+        for example in sorted(set(CALLS) - TAKES_LONG)
+    ]
+    + [
+        pytest.param(example, marks=[pytest.mark.engine, pytest.mark.nightly])
+        for example in sorted(TAKES_LONG)
     ],
 )
 def test_an_example_answers_the_same_after_it_was_scaled_to_zero(
@@ -74,6 +85,29 @@ def test_an_example_answers_the_same_after_it_was_scaled_to_zero(
     assert {cold.outcome, restored.outcome} == {Outcome.ANSWERED}
 
 
+@pytest.mark.parametrize("runtime", ["runsc", "runc"])
+def test_copies_of_the_server_with_hooks_throw_dice_of_their_own_over_connections_of_their_own(
+    live: Live, apps: Apps, tmp_path: Path, runtime: str
+) -> None:
+    if runtime == "runc":
+        require_runc()
+    name = apps.name("dice")
+    file = tmp_path / "dice.py"
+    text = (EXAMPLES / "hooks_server.py").read_text()
+    # A key of its own, so that the first start is cold.
+    file.write_text(text.replace('memory="256MiB"', f'memory="257MiB", runtime="{runtime}"'))
+    live.deploy(file, name)
+    path = f"/{name}/cup/?throws=30"
+    answers = [json.loads(ask(live, path, None))]
+    live.wait_for_snapshot(name)
+    for _ in range(2):
+        live.rest(name)
+        answers.append(json.loads(ask(live, path, None)))
+    assert [record.path for record in live.cold_starts(name)][:2] == [StartPath.CPU_SNAPSHOT] * 2
+    assert len({str(answer["throws"]) for answer in answers}) == 3
+    assert {answer["connections"] for answer in answers} == {4}
+
+
 def test_a_secret_reaches_a_restored_copy_but_not_its_snapshot(
     live: Live, apps: Apps, tmp_path: Path
 ) -> None:
@@ -88,7 +122,7 @@ def test_a_secret_reaches_a_restored_copy_but_not_its_snapshot(
     live.rest(name)
     assert ask(live, path, {"text": "hello"}) == first
     assert live.cold_starts(name)[0].path is StartPath.CPU_SNAPSHOT
-    for file in (live.state.snapshots / snapshot.id).resolve().iterdir():
+    for file in mounted_files(live.state, snapshot.id).iterdir():
         assert SECRETS["EMBEDDER_SALT"].encode() not in file.read_bytes(), file.name
 
 
@@ -112,7 +146,8 @@ def attached_run(live: Live, *arguments: str) -> Iterator[subprocess.Popen[str]]
 def test_a_bare_command_scales_to_zero_and_comes_back_until_ctrl_c(live: Live, apps: Apps) -> None:
     name = apps.name("bare")
     command = ["python", "-m", "http.server", "8000"]
-    with attached_run(live, "--name", name, "--scaledown-window", "1", "--", *command) as process:
+    windows = ["--scaledown-window", "1", "--parked-window", "0"]
+    with attached_run(live, "--name", name, *windows, "--", *command) as process:
         live.wait_for(lambda: live.http.get(f"/{name}/server/").status_code == 200, "the first answer")
         live.wait_for_snapshot(name)
         live.wait_until_zero(name)

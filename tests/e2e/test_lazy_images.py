@@ -9,11 +9,11 @@ import signal
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.chunks.servers import S3Server, free_port
+from tests.chunks.servers import free_port
+from tests.e2e.cloud import Cloud, running_cloud
 from tests.e2e.conftest import Apps
 from tests.e2e.image_root import make_python_root
 from tests.e2e.live import TOOLBOX, Live
@@ -38,25 +38,6 @@ def web():
 """
 
 
-@dataclass
-class Cloud:
-    """A bucket in a real S3 server, a zone cache before it, and one image that was pushed there."""
-
-    server: S3Server
-    bucket: str
-    zone_port: int
-    root: Path
-    environment: dict[str, str]
-
-    @property
-    def region(self) -> str:
-        return f"s3://{self.bucket}/images"
-
-    @property
-    def zone(self) -> str:
-        return f"http://127.0.0.1:{self.zone_port}"
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require("nginx", "docker-registry", "skopeo", "umoci")
@@ -64,37 +45,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cloud(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    server = S3Server()
-    environment = {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "tests",
-        "AWS_SECRET_ACCESS_KEY": "tests",
-        "AWS_REGION": "us-east-1",
-    }
-    cloud = Cloud(server, server.make_bucket("gp-e2e"), free_port(), root, environment)
-    try:
-        with Live(GLOWPLUG_REGION=cloud.region, **environment) as builder:
+def cloud(root: Path) -> Iterator[Cloud]:
+    """A region that one image was pushed to."""
+    with running_cloud("gp-e2e") as cloud:
+        with Live(GLOWPLUG_REGION=cloud.region, **cloud.environment) as builder:
             builder.cli("image", "import", str(root), "app:1")
             sent = builder.listing("image", "push", "app:1")
             assert sent["sent_bytes"] > 20 << 20
             assert builder.listing("image", "push", "app:1")["sent_bytes"] == 0
-            zone_folder = builder.state.root.parent / f"gp-zone-{cloud.zone_port}"
-            listen = f"127.0.0.1:{cloud.zone_port}"
-            builder.cli("zone-cache", "up", cloud.region, "--listen", listen, "--folder", str(zone_folder))
-            try:
-                yield cloud
-            finally:
-                builder.cli("zone-cache", "down", "--folder", str(zone_folder), code=None)
-                shutil.rmtree(zone_folder)
-    finally:
-        server.kill()
+        yield cloud
 
 
 @pytest.fixture
 def empty_node(cloud: Cloud) -> Iterator[Live]:
     """A node that has never seen an image."""
-    with Live(GLOWPLUG_REGION=cloud.region, GLOWPLUG_ZONE=cloud.zone, **cloud.environment) as live:
+    with Live(**cloud.node) as live:
         yield live
 
 
@@ -136,7 +101,7 @@ def test_what_the_first_start_read_is_fetched_ahead_on_other_nodes(
 
     empty_node.wait_for(traced, "the access trace")
     empty_node.cli("image", "push", "app:1")
-    with Live(GLOWPLUG_REGION=cloud.region, GLOWPLUG_ZONE=cloud.zone, **cloud.environment) as other:
+    with Live(**cloud.node) as other:
         other.cli("image", "pull", "app:1")
         assert other.listing("image", "ls")["indexes"][0]["here_bytes"] == 0
         fetched = other.listing("image", "prefetch", "app:1")["bytes"]
@@ -173,7 +138,7 @@ def test_a_snapshot_of_a_server_on_a_lazy_image_restores(empty_node: Live, tmp_p
 def test_replicas_outlive_the_death_of_the_blob_daemon(empty_node: Live, tmp_path: Path, victim: str) -> None:
     name = deploy(empty_node, tmp_path)
     empty_node.get(f"/{name}/web/who")
-    os.kill(_daemon(empty_node, victim), signal.SIGKILL)
+    os.kill(empty_node.daemon_pid(victim), signal.SIGKILL)
     replica = empty_node.ready(name)[0]
     # Nothing has read this file before: it comes through the daemon that took over.
     checked = empty_node.cli("exec", replica.id, "--", "python3", "-c", _SUM, timeout_s=120)
@@ -187,26 +152,13 @@ def test_replicas_outlive_the_death_of_the_blob_daemon(empty_node: Live, tmp_pat
 
 def test_a_lost_zone_cache_costs_latency_only(cloud: Cloud, tmp_path: Path) -> None:
     dead_zone = f"http://127.0.0.1:{free_port()}"
-    with Live(GLOWPLUG_REGION=cloud.region, GLOWPLUG_ZONE=dead_zone, **cloud.environment) as live:
+    with Live(**cloud.node | {"GLOWPLUG_ZONE": dead_zone}) as live:
         name = deploy(live, tmp_path)
         assert live.get(f"/{name}/web/who")["version"] == "1"
         assert live.listing("image", "ls")["indexes"][0]["here_bytes"] > 0
 
 
 _SUM = "import hashlib; print(hashlib.sha256(open('/srv/unread', 'rb').read()).hexdigest())"
-
-
-def _daemon(live: Live, part: str) -> int:
-    word = {"worker": "glowplug.image.lazy.worker", "holder": "holder.py"}[part]
-    for process in Path("/proc").iterdir():
-        try:
-            words = (process / "cmdline").read_text().split("\0") if process.name.isdigit() else []
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        is_ours = any(str(live.state.root) in argument for argument in words)
-        if is_ours and any(argument.endswith(word) for argument in words[:4]):
-            return int(process.name)
-    raise AssertionError(f"no {part} runs")
 
 
 # --- every kind of source gives the same tree ---

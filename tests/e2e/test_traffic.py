@@ -133,7 +133,8 @@ def test_a_caller_who_goes_away_while_held_leaves_the_others_waiting(live: Live,
 
 
 def test_a_cold_start_that_nobody_waits_for_any_more_is_recorded_as_abandoned(live: Live, apps: Apps) -> None:
-    app = apps.deploy("--start-delay-s", "2", word="alone", snapshot=False, scaledown_window_s=1)
+    windows = {"scaledown_window_s": 1, "parked_window_s": 0}
+    app = apps.deploy("--start-delay-s", "2", word="alone", snapshot=False, **windows)
     host, port = live.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as gone:
         gone.sendall(f"GET {app.path}/ HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())

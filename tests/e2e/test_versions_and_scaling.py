@@ -74,7 +74,7 @@ def test_the_minimum_is_there_before_anybody_asks_and_after_one_was_killed(live:
 def test_an_idle_server_goes_to_zero_after_its_window_and_not_before_its_requests_end(
     live: Live, apps: Apps
 ) -> None:
-    app = apps.deploy(word="window", scaledown_window_s=0.5, snapshot=False)
+    app = apps.deploy(word="window", scaledown_window_s=0.5, parked_window_s=0, snapshot=False)
     assert app.ask("/slow?seconds=2")["version"] == "1", "a request longer than the window is not cut off"
     live.wait_until_zero(app.name, timeout_s=15)
 

@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         url = urlsplit(self.path)
-        answer = {"identity": IDENTITY, "version": OPTIONS.version}
+        answer = {"identity": IDENTITY, "version": OPTIONS.version, "asked": self.path}
         if url.path == "/slow":
             time.sleep(float(parse_qs(url.query)["seconds"][0]))
         if url.path in ("/slow", "/who"):

@@ -17,6 +17,7 @@ import pytest
 
 from glowplug.engine import embedded
 from glowplug.engine.processes import processes_of, wait_for_exit
+from glowplug.image.lazy.launch import ensure_daemon
 from glowplug.types.errors import Conflict, DeadlineExceeded, InvalidInput, SystemUnfit
 from glowplug.types.paths import StateDir
 
@@ -116,6 +117,14 @@ def test_down_keeping_replicas_leaves_sandboxes_for_the_next_up(
     embedded.down(state, keep_replicas=True, commands=stand_ins())
     assert (state.root / "agent-signal").read_text() == "SIGTERM"
     assert [process.pid for process in processes_of(state)] == [sandbox]
+
+
+def test_down_ends_a_blob_daemon_that_outlived_its_agent(state: StateDir) -> None:
+    ensure_daemon(state)
+    assert processes_of(state) != []
+    assert embedded.down(state) is True
+    assert processes_of(state) == []
+    assert str(state.lazy) not in Path("/proc/self/mounts").read_text()
 
 
 def test_down_after_the_supervisor_was_killed_has_an_agent_clean_up(

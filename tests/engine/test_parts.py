@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from glowplug.control.timings import Timings
 from glowplug.engine.child import Backoff
 from glowplug.engine.exits import ExitNotes
 from glowplug.engine.listener import listen
@@ -30,6 +31,11 @@ def test_backoff_doubles_up_to_its_limit() -> None:
     backoff = Backoff(clock, first_s=0.1, longest_s=1.0)
     delays = [backoff.next_delay_s(clock.monotonic()) for _ in range(6)]
     assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
+
+
+def test_whatever_dies_is_back_before_a_held_request_gives_up() -> None:
+    backoff = Backoff(ManualClock())
+    assert max(backoff.next_delay_s(1_000_000.0) for _ in range(50)) < Timings().hold_slack_s / 2
 
 
 def test_backoff_forgets_after_a_good_life() -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import shutil
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -128,3 +131,25 @@ def test_a_mount_point_inside_a_bind_must_exist_on_the_host(tmp_path: Path) -> N
     for inside in ("/usr/missing", "/usr/there/missing", "/link/missing"):
         with pytest.raises(InvalidInput, match="bound read-only"):
             filesystem.check_mount_point(inside)
+
+
+def test_what_is_mounted_anew_below_an_image_is_what_later_containers_see(
+    mounter: Mounter, store: ImageStore, tree: Path, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    image_id = ""
+    try:
+        for generation in ("first", "second"):
+            # As when an image's content lies on local packs from now on, or the blob daemon was killed.
+            subprocess.run(["mount", "-t", "tmpfs", generation, str(outer)], check=True)
+            shutil.copytree(tree, outer, symlinks=True, dirs_exist_ok=True)
+            (outer / "generation").write_text(generation)
+            image_id = image_id or store.ensure(DirectoryImage(path=str(outer)), quiet).id
+            root = mounter.mount(image_id).root
+            assert (root / "generation").read_text() == generation
+            subprocess.run(["umount", "--lazy", str(outer)], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", str(outer)], capture_output=True, check=False)

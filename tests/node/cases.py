@@ -26,25 +26,27 @@ def captured(agent: LiveAgent, server: Any, **changes: Any) -> dict[str, Any]:
     return snapshot
 
 
-def files_of(agent: LiveAgent, snapshot: dict[str, Any]) -> Path:
+def folder_of(agent: LiveAgent, snapshot: dict[str, Any]) -> Path:
+    """What is said about a snapshot."""
     return agent.state.snapshots / snapshot["id"]
 
 
-def class_server(agent: LiveAgent) -> dict[str, Any]:
-    """The class in servers/copies.py, served by our runner."""
+def served_class(agent: LiveAgent, module: str, target: str, **changes: Any) -> dict[str, Any]:
+    """A class of a module in servers/, served by our runner."""
     code = {
         "local_dir": str(Path(__file__).parent / "servers"),
-        "module": "copies.py",
-        "target": "Copies",
+        "module": module,
+        "target": target,
         "target_kind": "cls",
         "code_digest": "1",
     }
-    command = "python3 -m glowplug.sdk.runner --module /app/copies.py --target Copies --kind cls --port 8000"
-    return agent.server(
-        *command.split(),
-        name=f"copies-{agent.runtime}",
-        code=code,
-        snapshot={},
-        secrets=["TOKEN"],
-        ready={"path": "/.glowplug/ready"},
+    command = (
+        f"python3 -m glowplug.sdk.runner --module /app/{module} --target {target} --kind cls --port 8000"
     )
+    wanted = {"code": code, "snapshot": {}, "ready": {"path": "/.glowplug/ready"}, **changes}
+    return agent.server(*command.split(), **wanted)
+
+
+def class_server(agent: LiveAgent) -> dict[str, Any]:
+    """The class in servers/copies.py, with a secret."""
+    return served_class(agent, "copies.py", "Copies", name=f"copies-{agent.runtime}", secrets=["TOKEN"])

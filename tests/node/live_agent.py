@@ -30,12 +30,13 @@ TOOLBOX = ["python3", "/servers/toolbox.py"]
 class LiveAgent:
     """An agent process on its own state directory. Ids of its replicas begin with its own :attr:`app`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, venv: Path | None = None) -> None:
         self.state = StateDir(root)
         self.app = f"n{secrets.token_hex(3)}"
         self.runtime = "auto"
         self.image = {
             "kind": "host_python",
+            "venv": str(venv) if venv else None,
             "local_dirs": [{"local_path": str(SERVERS), "remote_path": "/servers"}],
         }
         self.client = httpx.Client(
@@ -49,7 +50,7 @@ class LiveAgent:
         self._reaper = subprocess.Popen(argv, stderr=self._log, start_new_session=True)
         try:
             self.pid = self._await_answer()
-            self.image_id = self._build()
+            self.image_id = self.build(self.image)
         except BaseException:
             self.close()
             raise
@@ -92,11 +93,12 @@ class LiveAgent:
 
         return int(eventually(answer, "the agent answers", 60))
 
-    def _build(self) -> str:
-        answer = self.client.post("/v1/images", json={"image": self.image})
-        return str(json.loads(answer.text.splitlines()[-1])["image"]["id"])
-
     # -- its API ---------------------------------------------------------------------------------------------
+
+    def build(self, image: dict[str, Any]) -> str:
+        """Make an image ready; its id."""
+        answer = self.client.post("/v1/images", json={"image": image})
+        return str(json.loads(answer.text.splitlines()[-1])["image"]["id"])
 
     def server(self, *command: str, **changes: Any) -> dict[str, Any]:
         """A server's specification: the toolbox unless told otherwise, and no snapshots unless asked for."""
@@ -221,8 +223,13 @@ class LiveAgent:
         found += [f"runtime {path.name}" for path in self.state.runsc_root.glob("*")]
         found += [f"runtime {path.name}" for path in self.state.runc_root.glob("*/*")]
         found += [f"staging {path.name}" for path in self.state.snapshot_staging.glob("sn-*")]
+        # Files of snapshots stay mounted for the next restore, and belong to no replica.
+        return found + [f"mount {line}" for line in self.mounts() if f" {self.state.lazy}/" not in line]
+
+    def mounts(self) -> list[str]:
+        """All mounts below its state directory."""
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        return found + [f"mount {line}" for line in mounts if f" {self.state.root}/" in line]
+        return [line for line in mounts if f" {self.state.root}/" in line]
 
     def _processes(self) -> Iterator[str]:
         mark = f"--root={self.state.runsc_root}"
@@ -257,6 +264,7 @@ def live_agent(root: Path) -> Iterator[LiveAgent]:
     finally:
         agent.close()
     assert agent.leftovers() == []
+    assert agent.mounts() == []
 
 
 def _runs_agent(pid: int) -> bool:

@@ -12,20 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.node.cases import captured, case_server, class_server, files_of
+from tests.node.cases import captured, case_server, class_server, folder_of
 from tests.node.live_agent import LiveAgent, live_agent
 from tests.runtime.sandboxes import eventually
+from tests.snapshot.kept_files import cut_off_the_pack, flip_a_bit, lose_the_index, zero_a_chunk
 
 from glowplug.snapshot import Manifest, SnapshotKey
 
 pytestmark = pytest.mark.sandbox
-
-
-def _flip(path: Path) -> None:
-    """One bit, in a page that is used."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def test_a_class_whose_copy_cannot_be_made_fails_with_its_own_traceback(agent: LiveAgent) -> None:
@@ -71,7 +65,7 @@ def _fresh(agent: LiveAgent, view: dict[str, Any], old: dict[str, Any]) -> dict[
 def test_a_flipped_bit_in_memory_is_noticed_quarantined_and_captured_anew(agent: LiveAgent) -> None:
     server = case_server(agent, "flipped")
     snapshot = captured(agent, server)
-    _flip(files_of(agent, snapshot) / "pages.img")
+    flip_a_bit(agent.state, snapshot["id"])
     view = agent.start(server)
     assert view["path"] == "cold"
     assert "pages.img was altered" in view["fallback_reason"]
@@ -80,24 +74,34 @@ def test_a_flipped_bit_in_memory_is_noticed_quarantined_and_captured_anew(agent:
     assert agent.start(server)["path"] == "cpu_snapshot"
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing file", "missing manifest", "garbage manifest"])
+@pytest.mark.parametrize(
+    "damage", ["zeros", "truncated pack", "missing index", "missing manifest", "garbage manifest"]
+)
 def test_a_damaged_snapshot_is_a_cold_start_with_a_reason(agent: LiveAgent, damage: str) -> None:
     server = case_server(agent, damage.replace(" ", "-"))
     snapshot = captured(agent, server)
-    files = files_of(agent, snapshot)
+    manifest = folder_of(agent, snapshot) / "manifest.json"
     match damage:
-        case "truncated":
-            os.truncate(files / "checkpoint.img", 1000)
-        case "missing file":
-            (files / "pages_meta.img").unlink()
+        case "zeros":
+            zero_a_chunk(agent.state, snapshot["id"])
+        case "truncated pack":
+            cut_off_the_pack(agent.state, snapshot["id"])
+        case "missing index":
+            lose_the_index(agent.state, snapshot["id"])
         case "missing manifest":
-            (files / "manifest.json").unlink()
+            manifest.unlink()
         case "garbage manifest":
-            (files / "manifest.json").write_bytes(os.urandom(500))
+            manifest.write_bytes(os.urandom(500))
     view = agent.start(server)
     assert view["path"] == "cold"
-    expected = {"truncated": "has 1000 bytes", "garbage manifest": "is not JSON"}.get(damage, "is missing")
-    assert expected in view["fallback_reason"]
+    expected = {
+        "zeros": "pages.img was altered",
+        "truncated pack": "pages.img was altered|failed while being verified",
+        "missing index": "content is damaged",
+        "missing manifest": "is missing",
+        "garbage manifest": "is not JSON",
+    }[damage]
+    assert re.search(expected, view["fallback_reason"])
     assert eventually(lambda: _fresh(agent, view, snapshot))["status"] == "good"
     assert agent.start(server)["path"] == "cpu_snapshot"
 
@@ -107,7 +111,7 @@ def test_damage_is_found_on_request_too_and_the_snapshot_never_restored(agent: L
     snapshot = captured(agent, server)
     verify = f"/v1/snapshots/{snapshot['id']}/verify"
     assert agent.client.post(verify).json()["status"] == "good"
-    _flip(files_of(agent, snapshot) / "pages.img")
+    flip_a_bit(agent.state, snapshot["id"])
     answer = agent.client.post(verify)
     assert answer.json()["status"] == "quarantined"
     assert "pages.img was altered" in answer.json()["reason"]
@@ -116,22 +120,33 @@ def test_damage_is_found_on_request_too_and_the_snapshot_never_restored(agent: L
     assert "is quarantined" in view["fallback_reason"]
 
 
-def test_a_runtime_of_another_version_is_a_cold_start_that_names_it(agent: LiveAgent) -> None:
-    """The same server, captured by a runsc whose version differs: the key of the stored one is another."""
-    server = case_server(agent, "version")
+@pytest.mark.parametrize(
+    ("field", "theirs", "told"),
+    [
+        ("runtime", "runsc 1.2.3", r"runtime is runsc .*, was runsc 1\.2\.3"),
+        ("runtime_flags", '["--platform=ptrace"]', r"runtime_flags is \[.*, was \[\"--platform=ptrace\"\]"),
+        ("cpu_model", "Another CPU", r"cpu_model is .*, was Another CPU"),
+        ("cpu_features", "avx9000 sse", r"cpu_features lacks avx9000, also has "),
+        ("kernel", "5.4", r"kernel is \d.*, was 5\.4"),
+    ],
+)
+def test_a_snapshot_made_by_another_runtime_or_machine_is_a_cold_start_that_names_both(
+    agent: LiveAgent, field: str, theirs: str, told: str
+) -> None:
+    """The same server, captured where one thing differed: the key of the stored one is another."""
+    server = case_server(agent, f"other-{field.replace('_', '-')}")
     snapshot = captured(agent, server)
-    _pretend_captured_by(agent, snapshot, "runsc 1.2.3")
+    _pretend_captured_with(agent, snapshot, {field: theirs})
     view = agent.start(server)
     assert view["path"] == "cold"
-    assert "runtime is runsc" in view["fallback_reason"]
-    assert "was runsc 1.2.3" in view["fallback_reason"]
+    assert re.fullmatch(told + ".*", view["fallback_reason"])
 
 
-def _pretend_captured_by(agent: LiveAgent, snapshot: dict[str, Any], runtime: str) -> None:
-    """Rename a snapshot to what its id would be had another runtime captured it."""
-    old = files_of(agent, snapshot)
+def _pretend_captured_with(agent: LiveAgent, snapshot: dict[str, Any], fields: dict[str, str]) -> None:
+    """Rename a snapshot to what its id would be had it been captured where these fields differed."""
+    old = folder_of(agent, snapshot)
     manifest = Manifest.decode((old / "manifest.json").read_bytes(), snapshot["id"])
-    key = SnapshotKey({**manifest.key, "runtime": runtime})
+    key = SnapshotKey({**manifest.key, **fields})
     other = manifest.model_copy(update={"key": dict(key.fields), "id": key.id})
     generation = old.resolve()
     (generation / "manifest.json").write_bytes(other.encode())
@@ -163,7 +178,7 @@ def test_a_canary_that_only_the_captured_replica_can_answer_is_found_by_the_tria
     snapshot = agent.captured(view)
     assert snapshot["status"] == "quarantined"
     assert "answered differently" in snapshot["reason"]
-    assert not files_of(agent, snapshot).exists(), "what failed its trial cannot be found by anybody"
+    assert not folder_of(agent, snapshot).exists(), "what failed its trial cannot be found by anybody"
 
 
 def test_a_warm_up_that_is_refused_fails_the_capture_with_its_answer(agent: LiveAgent) -> None:

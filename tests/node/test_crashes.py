@@ -65,6 +65,7 @@ def test_a_replica_that_was_starting_is_cleaned_up(own_agent: LiveAgent) -> None
     ended = own_agent.view(replica_id)
     assert ended["state"] == "failed"
     assert "still starting" in ended["error"]["message"]
+    assert ended["error"]["code"] == "start_interrupted", "no fault of the server: it is tried again at once"
     assert own_agent.leftovers() == []
 
 

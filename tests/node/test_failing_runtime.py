@@ -13,6 +13,7 @@ from tests.node.live_agent import example_request
 
 from glowplug.image.node_images import open_images
 from glowplug.node.agent import Agent
+from glowplug.node.gpus import Gpus
 from glowplug.node.runtimes import Runtimes
 from glowplug.observe.metrics import Metrics
 from glowplug.runtime.port import Sandbox
@@ -63,14 +64,15 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     state = StateDir(tmp_path)
-    images = open_images(state)
+    images, metrics, clock = open_images(state), Metrics(), ManualClock()
     agent = Agent(
         state=state,
         runtimes=Runtimes({"failing": FailingRuntime()}),
         images=images.mounter,
-        snapshots=SnapshotStore(state),
-        metrics=Metrics(),
-        clock=ManualClock(),
+        snapshots=SnapshotStore(state, images.files),
+        metrics=metrics,
+        clock=clock,
+        gpus=Gpus(metrics.registry, clock),
     )
     await agent.open()
     yield agent
@@ -139,7 +141,7 @@ async def test_a_capture_that_cannot_even_begin_does_not_harm_who_wants_it(
 async def test_after_a_failure_the_next_capture_waits_longer_each_time(agent: Agent) -> None:
     clock = agent.clock
     assert isinstance(clock, ManualClock)
-    for failures_so_far, pause_s in enumerate((30.0, 60.0, 120.0)):
+    for failures_so_far, pause_s in enumerate((5.0, 10.0, 20.0)):
         await agent.captures.wanted(example_request())
         view = await _captured(agent)
         assert view.failures == failures_so_far + 1

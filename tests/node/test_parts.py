@@ -17,12 +17,13 @@ from tests.runtime.sandboxes import running
 
 from glowplug.node import failures, logs
 from glowplug.node.admission import check_request, is_replica_id
-from glowplug.node.capacity import Capacity
+from glowplug.node.capacity import Capacity, is_called
 from glowplug.node.exits import ExitWatch, read_exit_code
 from glowplug.node.race import Interrupted, before
-from glowplug.node.record import ReplicaFolder, is_running, pid_start_ticks
+from glowplug.node.record import ReplicaFolder
 from glowplug.node.table import ReplicaTable
 from glowplug.runtime.bundle import SANDBOX_OVERHEAD_BYTES
+from glowplug.snapshot.gpu.inventory import Device
 from glowplug.types.errors import InvalidInput, Unavailable
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import (
@@ -117,18 +118,63 @@ def test_memory_is_promised_with_what_the_sandbox_takes_on_top() -> None:
     capacity.reserve("c", Resources(memory_bytes=2 << 30))
 
 
-def test_gpus_are_promised_once_and_processors_are_shared() -> None:
-    capacity = Capacity(cpus=2, memory_bytes=64 << 30, gpus=["H100", "H100"])
+def gpu(index: int, chip: str) -> Device:
+    return Device(
+        index=index,
+        uuid=f"GPU-{index}",
+        chip=chip,
+        memory_bytes=80 << 30,
+        free_bytes=80 << 30,
+        is_persistent=True,
+        is_mig=False,
+    )
+
+
+def test_gpus_are_promised_once_each_by_name_and_processors_are_shared() -> None:
+    gpus = [gpu(0, "NVIDIA L4"), gpu(1, "NVIDIA H100 80GB HBM3"), gpu(2, "NVIDIA H100 80GB HBM3")]
+    capacity = Capacity(cpus=2, memory_bytes=64 << 30, gpus=gpus)
     capacity.reserve("a", Resources(gpu="H100:2", cpus=2))
+    assert capacity.gpus_of("a") == ("GPU-1", "GPU-2")
     with pytest.raises(Unavailable, match=r"needs 1 GPU.*0 of 2 are free"):
         capacity.reserve("b", Resources(gpu="H100"))
-    capacity.reserve("c", Resources(cpus=2))
+    capacity.reserve("c", Resources(cpus=2, gpu="l4"))
+    assert capacity.gpus_of("c") == ("GPU-0",)
     assert capacity.cpus_used == 4
+    assert capacity.gpus_used == 3
+
+
+def test_a_replica_keeps_its_gpus_while_parked_and_a_trial_has_those_of_what_was_captured() -> None:
+    capacity = Capacity(cpus=2, memory_bytes=64 << 30, gpus=[gpu(0, "NVIDIA L4"), gpu(1, "NVIDIA L4")])
+    capacity.reserve("a", Resources(gpu="L4"))
+    capacity.reserve("b", Resources(gpu="L4"))
+    capacity.release("a")
+    capacity.park("b", 1 << 30)
+    capacity.reserve("b", Resources(gpu="L4"))
+    assert capacity.gpus_of("b") == ("GPU-1",)
+    capacity.hand_over("b", "b-trial")
+    assert (capacity.gpus_of("b"), capacity.gpus_of("b-trial")) == ((), ("GPU-1",))
+    capacity.gpus = [gpu(1, "NVIDIA L4")]  # the other has failed
+    with pytest.raises(Unavailable, match="0 of 1 are free"):
+        capacity.reserve("c", Resources(gpu="L4"))
+
+
+@pytest.mark.parametrize(
+    ("chip", "names", "others"),
+    [
+        ("NVIDIA H100 80GB HBM3", ["H100", "h100-80gb"], ["H10", "H100-96GB", "L4"]),
+        ("NVIDIA A100-SXM4-80GB", ["A100", "A100-80GB"], ["A10"]),
+        ("NVIDIA L40S", ["L40S"], ["L4", "L40"]),
+        ("NVIDIA GeForce RTX 4090", ["RTX-4090", "4090"], ["RTX-4080"]),
+    ],
+)
+def test_a_chip_is_called_by_words_of_its_name(chip: str, names: list[str], others: list[str]) -> None:
+    assert all(is_called(chip, name) for name in names)
+    assert not any(is_called(chip, name) for name in others)
 
 
 def test_an_adopted_replica_is_counted_even_if_it_no_longer_fits() -> None:
     capacity = Capacity(cpus=1, memory_bytes=1 << 30)
-    capacity.hold("a", Resources(memory_bytes=2 << 30))
+    capacity.hold("a", Resources(memory_bytes=2 << 30), [])
     with pytest.raises(Unavailable, match=r"and 0\.0 of 1\.0"):
         capacity.reserve("b", Resources(memory_bytes=32 << 20))
 
@@ -247,13 +293,6 @@ def test_a_note_that_is_not_sound_is_no_exit_code(tmp_path: Path, note: str) -> 
     (tmp_path / "5").write_text(note)
     assert read_exit_code(tmp_path, 5, since=0) is None
     assert read_exit_code(tmp_path, None, since=0) is None
-
-
-def test_a_process_is_told_from_a_later_one_of_its_number() -> None:
-    started = pid_start_ticks(os.getpid())
-    assert is_running(os.getpid(), started)
-    assert not is_running(os.getpid(), (started or 0) + 1)
-    assert not is_running(None, 1)
 
 
 # -- the table -----------------------------------------------------------------------------------------------

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.node.cases import captured, case_server, files_of
+from tests.node.cases import captured, case_server
 from tests.node.live_agent import LiveAgent
 from tests.runtime.conftest import require_runc
 from tests.runtime.sandboxes import eventually
+from tests.snapshot.kept_files import flip_a_bit
+
+from glowplug.node import page_merging
 
 pytestmark = pytest.mark.sandbox
 
@@ -24,10 +27,7 @@ def _in_runc(agent: LiveAgent) -> None:
 def test_a_flipped_bit_is_noticed_quarantined_and_captured_anew(agent: LiveAgent, file: str) -> None:
     server = case_server(agent, f"flipped-{file.partition('.')[0]}")
     snapshot = captured(agent, server)
-    path = files_of(agent, snapshot) / file
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_a_bit(agent.state, snapshot["id"], file)
     view = agent.start(server)
     assert view["path"] == "cold"
     assert f"{file} was altered" in view["fallback_reason"]
@@ -99,3 +99,20 @@ def test_a_node_without_criu_says_what_is_missing(root: Path, monkeypatch: pytes
         assert agent.start(agent.server(trusted=True))["runtime"] == "runsc"
     finally:
         agent.close()
+
+
+def test_copies_of_a_trusted_server_share_equal_pages_and_those_of_others_do_not(agent: LiveAgent) -> None:
+    if not page_merging.is_possible():
+        pytest.skip("this kernel merges no pages")
+    server = case_server(agent, "shared-pages")
+    captured(agent, server)
+    apart = agent.start(server)
+    copies = [agent.start({**server, "trusted": True}) for _ in range(2)]
+
+    def are_shared() -> bool:
+        own_bytes = agent.view(apart["id"])["proportional_bytes"]
+        views = [agent.view(copy["id"]) for copy in copies]
+        return all(view["proportional_bytes"] < 0.8 * own_bytes for view in views)
+
+    eventually(are_shared, "the copies share pages", timeout_s=120)
+    assert [agent.ask(copy) for copy in [apart, *copies]] == ["hello"] * 3

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.node.cases import captured, case_server, class_server, files_of
+from tests.node.cases import captured, case_server, class_server, folder_of
 from tests.node.live_agent import LiveAgent
 from tests.runtime.conftest import require_runc
 from tests.runtime.sandboxes import eventually
+from tests.snapshot.kept_files import mounted_files
 
 pytestmark = pytest.mark.sandbox
 
@@ -40,7 +41,8 @@ def test_the_second_start_is_a_restore_of_the_firsts_memory(agent: LiveAgent) ->
         assert list(view["stages_s"]) == ["allocate", "mount", "host_init", "first_answer"]
     states = [agent.ask(view, "/state") for view in [first, *copies]]
     assert states[1]["started"] == states[2]["started"] != states[0]["started"]
-    assert agent.client.get(f"/v1/snapshots/{snapshot['id']}").json()["restores"] == 2
+    told = f"/v1/snapshots/{snapshot['id']}"
+    eventually(lambda: agent.client.get(told).json()["restores"] == 2, "both restores are written down")
 
 
 def test_four_copies_are_restored_at_once(agent: LiveAgent) -> None:
@@ -58,7 +60,7 @@ def test_secrets_and_environment_reach_a_restored_replica_and_are_not_in_the_sna
     server = case_server(agent, "secrets", env={"MODEL": "tiny"})
     secret = "correct-horse-battery"
     snapshot = captured(agent, server, secrets={"TOKEN": secret})
-    for file in files_of(agent, snapshot).iterdir():
+    for file in mounted_files(agent.state, snapshot["id"]).iterdir():
         assert secret.encode() not in file.read_bytes()
     view = agent.start(server, secrets={"TOKEN": "another-secret-value"})
     told = agent.ask(view, "/told")
@@ -85,7 +87,7 @@ def test_a_server_whose_memory_would_hold_a_secret_is_not_captured(agent: LiveAg
     assert "holds the secret(s) TOKEN" in snapshot["reason"]
     assert "leaked-secret-value" not in json.dumps(snapshot["reason"])
     assert agent.ask(view) == "hello", "serving goes on"
-    assert not files_of(agent, snapshot).exists()
+    assert not folder_of(agent, snapshot).exists()
 
 
 def test_a_secret_may_be_captured_where_that_was_asked_for(agent: LiveAgent) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.runtime.sandboxes import HOLDER, Sandboxes, ask, eventually, failure, is_alive, running
 
-from glowplug.node.netns_socket import NamespaceSockets
+from glowplug.kernel.netns_socket import NamespaceSockets
 from glowplug.runtime.network import REPLICA_ADDRESS
 from glowplug.runtime.port import SandboxMount
 from glowplug.types.errors import GlowplugError, RuntimeFailed
@@ -144,6 +144,28 @@ class RuntimeContract:
         eventually(lambda: "ready" in sandbox.log.read_text())
         sandboxes.runtime.signal(sandbox.id, "SIGTERM")
         assert reaper.exit_code(pid) == 5
+
+    def test_termination_ends_a_first_process_that_does_not_handle_it(
+        self, sandboxes: Sandboxes, reaper: Any
+    ) -> None:
+        sandbox, pid = sandboxes.run("sleep", "1000")
+        sandboxes.runtime.signal(sandbox.id, "SIGTERM")
+        assert reaper.exit_code(pid) in (-9, 128 + 9, 128 + 15)
+
+    @pytest.mark.parametrize("disposition", ["trap '' TERM", "trap : TERM"])
+    def test_termination_leaves_a_first_process_that_ignores_or_handles_it(
+        self, sandboxes: Sandboxes, disposition: str
+    ) -> None:
+        script = f"{disposition}; while :; do echo here; sleep 0.05; done"
+        sandbox, _ = sandboxes.run("sh", "-c", script)
+
+        def said() -> int:
+            return sandbox.log.read_text().count("here")
+
+        eventually(said)
+        sandboxes.runtime.signal(sandbox.id, "SIGTERM")
+        before = said()
+        eventually(lambda: said() > before + 5, "it goes on")
 
     def test_delete_ends_what_runs_and_may_be_repeated(self, sandboxes: Sandboxes) -> None:
         sandbox, pid = sandboxes.run("sleep", "1000")

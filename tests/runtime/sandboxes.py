@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glowplug.node.netns_socket import NamespaceSockets
+from glowplug.kernel.netns_socket import NamespaceSockets
 from glowplug.runtime.cgroup import ReplicaCgroup, cgroup_path
 from glowplug.runtime.network import REPLICA_ADDRESS, ReplicaNetwork
 from glowplug.runtime.port import Runtime, Sandbox, SandboxMount

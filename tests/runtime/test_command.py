@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -50,6 +51,26 @@ def test_a_command_that_hangs_is_killed_with_its_children_at_the_deadline(tmp_pa
     with pytest.raises(DeadlineExceeded, match=r"within 0\.2 s"):
         _run(tmp_path, f"sleep {mark} & sleep {mark}", timeout_s=0.2)
     eventually(lambda: kill_processes(lambda argv: mark in argv) == 0, "its children are gone", 5)
+
+
+def test_a_command_that_waits_for_a_helper_that_was_killed_has_failed(tmp_path: Path) -> None:
+    """CRIU that is killed may leave a stopped child with the socket that runc reads."""
+    helper = tmp_path / "gp-helper"
+    shutil.copy("/bin/sh", helper)
+    script = f"{helper} -c 'sleep 1.5; kill -STOP $$; true' & sleep 3600"
+    began = time.monotonic()
+    with pytest.raises(RuntimeFailed, match="waits for gp-helper, which does not run any more"):
+        run_to_end(
+            ["sh", "-c", script],
+            what="runc checkpoint",
+            subject="r-1",
+            words=tmp_path / "words",
+            output=None,
+            timeout_s=60,
+            helper="gp-helper",
+        )
+    assert 6.0 < time.monotonic() - began < 30.0
+    eventually(lambda: kill_processes(lambda argv: str(helper) in argv) == 0, "the stopped one is gone", 5)
 
 
 def test_a_program_that_does_not_exist_is_an_unfit_system(tmp_path: Path) -> None:

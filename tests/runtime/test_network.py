@@ -6,10 +6,11 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from glowplug.runtime.network import GATEWAY_ADDRESS, REPLICA_ADDRESS, ReplicaNetwork
+from glowplug.runtime.network import GATEWAY_ADDRESS, REPLICA_ADDRESS, ReplicaNetwork, SpareNetworks
 from glowplug.types.errors import RuntimeFailed, SystemUnfit
 
 pytestmark = pytest.mark.sandbox
@@ -42,7 +43,12 @@ def test_the_gateway_gets_its_address_afterwards_and_twice_is_fine(network: Repl
     network.create()
     network.open_gateway()
     network.open_gateway()
-    assert _inside(network, "-o", "-4", "addr").count(GATEWAY_ADDRESS) == 1
+    assert _inside(network, "-o", "-4", "addr").count(f"{GATEWAY_ADDRESS}/30") == 1
+    routes = _inside(network, "-4", "route").splitlines()
+    assert [(route.split()[0], route.split()[2]) for route in routes] == [
+        ("10.99.0.0/30", "eth0"),
+        ("10.99.0.0/30", "gw0"),
+    ]
 
 
 def test_nothing_is_added_to_the_hosts_own_network(network: ReplicaNetwork) -> None:
@@ -65,6 +71,19 @@ def test_removal_is_complete_and_may_be_repeated(network: ReplicaNetwork) -> Non
     assert not network.path.exists()
 
 
+def test_names_are_kept_in_one_mount_however_many_there_were(network: ReplicaNetwork) -> None:
+    network.create()
+    before = _mounts_in_netns()
+    for _ in range(5):
+        network.remove()
+        network.create()
+    assert _mounts_in_netns() == before
+
+
+def _mounts_in_netns() -> int:
+    return Path("/proc/self/mountinfo").read_text().count(" /run/netns")
+
+
 def test_many_are_made_at_once_with_the_same_addresses() -> None:
     networks = [ReplicaNetwork(f"gpt-{secrets.token_hex(4)}") for _ in range(8)]
     try:
@@ -77,7 +96,7 @@ def test_many_are_made_at_once_with_the_same_addresses() -> None:
 
 
 def test_a_namespace_that_is_gone_is_a_typed_error(network: ReplicaNetwork) -> None:
-    with pytest.raises(RuntimeFailed, match=r"ip .* failed"):
+    with pytest.raises(RuntimeFailed, match="gateway"):
         network.open_gateway()
 
 
@@ -85,3 +104,29 @@ def test_a_machine_without_ip_is_unfit(network: ReplicaNetwork, monkeypatch: pyt
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SystemUnfit, match="`ip`"):
         network.create()
+
+
+def test_a_spare_is_like_a_new_one_and_is_used_once(network: ReplicaNetwork) -> None:
+    spares = SpareNetworks(1)
+    other = ReplicaNetwork(f"gpt-{secrets.token_hex(4)}")
+    try:
+        spares.fill()
+        network.create(spares)
+        other.create(spares)  # none is left
+        network.open_gateway()
+        assert _inside(network, "-o", "link").count("link/ether 02:00:0a:63:00") == 2
+        assert GATEWAY_ADDRESS not in _inside(other, "-o", "-4", "addr")
+    finally:
+        other.remove()
+        spares.close()
+
+
+def test_with_a_spare_no_process_is_needed(network: ReplicaNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    spares = SpareNetworks(1)
+    spares.fill()
+    monkeypatch.setenv("PATH", "/nowhere")
+    network.create(spares)
+    network.open_gateway()
+    network.remove()
+    with pytest.raises(SystemUnfit, match="`ip`"):
+        network.create(spares)

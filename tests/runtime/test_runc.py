@@ -15,6 +15,7 @@ from tests.runtime.conftest import OrphanReaper, require_runc
 from tests.runtime.contract import RuntimeContract
 from tests.runtime.sandboxes import COUNTER, HOLDER, Sandboxes, ask, eventually, failure, is_alive, running
 
+from glowplug.node import page_merging
 from glowplug.runtime import runc, runc_bundle
 from glowplug.runtime.cgroup import CGROUP_MOUNT, ReplicaCgroup
 from glowplug.runtime.port import Sandbox, SandboxMount
@@ -74,6 +75,7 @@ def _limit(sandbox: Sandbox, v1: str, v2: str) -> int | None:
     [
         "anonymous_shared_memory",
         "deleted_file",
+        "engine_processes",
         "event_loop",
         "file_locks",
         "files",
@@ -370,3 +372,49 @@ def test_a_checkpoint_that_was_killed_is_no_image(
         return
     assert isinstance(error, DeadlineExceeded), repr(error)
     _assert_refused(failure(lambda: sandboxes.restore(original, image)), "no memory image of runc")
+
+
+def test_a_connection_to_a_socket_of_the_hosts_in_a_volume_is_refused_and_the_application_lives_on(
+    sandboxes: Sandboxes, folder: Path
+) -> None:
+    (folder / "data").mkdir()
+    mounts = (SandboxMount(Path("/usr"), "/usr"), SandboxMount(folder / "data", "/data"))
+    program = "import socket\nhost = socket.socket(socket.AF_UNIX)\nhost.connect('/data/sock')\n" + COUNTER
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "data/sock"))
+        listener.listen()
+        original, _ = sandboxes.run("python3", "-c", program, mounts=mounts)
+        eventually(lambda: ask(original))
+        (folder / "image").mkdir()
+        error = failure(lambda: sandboxes.runtime.checkpoint(original.id, folder / "image"))
+    assert isinstance(error, RuntimeFailed)
+    assert "unix" in error.message
+    assert ask(original)
+
+
+# -- pages that copies share ---------------------------------------------------------------------------------
+
+
+def _may_merge(sandbox: Sandbox) -> set[str]:
+    """What the kernel says of each process of it."""
+    told = set()
+    for pid in ReplicaCgroup(sandbox.id).pids():
+        lines = Path(f"/proc/{pid}/ksm_stat").read_text().splitlines()
+        told |= {line for line in lines if line.startswith("ksm_merge_any")}
+    return told
+
+
+def test_only_copies_whose_pages_may_be_merged_are_open_to_the_kernels_scanner(
+    sandboxes: Sandboxes, folder: Path
+) -> None:
+    if not page_merging.is_possible():
+        pytest.skip("this kernel merges no pages")
+    original = _hold(sandboxes, "engine_processes")
+    assert _may_merge(original) == {"ksm_merge_any: no"}
+    (folder / "image").mkdir()
+    sandboxes.runtime.checkpoint(original.id, folder / "image")
+    merged = sandboxes.restore(original, folder / "image", merges_pages=True)
+    plain = sandboxes.restore(original, folder / "image")
+    assert eventually(lambda: ask(merged)) == eventually(lambda: ask(plain))
+    assert _may_merge(merged) == {"ksm_merge_any: yes"}
+    assert _may_merge(plain) == {"ksm_merge_any: no"}

@@ -10,7 +10,7 @@ import pytest
 from tests.runtime.test_bundle import described
 
 from glowplug.runtime.bundle import CAPABILITIES
-from glowplug.runtime.port import SandboxMount
+from glowplug.runtime.port import ContainerEdits, DeviceNode, SandboxMount
 from glowplug.runtime.runc_bundle import runc_config, seccomp_profile
 from glowplug.runtime.writable import WritableFolders
 
@@ -62,3 +62,22 @@ def test_rings_are_absent_rather_than_forbidden() -> None:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_a_program_for_the_processors_older_form_gets_the_same_rules(machine: str) -> None:
     assert len(seccomp_profile(machine)["architectures"]) >= 2
+
+
+def test_devices_are_shown_and_allowed_and_what_a_server_says_itself_wins() -> None:
+    edits = ContainerEdits(
+        env={"LD_LIBRARY_PATH": "/driver", "CUDA_VISIBLE_DEVICES": "GPU-1"},
+        mounts=(SandboxMount(Path("/usr/lib/libcuda.so.1"), "/driver/libcuda.so.1"),),
+        nodes=(DeviceNode(Path("/dev/nvidia1"), "/dev/nvidia1", "c", 195, 1),),
+        hooks={"createContainer": [{"path": "/usr/bin/nvidia-cdi-hook"}]},
+    )
+    config = _config(edits=edits, env={"LD_LIBRARY_PATH": "/mine"})
+    env = [entry for entry in config["process"]["env"] if entry.startswith(("LD_", "CUDA_"))]
+    assert env == ["LD_LIBRARY_PATH=/mine", "CUDA_VISIBLE_DEVICES=GPU-1"]
+    assert [mount["source"] for mount in config["mounts"][-2:]] == ["/usr/lib/libcuda.so.1", "/dev/nvidia1"]
+    assert config["linux"]["resources"]["devices"] == [
+        {"allow": False, "access": "rwm"},
+        {"allow": True, "type": "c", "major": 195, "minor": 1, "access": "rw"},
+    ]
+    assert config["hooks"] == edits.hooks
+    assert "hooks" not in _config()

@@ -10,7 +10,7 @@ import pytest
 from tests.runtime.sandboxes import failure
 
 from glowplug.runtime.writable import WritableFolders, unmount_below
-from glowplug.types.errors import RuntimeFailed
+from glowplug.types.errors import RuntimeFailed, SystemUnfit
 
 pytestmark = pytest.mark.sandbox
 LIMIT_BYTES = 16 << 20
@@ -90,7 +90,7 @@ def test_a_base_that_is_not_there_leaves_nothing_mounted(place: Path) -> None:
 
 def test_a_file_for_a_base_is_an_error_and_leaves_nothing_mounted(place: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(SystemUnfit, match="Not a directory"):
         _made(place, tmp_path / "file")
     assert not (place / "memory").is_mount()
 

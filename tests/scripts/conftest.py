@@ -38,7 +38,10 @@ class StandIn:
 
     def __init__(self) -> None:
         self.answers = itertools.repeat("The capital of France is Paris.")
-        self.paths = itertools.chain(["cold"], itertools.repeat("cpu_snapshot"))
+        # A demo of two cycles: cold, twice from zero and once more, twice from parked, on the other node.
+        restored = itertools.repeat("cpu_snapshot")
+        self.paths = itertools.chain(["cold"], ["cpu_snapshot"] * 3, ["parked"] * 2, restored)
+        self.is_parking = False
         self.fallback_reason: str | None = None
         self.snapshot_status = "good"
         self.chat_error: tuple[int, dict[str, object]] | None = None
@@ -48,7 +51,7 @@ class StandIn:
     def ask(self) -> str:
         """Answer once, which is a start."""
         path = next(self.paths)
-        total_s = 80.0 if path == "cold" else 2.0
+        total_s = {"cold": 80.0, "cpu_snapshot": 2.0, "parked": 0.03}[path]
         self.records.insert(0, {
             "id": f"cs-{len(self.records)}", "app": "chat", "server": "vllm", "deployment_id": "chat-v1",
             "replica_id": "chat-vllm-1", "node": "local", "path": path, "outcome": "answered",
@@ -63,7 +66,16 @@ class StandIn:
             "id": "sn-1", "app": "chat", "server": "vllm", "status": self.snapshot_status, "bytes": 10**9,
             "capture_s": 5.0, "key": "k", "reason": "it answered differently",
         }  # fmt: skip
-        known = {"/api/v1/replicas": [], "/api/v1/snapshots": [snapshot], "/api/v1/coldstarts": self.records}
+        replica = {
+            "id": "chat-vllm-1", "app": "chat", "server": "vllm", "deployment_id": "chat-v2",
+            "node": "local", "state": "parked", "created_at": 1e9,
+        }  # fmt: skip
+        replicas = [replica] if self.is_parking else []
+        known = {
+            "/api/v1/replicas": replicas,
+            "/api/v1/snapshots": [snapshot],
+            "/api/v1/coldstarts": self.records,
+        }
         return known[path]
 
 
@@ -75,6 +87,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/api/v1/deployments":
+            self.stand_in.is_parking = True
+            self._send(200, json.dumps({"deployment": {"id": "chat-v2"}}).encode(), "application/x-ndjson")
+            return
         if self.stand_in.chat_error is not None:
             status, error = self.stand_in.chat_error
             self._send(status, json.dumps(error).encode(), "application/json")

@@ -23,9 +23,12 @@ def run_demo(tmp_path, cycles=2):
 def test_the_demo_shows_every_answer_both_waterfalls_figures_and_picture(command_calls, tmp_path):
     problems, shown = run_demo(tmp_path)
     assert problems == []
-    assert shown.count("The capital of France is Paris.") == 6  # each of three, as it streams and in the end
+    assert (
+        shown.count("The capital of France is Paris.") == 13
+    )  # each of 6 as it streams and in the end; node 2
     assert "chat/vllm  cold  80.00 s" in shown
-    assert "chat/vllm  cpu_snapshot  2.00 s" in shown
+    assert shown.count("chat/vllm  cpu_snapshot  2.00 s") == 2  # each node's
+    assert "chat/vllm  parked  0.03 s" in shown
     assert "Restored is faster by 40x at p50, 40x at p90, 40x at p99." in shown
     assert (tmp_path / "out" / "cdf.svg").stat().st_size > 0
     assert (tmp_path / "out" / "cdf.png").stat().st_size > 0
@@ -33,11 +36,13 @@ def test_the_demo_shows_every_answer_both_waterfalls_figures_and_picture(command
 
 def test_the_demo_starts_deploys_and_stops_as_a_user_would(command_calls, tmp_path):
     run_demo(tmp_path)
-    up, deploy, down = command_calls.read_text().splitlines()
-    assert up == "up --port 0"
+    calls = command_calls.read_text().splitlines()
+    deploy = calls[1]
     assert deploy.startswith("deploy ")
     assert deploy.endswith("examples/chat_vllm.py")
-    assert down == "down"
+    here = ["up --port 0", deploy, "snapshot push sn-1", "down"]
+    elsewhere = ["up --port 0", deploy, "down"]
+    assert calls == [*here, *elsewhere]
 
 
 def test_an_answer_that_differs_is_a_problem(stand_in, command_calls, tmp_path):
@@ -51,6 +56,14 @@ def test_a_wrong_answer_is_a_problem(stand_in, command_calls, tmp_path):
     stand_in.answers = itertools.repeat("The capital of France is Lyon.")
     problems, _shown = run_demo(tmp_path)
     assert any("do not name Paris" in problem for problem in problems)
+
+
+def test_an_answer_of_the_other_node_that_differs_is_a_problem(stand_in, command_calls, tmp_path):
+    here = itertools.repeat("The capital of France is Paris.", 6)
+    stand_in.answers = itertools.chain(here, ["Paris is the capital of France."])
+    problems, _shown = run_demo(tmp_path)
+    assert len(problems) == 1
+    assert "differ" in problems[0]
 
 
 def test_never_restoring_is_a_problem_with_the_reason(stand_in, command_calls, tmp_path):

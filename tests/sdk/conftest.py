@@ -20,7 +20,7 @@ from .runner_process import RunnerProcess
 
 PACKAGE = Path(glowplug.__file__).parent
 # docs/architecture.md: what of ours a container holds.
-IN_CONTAINERS = ("__init__.py", "sdk", "types/__init__.py", "types/errors.py", "types/ids.py")
+IN_CONTAINERS = ("__init__.py", "hooks.py", "sdk", "types/__init__.py", "types/errors.py", "types/ids.py")
 
 # Property tests here may share two cores with benchmarks: how long one example takes proves nothing.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

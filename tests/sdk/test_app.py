@@ -49,6 +49,8 @@ def test_a_server_described_in_full_says_what_was_said(tmp_path: Path) -> None:
         max_replicas=8,
         buffer_replicas=1,
         scaledown_window_s=5,
+        parked_window_s=7,
+        parked_memory="swap",
         target_concurrency=4,
         startup_timeout_s=100,
         request_timeout_s=50,
@@ -72,14 +74,20 @@ def test_a_server_described_in_full_says_what_was_said(tmp_path: Path) -> None:
         HttpCall(method="POST", path="/v1/completions", json_body={"prompt": "hi"})
     ]
     assert server.scaling == Scaling(
-        min_replicas=1, max_replicas=8, buffer_replicas=1, scaledown_window_s=5, target_concurrency=4
+        min_replicas=1,
+        max_replicas=8,
+        buffer_replicas=1,
+        scaledown_window_s=5,
+        parked_window_s=7,
+        parked_memory="swap",
+        target_concurrency=4,
     )
     assert (server.startup_timeout_s, server.request_timeout_s, server.max_held_requests) == (100, 50, 10)
     assert (server.runtime, server.trusted) == ("runc", True)
 
 
 def test_a_server_that_says_nothing_has_the_specifications_defaults() -> None:
-    server = only_server(serve())
+    server = only_server(serve(recipe=None))
     plain = ServerSpec(name="vllm", image=server.image, command=["vllm", "serve"])
     assert server == plain
     assert server.image.kind == "host_python"
@@ -179,6 +187,14 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         "Raise max_replicas",
     ),
     "a gpu with a space": (lambda: only_server(serve(gpu="H 100")), 'gpu="H100"'),
+    "a gpu snapshot without a gpu": (
+        lambda: only_server(serve(snapshot=gp.Snapshot(gpu=True), runtime="runc")),
+        'gpu="H100"',
+    ),
+    "a gpu snapshot in gVisor": (
+        lambda: only_server(serve(snapshot=gp.Snapshot(gpu=True), gpu="H100")),
+        'runtime="runc"',
+    ),
     "a runtime that does not exist": (lambda: only_server(serve(runtime="docker")), 'runtime="runsc"'),
     "trust without a word": (lambda: only_server(serve(trusted="yes")), "True or False"),
     "trust that changes nothing": (
@@ -340,6 +356,8 @@ KEYWORDS: dict[str, st.SearchStrategy[Any]] = {
     "min_replicas": st.integers(-1, 1001) | anything,
     "max_replicas": st.integers(0, 1001) | anything,
     "scaledown_window_s": st.floats() | anything,
+    "parked_window_s": st.floats() | anything,
+    "parked_memory": st.sampled_from(["keep", "swap"]) | anything,
     "target_concurrency": st.integers(0, 100_001) | anything,
     "startup_timeout_s": st.floats(-1, 100_000) | anything,
     "max_held_requests": st.integers(0, 1_000_001) | anything,

@@ -85,6 +85,7 @@ def test_a_snapshot_described_in_full() -> None:
         before_snapshot=gp.Hook(http="POST /sleep"),
         after_restore=gp.Hook(command=["/bin/refresh", "--now"]),
         secrets_in_snapshot=True,
+        weights="stream",
     )
     spec = SnapshotSpec.model_validate(snapshot.to_spec())
     assert [call.path for call in spec.warmup] == ["/v1/completions", "/x"]
@@ -92,6 +93,13 @@ def test_a_snapshot_described_in_full() -> None:
     assert spec.before_snapshot == Hook(http=HttpCall(method="POST", path="/sleep"))
     assert spec.after_restore == Hook(command=["/bin/refresh", "--now"])
     assert spec.secrets_in_snapshot
+    assert spec.weights == "stream"
+
+
+def test_weights_are_kept_or_streamed() -> None:
+    assert SnapshotSpec.model_validate(gp.Snapshot(weights="keep").to_spec()) == SnapshotSpec()
+    with pytest.raises(InvalidInput, match="weights cannot be"):
+        gp.Snapshot(weights="elsewhere")
 
 
 def test_true_and_false_are_short_for_the_usual_snapshot_and_none() -> None:
@@ -99,9 +107,9 @@ def test_true_and_false_are_short_for_the_usual_snapshot_and_none() -> None:
     assert not SnapshotSpec.model_validate(gp.Snapshot.parse(False).to_spec()).enabled
 
 
-def test_a_gpu_snapshot_is_refused_rather_than_ignored() -> None:
-    with pytest.raises(InvalidInput, match="not available"):
-        gp.Snapshot(gpu=True)
+def test_a_gpu_snapshot_is_said_in_the_specification() -> None:
+    assert SnapshotSpec.model_validate(gp.Snapshot(gpu=True).to_spec()).gpu
+    assert "gpu" not in gp.Snapshot().to_spec(), "so that older nodes understand it"
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,13 @@ from glowplug.snapshot import (
     SnapshotStore,
 )
 from glowplug.snapshot.canary import record
-from glowplug.types.clock import ManualClock
+from glowplug.snapshot.manifest import MANIFEST_NAME, Manifest
+from glowplug.types.clock import Clock, ManualClock
 from glowplug.types.identity import RuntimeIdentity
 from glowplug.types.paths import StateDir
 from glowplug.types.spec import HostPythonImage, HttpCall, ServerSpec
+
+from .folder_content import FolderContent
 
 RUNTIME = RuntimeIdentity("runsc", "20240729.0", ("--platform=systrap", "--network=sandbox"))
 MACHINE = MachineIdentity(cpu_model="Example CPU", cpu_features="0123456789abcdef", kernel="6.18")
@@ -65,8 +68,13 @@ def garbage(state: StateDir) -> list[str]:
     """What lies in the store besides finished snapshots."""
     referenced = {path.readlink().name for path in state.snapshots.glob("sn-*")}
     generations = {path.name for path in (state.snapshots / ".generations").iterdir()}
+    content = FolderContent(state.root / "content")
+    needed = {
+        Manifest.decode((path / MANIFEST_NAME).read_bytes(), path.name).content
+        for path in state.snapshots.glob("sn-*")
+    }
     left = {path.name for path in state.snapshot_staging.iterdir()} - {"change.lock"}
-    return sorted(left | (generations - referenced))
+    return sorted(left | (generations - referenced) | (content.digests() - needed))
 
 
 @pytest.fixture
@@ -79,9 +87,14 @@ def clock() -> ManualClock:
     return ManualClock(1_700_000_000.0)
 
 
+def open_store(state: StateDir, clock: Clock | None = None) -> SnapshotStore:
+    """A store whose content lies in plain folders."""
+    return SnapshotStore(state, FolderContent(state.root / "content"), clock)
+
+
 @pytest.fixture
 def store(state: StateDir, clock: ManualClock) -> SnapshotStore:
-    return SnapshotStore(state, clock)
+    return open_store(state, clock)
 
 
 Capture = Callable[..., Snapshot]

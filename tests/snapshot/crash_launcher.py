@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.snapshot.folder_content import FolderContent
+
 from glowplug.snapshot import ManifestDraft, SnapshotKey, SnapshotStore
 from glowplug.types.paths import StateDir
 
@@ -101,7 +103,8 @@ def _step(store: SnapshotStore, operation: str, number: int, event: int) -> str:
 
 def main(root: Path) -> None:
     """Serve commands until the input ends."""
-    store = SnapshotStore(StateDir(root))
+    state = StateDir(root)
+    store = SnapshotStore(state, FolderContent(state.root / "content"))
     for line in sys.stdin:
         command, *arguments = line.split()
         if command == "random":

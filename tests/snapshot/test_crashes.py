@@ -15,7 +15,7 @@ from glowplug.snapshot import SnapshotStore
 from glowplug.types.errors import NotFound
 from glowplug.types.paths import StateDir
 
-from .conftest import garbage
+from .conftest import garbage, open_store
 from .crash_launcher import FILE_NAMES, KEY, commit
 
 RANDOM_KILLS = 60
@@ -25,9 +25,12 @@ class Launcher:
     """The process that forks the workers to be killed."""
 
     def __init__(self, root: Path) -> None:
-        script = Path(__file__).with_name("crash_launcher.py")
         self._process = subprocess.Popen(
-            [sys.executable, str(script), str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "tests.snapshot.crash_launcher", str(root)],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def ask(self, command: str) -> str:
@@ -57,7 +60,7 @@ def number_in(store: SnapshotStore) -> int:
     snapshot.verify()
     number = snapshot.manifest.deployment
     for name in FILE_NAMES:
-        assert (snapshot.path / name).read_text() == number * 5000
+        assert (snapshot.open() / name).read_text() == number * 5000
     return int(number)
 
 
@@ -157,5 +160,5 @@ def test_a_killed_capture_does_not_keep_the_next_one_out(
     launcher.ask("step commit 1 20")
     commit(store, 2)
     assert number_in(store) == 2
-    SnapshotStore(state).sweep()
+    open_store(state).sweep()
     assert garbage(state) == []

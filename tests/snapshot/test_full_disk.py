@@ -13,7 +13,7 @@ from glowplug.snapshot import SnapshotStore
 from glowplug.types.errors import ResourceExhausted
 from glowplug.types.paths import StateDir
 
-from .conftest import garbage, make_draft, make_key
+from .conftest import garbage, make_draft, make_key, open_store
 
 DISK_BYTES = 2 << 20
 
@@ -49,7 +49,7 @@ def capture(store: SnapshotStore, content: bytes, filler_leaves_bytes: int | Non
 
 
 def test_a_disk_that_fills_while_the_runtime_writes_is_resource_exhausted(small_disk: StateDir) -> None:
-    store = SnapshotStore(small_disk)
+    store = open_store(small_disk)
     capture(store, b"old")
     with pytest.raises(ResourceExhausted, match="disk is full") as caught:
         capture(store, b"x" * (2 * DISK_BYTES))
@@ -57,11 +57,11 @@ def test_a_disk_that_fills_while_the_runtime_writes_is_resource_exhausted(small_
     assert garbage(small_disk) == []
     snapshot = store.get(make_key().id)
     snapshot.verify()
-    assert (snapshot.path / "pages.img").read_bytes() == b"old"
+    assert (snapshot.open() / "pages.img").read_bytes() == b"old"
 
 
 def test_a_disk_that_fills_before_the_manifest_is_written_is_resource_exhausted(small_disk: StateDir) -> None:
-    store = SnapshotStore(small_disk)
+    store = open_store(small_disk)
     capture(store, b"old")
     with pytest.raises(ResourceExhausted, match="disk is full"):
         capture(store, b"new", filler_leaves_bytes=0)
@@ -69,11 +69,11 @@ def test_a_disk_that_fills_before_the_manifest_is_written_is_resource_exhausted(
     assert store.find(make_key()) is not None
     (small_disk.root.parent / "filler").unlink()
     capture(store, b"new")
-    assert (store.get(make_key().id).path / "pages.img").read_bytes() == b"new"
+    assert (store.get(make_key().id).open() / "pages.img").read_bytes() == b"new"
 
 
 def test_counting_on_a_full_disk_keeps_the_old_count(small_disk: StateDir) -> None:
-    store = SnapshotStore(small_disk)
+    store = open_store(small_disk)
     capture(store, b"old")
     store.record_restore(make_key().id, True)
     fill(small_disk.root.parent, 0)
@@ -83,7 +83,7 @@ def test_counting_on_a_full_disk_keeps_the_old_count(small_disk: StateDir) -> No
 
 
 def test_removing_works_on_a_full_disk(small_disk: StateDir) -> None:
-    store = SnapshotStore(small_disk)
+    store = open_store(small_disk)
     capture(store, b"old")
     fill(small_disk.root.parent, 0)
     store.remove(make_key().id)
@@ -92,8 +92,22 @@ def test_removing_works_on_a_full_disk(small_disk: StateDir) -> None:
 
 
 def test_the_expected_size_is_compared_with_what_is_free(small_disk: StateDir) -> None:
-    store = SnapshotStore(small_disk)
+    store = open_store(small_disk)
     with pytest.raises(ResourceExhausted, match="are free"), store.begin(make_key(), DISK_BYTES * 2):
         pytest.fail("the block must not run")
     with store.begin(make_key(), DISK_BYTES // 2):
         pass
+
+
+def test_what_could_not_be_removed_is_removed_when_it_can_be(small_disk: StateDir) -> None:
+    store = open_store(small_disk)
+    with store.begin(make_key()) as staging:
+        stuck = staging.path / "stuck"
+        stuck.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(stuck)], check=True)
+    assert garbage(small_disk) != []
+    store.sweep_again()
+    assert garbage(small_disk) != [], "it is in the way still"
+    subprocess.run(["umount", str(stuck)], check=True)
+    store.sweep_again()
+    assert garbage(small_disk) == []

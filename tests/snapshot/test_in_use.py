@@ -29,7 +29,7 @@ def test_a_restore_from_the_old_generation_survives_its_replacement(
     with old.pin():
         new = capture(files=NEW)
         old.verify()
-        assert (old.path / "pages.img").read_bytes() == OLD["pages.img"]
+        assert (old.open() / "pages.img").read_bytes() == OLD["pages.img"]
         assert store.get(old.id) == new
     assert not old.path.exists()
     assert garbage(state) == []

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from glowplug.snapshot.canary import record
 from glowplug.snapshot.canonical import blake3_hex, canonical_json
 from glowplug.snapshot.key import SnapshotKey
-from glowplug.snapshot.manifest import MAX_MANIFEST_BYTES, CaptureTimings, FileEntry, Manifest
+from glowplug.snapshot.manifest import (
+    MAX_MANIFEST_BYTES,
+    CapturedGpu,
+    CaptureTimings,
+    FileEntry,
+    Manifest,
+)
 from glowplug.types.errors import SnapshotInvalid
 from glowplug.types.spec import HttpCall
 
@@ -29,6 +35,8 @@ def make_manifest(**changes: Any) -> Manifest:
         "key": dict(key.fields),
         "created_at": 1_700_000_000.5,
         "files": {"pages.img": FileEntry(bytes=3, blake3=DIGEST)},
+        "content": DIGEST,
+        "deduplicated_bytes": 1,
         "canary": draft.canary,
         "timings": draft.timings,
         "tools": draft.tools,
@@ -79,6 +87,15 @@ answers = st.builds(
     json_values,
 )
 
+gpus = st.builds(
+    CapturedGpu,
+    uuid=st.uuids().map(lambda number: f"GPU-{number}"),
+    chip=texts,
+    memory_bytes=st.integers(0, 1 << 40),
+    is_given=st.booleans(),
+    held_bytes=st.integers(0, 1 << 40),
+)
+
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
@@ -94,7 +111,10 @@ def manifests(draw: st.DrawFn) -> Manifest:
         key=dict(key.fields),
         created_at=draw(seconds),
         files=draw(st.dictionaries(file_names, entries, min_size=1, max_size=4)),
+        content=draw(digests),
+        deduplicated_bytes=draw(st.integers(0, 1 << 60)),
         canary=draw(st.lists(answers, max_size=3)),
+        gpus=draw(st.lists(gpus, max_size=2)),
         timings=CaptureTimings(capture_s=draw(seconds), frozen_s=draw(seconds)),
         tools=draw(st.dictionaries(texts, texts, max_size=3)),
     )
@@ -116,6 +136,12 @@ def test_any_flipped_byte_is_noticed(data: st.DataObject) -> None:
     raw[index] ^= data.draw(st.integers(1, 255))
     with pytest.raises(SnapshotInvalid):
         decode(bytes(raw))
+
+
+def test_a_manifest_without_gpus_does_not_mention_them() -> None:
+    assert b'"gpus"' not in make_manifest().encode()
+    gpu = CapturedGpu(uuid=f"GPU-{'0' * 8}-0000-0000-0000-{'0' * 12}", chip="NVIDIA L4", memory_bytes=1)
+    assert decode(make_manifest(gpus=[gpu]).encode()).gpus == [gpu]
 
 
 def test_every_single_bit_of_a_manifest_counts() -> None:
@@ -173,9 +199,9 @@ def test_a_file_name_that_could_lead_elsewhere_is_refused(name: str) -> None:
         decode(forged(files={name: {"bytes": 1, "blake3": DIGEST}}))
 
 
-@pytest.mark.parametrize("version", [0, 2, 999, "1", True, 1.0, None, [1], {"a": 1}])
+@pytest.mark.parametrize("version", [0, 1, 3, 999, "2", True, 2.0, None, [1], {"a": 1}])
 def test_an_unknown_format_is_refused_by_name(version: Any) -> None:
-    with pytest.raises(SnapshotInvalid, match="reads 1 only"):
+    with pytest.raises(SnapshotInvalid, match="reads 2 only"):
         decode(forged(format=version))
 
 

@@ -44,6 +44,7 @@ def test_a_sealed_snapshot_can_be_tried_before_anybody_finds_it(store: SnapshotS
         with sealed.pin():
             sealed.verify()
         assert sealed.path == staging.path
+        assert [path.name for path in staging.path.iterdir()] == [MANIFEST_NAME], "the files have moved"
         assert store.find(make_key()) is None
         published = staging.publish()
         assert not staging.path.exists()

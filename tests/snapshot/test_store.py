@@ -27,8 +27,8 @@ def test_a_committed_snapshot_is_found_by_its_key(
     found = store.find(make_key())
     assert found is not None
     assert found == committed
-    assert {name: (found.path / name).read_bytes() for name in FILES} == FILES
-    assert {name: (state.snapshots / found.id / name).read_bytes() for name in FILES} == FILES
+    assert {name: (found.open() / name).read_bytes() for name in FILES} == FILES
+    assert (state.snapshots / found.id / MANIFEST_NAME).is_file()
     found.verify()
     assert garbage(state) == []
 

@@ -17,6 +17,8 @@ CHUNK_BYTES = 1 << 20
 ALIGN_BYTES = 4096  # where a chunk may start on SSD and in a blob: the page and the EROFS block
 ID_BYTES = 32
 
+_ZEROS = bytes(CHUNK_BYTES)
+
 
 class ChunkMissing(NotFound):
     """A tier does not hold the chunk; ask the next one."""
@@ -71,3 +73,14 @@ class Chunk:
 def aligned(size_bytes: int) -> int:
     """``size_bytes`` rounded up to whole :data:`ALIGN_BYTES`."""
     return (size_bytes + ALIGN_BYTES - 1) // ALIGN_BYTES * ALIGN_BYTES
+
+
+def is_zero(body: Buffer) -> bool:
+    """Whether content is all zeros, and so a hole. Looks at the ends first: others are rarely zero there."""
+    view = memoryview(body)
+    if not len(view):
+        return True
+    if view[0] or view[-1]:
+        return False
+    zeros = _ZEROS if len(view) == CHUNK_BYTES else bytes(len(view))
+    return body == zeros

@@ -41,7 +41,12 @@ _log = logging.getLogger(__name__)
 
 CONNECTIONS = 16
 RESERVED_FOR_READS = 4
-TIMEOUT_S = 30.0
+TIMEOUT_S = 150.0
+"""What stalls is noticed within seconds (:mod:`glowplug.chunks.pace`); this is for what keeps coming. A range
+of 2 MiB (:data:`glowplug.chunks.fetch_prefetch.RANGE_BYTES`) at the least pace takes 128 s."""
+
+REFUSED_S = 2.0
+"""For how long nobody gets a chunk of a blob that was given up: the kernel asks again for what failed."""
 
 AHEAD_RANGE_BYTES = 1 << 20
 """A read-ahead's longest request: short, so that many connections share what will be wanted first."""
@@ -63,7 +68,7 @@ class Fetcher:
         """``tiers`` in the order to ask them: the zone, then the region. The fetcher closes none of them."""
         if not 0 <= reserved_for_reads < connections:
             raise ValueError("at least one connection must be left for prefetch")
-        clock = clock or SystemClock()
+        self._clock = clock = clock or SystemClock()
         self._local = LocalChunks(ssd)
         self._reader = RangeReader(tiers, clock)
         self._counters = Counters(self._reader.tier_names)
@@ -85,6 +90,9 @@ class Fetcher:
         was room. They may be a view of more: copy what is to be kept. Raises InvalidInput for an index that
         the blob does not have; then ``done`` is not called.
         """
+        if self._clock.monotonic() < blob.refused_until_s:
+            done(_given_up())
+            return
         joins = self._queue.want(blob, index, chunk_of(blob, index), priority, done)
         if joins is None:
             done(_closed())
@@ -114,6 +122,16 @@ class Fetcher:
             )
         )
 
+    def give_up(self, blob: RemoteBlob) -> None:
+        """Nobody wants it any more: who waits for a chunk of it is told so now, what is queued is forgotten.
+
+        What is in flight still arrives, and nobody waits for it.
+        """
+        blob.refused_until_s = self._clock.monotonic() + REFUSED_S
+        if blob.prefetch is not None:
+            blob.prefetch.give_up(_given_up())
+        self._count(blob, given_up=self._queue.give_up(blob, _given_up()))
+
     def fetch(self, blob: RemoteBlob, index: int, timeout_s: float) -> bytes:
         """Chunk ``index``'s bytes, as urgently as a read. Raises what ``want`` reports.
 
@@ -140,7 +158,7 @@ class Fetcher:
     def stats(self) -> FetchStats:
         """What was done so far, and what is waiting and in flight now. A blob's share: ``blob.counters``."""
         waiting, in_flight = self._queue.counts()
-        return self._counters.read(waiting=waiting, in_flight=in_flight)
+        return self._counters.read(waiting=waiting, in_flight=in_flight, meters=self._reader.meters)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Take no more, give up what is queued, wait for what is in flight, then give that up too."""
@@ -317,14 +335,25 @@ class Fetcher:
         return False
 
     def _count(
-        self, blob: RemoteBlob, *, on_ssd: int = 0, unstored: int = 0, failed: int = 0, joined: int = 0
+        self,
+        blob: RemoteBlob,
+        *,
+        on_ssd: int = 0,
+        unstored: int = 0,
+        failed: int = 0,
+        joined: int = 0,
+        given_up: int = 0,
     ) -> None:
         for counters in (self._counters, blob.counters):
-            counters.add(on_ssd=on_ssd, unstored=unstored, failed=failed, joined=joined)
+            counters.add(on_ssd=on_ssd, unstored=unstored, failed=failed, joined=joined, given_up=given_up)
 
 
 def _closed() -> Unavailable:
     return Unavailable("Fetching was shut down.", remedy="Try again: the blob daemon is restarted at once.")
+
+
+def _given_up() -> Unavailable:
+    return Unavailable("Whoever wanted this has given up.", remedy="Ask again in a few seconds.")
 
 
 def _no_room() -> ResourceExhausted:

@@ -22,7 +22,8 @@ class RemoteBlob:
 
     ``placement`` may be replaced at any time (a later push or pull); it is None for a blob that was never
     pushed: such a blob's chunks can be had from the SSD tier only. ``prefetch`` is the latest of it.
-    ``kept`` is told where on the SSD a chunk of verified bytes was just written to.
+    ``kept`` is told where on the SSD a chunk of verified bytes was just written to. Until ``refused_until_s``
+    on the monotonic clock nothing of it is fetched: whoever wanted it has given up.
     """
 
     table: ChunkTable
@@ -30,6 +31,7 @@ class RemoteBlob:
     counters: Counters = field(default_factory=Counters)
     prefetch: Prefetch | None = None
     kept: Callable[[int, Location], None] | None = None
+    refused_until_s: float = 0.0
 
     @property
     def is_prefetched(self) -> bool:

@@ -245,6 +245,18 @@ class FetchQueue:
         call_all(dones, _too_late(self._timeout_s))
         return len(dones)
 
+    def give_up(self, blob: RemoteBlob, error: GlowplugError) -> int:
+        """Whoever waits for a chunk as part of ``blob`` gets ``error``, now; how many that were."""
+        with self._lock:
+            dones = mark_answered(
+                waiter
+                for flight in self._flights.values()
+                for waiter in flight.waiters
+                if waiter.blob is blob and not waiter.is_answered
+            )
+        call_all(dones, error)
+        return len(dones)
+
     def close(self, error: GlowplugError) -> None:
         """Hand out no more work; whoever waits for what is not in flight gets ``error``, now."""
         with self._lock:

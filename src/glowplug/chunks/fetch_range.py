@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from glowplug.chunks.chunk import Chunk, ChunkInvalid, ChunkMissing
 from glowplug.chunks.fetch_stats import Counters
-from glowplug.chunks.objects import Objects
+from glowplug.chunks.objects import MeteredObjects, Objects
+from glowplug.chunks.pace import Meter
 from glowplug.chunks.placement import Member, PackRange
 from glowplug.types.clock import Clock
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, NotFound, Unavailable
@@ -59,6 +60,11 @@ class RangeReader:
     def tier_names(self) -> tuple[str, ...]:
         """Labels of the tiers, in the order they are asked."""
         return tuple(tier.tier for tier in self._tiers)
+
+    @property
+    def meters(self) -> list[Meter]:
+        """Of those tiers that have some."""
+        return [meter for tier in self._tiers if isinstance(tier, MeteredObjects) for meter in tier.meters]
 
     def read(
         self,

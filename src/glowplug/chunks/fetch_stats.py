@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from glowplug.chunks.pace import Meter
+
 
 @dataclass
 class TierCounts:
@@ -29,6 +31,9 @@ class FetchStats:
     failed: int = 0  # chunks that no tier gave
     expired: int = 0  # askers who got DeadlineExceeded
     joined: int = 0  # askers who shared somebody else's fetch
+    given_up: int = 0  # askers who were told that nobody wants it any more
+    received_bytes: int = 0  # from other machines, as they come; not known of one blob
+    stalls: int = 0  # attempts that brought next to nothing, and were made again
     waiting: int = 0  # chunks in the queue now, what is left of prefetches not counted
     in_flight: int = 0  # chunks being fetched now
 
@@ -62,7 +67,14 @@ class Counters:
             counts.fallbacks += fallbacks
 
     def add(
-        self, *, on_ssd: int = 0, unstored: int = 0, failed: int = 0, expired: int = 0, joined: int = 0
+        self,
+        *,
+        on_ssd: int = 0,
+        unstored: int = 0,
+        failed: int = 0,
+        expired: int = 0,
+        joined: int = 0,
+        given_up: int = 0,
     ) -> None:
         """Add to the other counts."""
         with self._lock:
@@ -71,9 +83,17 @@ class Counters:
             self._stats.failed += failed
             self._stats.expired += expired
             self._stats.joined += joined
+            self._stats.given_up += given_up
 
-    def read(self, *, waiting: int = 0, in_flight: int = 0) -> FetchStats:
-        """A copy of the counts, with what the queue says about now."""
+    def read(self, *, waiting: int = 0, in_flight: int = 0, meters: Iterable[Meter] = ()) -> FetchStats:
+        """A copy of the counts, with what the queue and the tiers' meters say about now."""
+        came = list(meters)
         with self._lock:
-            tiers = {tier: replace(counts) for tier, counts in self._stats.tiers.items()}
-            return replace(self._stats, tiers=tiers, waiting=waiting, in_flight=in_flight)
+            return replace(
+                self._stats,
+                tiers={tier: replace(counts) for tier, counts in self._stats.tiers.items()},
+                received_bytes=sum(meter.received_bytes for meter in came),
+                stalls=sum(meter.stalls for meter in came),
+                waiting=waiting,
+                in_flight=in_flight,
+            )

@@ -15,7 +15,8 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from glowplug.chunks.http_stream import BadAnswer, stream_of
+from glowplug.chunks.http_stream import BadAnswer, TooSlow, stream_of
+from glowplug.chunks.pace import Pace
 from glowplug.types.clock import Clock
 
 MAX_HEAD_BYTES = 32 << 10
@@ -63,9 +64,13 @@ class HttpConnection:
         poll.register(self._socket, select.POLLIN)
         return self.is_reusable and not self._stream.has_rest and not poll.poll(0)
 
-    def ask(self, target: str, headers: Mapping[str, str], deadline_s: float) -> Head:
-        """Send a GET and return the answer's head. Raises BadAnswer, TimeoutError or OSError."""
+    def ask(self, target: str, headers: Mapping[str, str], deadline_s: float, pace: Pace) -> Head:
+        """Send a GET and return the answer's head, as fast as ``pace`` wants it and the body.
+
+        Raises BadAnswer, TooSlow, TimeoutError or OSError.
+        """
         self._stream.has_received = False
+        self._stream.pace = pace
         self.is_reusable = False  # until the whole answer has been read
         lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         self._stream.send("\r\n".join([*lines, "", ""]).encode("ascii"), deadline_s)
@@ -83,7 +88,7 @@ class HttpConnection:
     def drain(self, head: Head, deadline_s: float) -> None:
         """Read over an error's body if that is cheap and quick; else the connection is not reusable."""
         deadline_s = min(deadline_s, self._clock.monotonic() + _DRAIN_TIMEOUT_S)
-        with contextlib.suppress(BadAnswer, OSError):
+        with contextlib.suppress(BadAnswer, TooSlow, OSError):
             size_bytes = head.length_bytes()
             if size_bytes <= _DRAINED_BYTES:
                 self.read_body(head, memoryview(bytearray(size_bytes)), deadline_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +13,7 @@ from typing_extensions import Buffer
 from glowplug.chunks.http_address import Resolver
 from glowplug.chunks.http_server import HttpServer, Wanted
 from glowplug.chunks.objects import ObjectInfo
+from glowplug.chunks.pace import Attempts, Meter, Stalled
 from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import InvalidInput, Unavailable
 
@@ -58,16 +59,38 @@ class HttpObjects:
         """See :class:`glowplug.chunks.objects.Objects`."""
         return bytes(self._read(Wanted(key, 0, limit_bytes, is_whole=True), timeout_s))
 
+    @property
+    def meters(self) -> Sequence[Meter]:
+        """See :class:`glowplug.chunks.objects.MeteredObjects`."""
+        return (self._server.meter,)
+
     def _read(self, wanted: Wanted, timeout_s: float) -> memoryview:
         deadline_s = self._clock.monotonic() + timeout_s
+        attempts, came = Attempts(), bytearray()
+        while True:
+            try:
+                data = self._read_patiently(wanted, attempts.patience_s, deadline_s)
+            except Stalled as stalled:
+                if not attempts.may_repeat(len(stalled.received)):
+                    raise
+                if not wanted.is_whole:  # an object may be another one by now; packs never change
+                    came += stalled.received
+                    wanted = wanted.after(len(stalled.received))
+            else:
+                return memoryview(came + data) if came else data
+
+    def _read_patiently(self, wanted: Wanted, patience_s: float, deadline_s: float) -> memoryview:
+        """What one attempt gives, or a few where the server is not available. Raises Stalled."""
         for pause_s in PAUSES_S:
             try:
-                return self._server.request(wanted).run(deadline_s).data
+                return self._server.request(wanted, patience_s).run(deadline_s).data
+            except Stalled:
+                raise
             except Unavailable:
                 if self._clock.monotonic() + pause_s >= deadline_s:
                     raise
                 self._pause(pause_s)
-        return self._server.request(wanted).run(deadline_s).data
+        return self._server.request(wanted, patience_s).run(deadline_s).data
 
     def sign(self, key: str, expires_s: float) -> str | None:
         """There are no signatures here."""

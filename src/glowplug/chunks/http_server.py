@@ -11,18 +11,19 @@ import socket
 import ssl
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from glowplug.chunks.http_address import HttpAddress, Resolver
 from glowplug.chunks.http_buffers import ReceiveBuffers
 from glowplug.chunks.http_connection import Head, HttpConnection
-from glowplug.chunks.http_stream import BadAnswer, Closed
+from glowplug.chunks.http_stream import BadAnswer, Closed, TooSlow
 from glowplug.chunks.object_keys import absent, check_key, wrong_answer
+from glowplug.chunks.pace import PATIENCE_S, Meter, Pace, Stalled
 from glowplug.types.clock import Clock
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, InvalidInput, Unavailable
 
-CONNECT_TIMEOUT_S = 3.0  # a few retransmissions of the first packet; a machine that is gone does not answer
+CONNECT_TIMEOUT_S = 1.5  # the first packet may be lost once (Linux sends it again after a second)
 _IDLE_CONNECTIONS = 32
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)")
 
@@ -47,6 +48,10 @@ class Wanted:
     is_whole: bool = False
     query: str = ""
 
+    def after(self, received_bytes: int) -> Wanted:
+        """What is left of a range once so much of it has come."""
+        return replace(self, start=self.start + received_bytes, size_bytes=self.size_bytes - received_bytes)
+
 
 class HttpServer:
     """One server. Safe to use from many threads."""
@@ -56,6 +61,7 @@ class HttpServer:
         self.address = HttpAddress.parse(url)
         self.clock = clock
         self.buffers = ReceiveBuffers()
+        self.meter = Meter()
         self._resolver = resolver
         self._tls = (tls or ssl.create_default_context()) if self.address.is_tls else None
         self._idle: deque[HttpConnection] = deque()
@@ -64,12 +70,15 @@ class HttpServer:
     def __str__(self) -> str:
         return str(self.address)
 
-    def request(self, wanted: Wanted) -> Request:
-        """One attempt to read; nothing happens until it is run. Raises InvalidInput for a bad key."""
+    def request(self, wanted: Wanted, patience_s: float = PATIENCE_S[0]) -> Request:
+        """One attempt to read; nothing happens until it is run. Raises InvalidInput for a bad key.
+
+        ``patience_s`` is how long it may bring next to nothing.
+        """
         check_key(wanted.key)
         if wanted.size_bytes <= 0 or wanted.start < 0:
             raise InvalidInput(f"{wanted.size_bytes} bytes are no range.", remedy="Ask for at least one.")
-        return Request(self, wanted)
+        return Request(self, wanted, patience_s)
 
     def close(self) -> None:
         """Drop the idle connections. May be called twice."""
@@ -135,12 +144,20 @@ class HttpServer:
 class Request:
     """One attempt at one read of one server: run by one thread, cancelled by any."""
 
-    def __init__(self, server: HttpServer, wanted: Wanted) -> None:
+    def __init__(self, server: HttpServer, wanted: Wanted, patience_s: float) -> None:
         self._server = server
         self._wanted = wanted
+        self._patience_s = patience_s
+        self._pace = Pace(server.clock, patience_s, server.meter)
+        self._body = memoryview(b"")
         self._lock = threading.Lock()
         self._connection: HttpConnection | None = None
         self._is_cancelled = False
+
+    @property
+    def received_bytes(self) -> int:
+        """What has come so far, its headers included; may be read while it runs."""
+        return self._pace.received_bytes
 
     def uses(self, connection: HttpConnection) -> HttpConnection:
         """From now on :meth:`cancel` ends this connection. Raises OSError if that has happened already."""
@@ -158,10 +175,17 @@ class Request:
                 self._connection.interrupt()
 
     def run(self, deadline_s: float) -> Answer:
-        """The bytes. Raises NotFound, Unavailable, DeadlineExceeded or InvalidInput (a wrong answer)."""
+        """The bytes.
+
+        Raises NotFound, Unavailable, Stalled (with what came), DeadlineExceeded, InvalidInput (wrong answer).
+        """
         try:
             with self._server.buffers.kept():
                 return self._run(deadline_s)
+        except TooSlow as slow:
+            self._server.meter.add(stalls=1)
+            came = self._body[: slow.body_bytes]
+            raise Stalled(str(self._server), self._patience_s, came) from slow
         except TimeoutError as late:
             raise self._late(deadline_s) from late
         except OSError as problem:
@@ -199,13 +223,14 @@ class Request:
             "Accept-Encoding": "identity",
             "User-Agent": "glowplug",
         }
-        head = connection.ask(f"{address.prefix}/{wanted.key}{query}", headers, deadline_s)
+        self._pace = Pace(self._server.clock, self._patience_s, self._server.meter)
+        head = connection.ask(f"{address.prefix}/{wanted.key}{query}", headers, deadline_s, self._pace)
         if head.status not in (200, 206):
             connection.drain(head, deadline_s)
             raise self._refused(head)
-        body = self._server.buffers.take(self._checked_length(head))
-        connection.read_body(head, body, deadline_s)
-        return Answer(body, head.headers.get("x-cache-status", ""))
+        self._body = self._server.buffers.take(self._checked_length(head))
+        connection.read_body(head, self._body, deadline_s)
+        return Answer(self._body, head.headers.get("x-cache-status", ""))
 
     def _checked_length(self, head: Head) -> int:
         """The length of a body that is the one asked for. Raises BadAnswer."""

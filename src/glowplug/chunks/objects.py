@@ -6,12 +6,14 @@ Nothing read here is trusted: callers verify hashes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from typing_extensions import Buffer
+
+from glowplug.chunks.pace import Meter
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class Objects(Protocol):
 
     def read_all(self, key: str, limit_bytes: int, timeout_s: float) -> bytes:
         """The whole object. Raises as ``read``; InvalidInput if it is longer than ``limit_bytes``."""
+        ...
+
+
+@runtime_checkable
+class MeteredObjects(Protocol):
+    """Objects that tell what has come so far, of answers under way as well."""
+
+    @property
+    def meters(self) -> Sequence[Meter]:
+        """One for each server."""
         ...
 
 

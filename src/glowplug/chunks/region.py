@@ -7,8 +7,6 @@ refers to, or that somebody who is pushing relies on, is ever removed.
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,13 +21,11 @@ from glowplug.chunks.pack import PACK_BYTES, Member, index_key, index_members, p
 from glowplug.chunks.pack_directory import Listed, PackDirectory
 from glowplug.chunks.pack_upload import Uploads
 from glowplug.chunks.placement import Place, Placement, placement_limit_bytes
+from glowplug.chunks.region_condemned import Condemned
 from glowplug.chunks.region_leases import Lease, Leases
 from glowplug.chunks.store import Store
 from glowplug.chunks.table import ChunkTable
 from glowplug.types.clock import Clock, SystemClock
-from glowplug.types.errors import InvalidInput, NotFound
-
-_log = logging.getLogger(__name__)
 
 GRACE_S = 24 * 3600.0
 """How long packs that nothing refers to are kept: an interrupted push finds them when it is tried again."""
@@ -39,10 +35,8 @@ HOLDERS = ("images/", "snapshots/")
 
 _MAX_PLACED = 1 << 24  # chunks of one blob: ten terabytes or so; bounds what a damaged placement costs
 _CONDEMNED_KEY = "gc/condemned.json"
-_MAX_CONDEMNED_BYTES = 64 << 20
 _REMOVED_AT_ONCE = 1000
 _SOURCE_TIMEOUT_S = 60.0
-_TIMEOUT_S = 60.0
 _PLACEMENT_TIMEOUT_S = 300.0
 
 Progress = Callable[[int, int], None]
@@ -163,22 +157,17 @@ class Region:
             lease.renew()
             listed = Listed.of(self.objects)
             unneeded = (listed.packs.keys() | listed.indexes.keys()) - needed
-            now_s = self._clock.wall()
-            since_s = self._condemned()
-            condemned = {pack_id: min(since_s.get(pack_id, now_s), now_s) for pack_id in unneeded}
-            removable = sorted(
-                pack_id for pack_id, first_s in condemned.items() if now_s - first_s >= grace_s
-            )
+            condemned = Condemned(self.objects, self._clock, _CONDEMNED_KEY, "packs")
+            names = condemned.condemn((pack_id.hex() for pack_id in unneeded), grace_s)
+            removable = [bytes.fromhex(name) for name in names]
             say(f"removing {len(removable)} of {len(listed.packs)} packs", None)
             self._remove(removable, lease)
-            for pack_id in removable:
-                del condemned[pack_id]
-            self._condemn(condemned)
+            waiting_packs = condemned.save_without(names)
         return Collected(
             removed_packs=len(removable),
             removed_chunks=sum(index_members(listed.indexes.get(pack_id, 0)) for pack_id in removable),
             freed_bytes=sum(listed.packs.get(pack_id, 0) for pack_id in removable),
-            waiting_packs=len(condemned),
+            waiting_packs=waiting_packs,
         )
 
     def _remove(self, packs: Sequence[bytes], lease: Lease) -> None:
@@ -207,21 +196,6 @@ class Region:
         limit_bytes = placement_limit_bytes(max_chunks)
         frame = self.objects.read_all(key, compressed_limit_bytes(limit_bytes), _PLACEMENT_TIMEOUT_S)
         return Placement(expand_at_most(frame, limit_bytes))
-
-    def _condemned(self) -> dict[bytes, float]:
-        """Since when packs are unneeded, as the last collection left it."""
-        try:
-            content = json.loads(self.objects.read_all(_CONDEMNED_KEY, _MAX_CONDEMNED_BYTES, _TIMEOUT_S))
-            return {bytes.fromhex(name): float(since_s) for name, since_s in content["packs"].items()}
-        except NotFound:
-            return {}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, InvalidInput) as problem:
-            _log.warning("%s is damaged, so all grace periods begin anew: %s", _CONDEMNED_KEY, problem)
-            return {}
-
-    def _condemn(self, condemned: dict[bytes, float]) -> None:
-        content = {"version": 1, "packs": {pack_id.hex(): since for pack_id, since in condemned.items()}}
-        self.objects.write(_CONDEMNED_KEY, json.dumps(content, sort_keys=True).encode(), _TIMEOUT_S)
 
 
 def _add_found(

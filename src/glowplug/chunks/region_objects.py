@@ -9,10 +9,11 @@ cloud's own tools look for them (``AWS_ACCESS_KEY_ID`` .., ``GOOGLE_APPLICATION_
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import os
 import re
-from collections.abc import Collection, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Collection, Coroutine, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ from typing_extensions import Buffer
 from glowplug.chunks.loop_thread import LoopThread
 from glowplug.chunks.object_keys import CLOUDS, absent, check_key, wrong_answer
 from glowplug.chunks.objects import ObjectInfo
+from glowplug.chunks.pace import LEAST_BYTES_PER_S, PATIENCE_S, Attempts, Meter, Pace, Stalled
+from glowplug.types.clock import SystemClock
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, InvalidInput, NotFound, Unavailable
 
 Result = TypeVar("Result")
@@ -34,6 +37,7 @@ PART_BYTES = 8 << 20
 PARTS_AT_ONCE = 4
 LIST_TIMEOUT_S = 60.0
 DELETE_TIMEOUT_S = 120.0
+_PIECE_BYTES = LEAST_BYTES_PER_S  # so that whoever keeps the least pace is seen to; 0.5 ms more per MiB
 _DELETED_AT_ONCE = 1000  # what S3's DeleteObjects takes
 _QUERY = re.compile(r"\?[^\s\"']*")  # of a signed URL: it is a credential
 _RETRIES: dict[str, Any] = {
@@ -54,15 +58,22 @@ class ObstoreObjects:
         """``options`` are obstore's for that cloud. Raises InvalidInput for a URL that is none of these."""
         self._tier = tier
         self.url = url
-        # A silent connection is given up after 5 s, but an upload hears nothing until its part has arrived.
-        self._reads = _store(url, options, {"read_timeout": timedelta(seconds=5)})
+        # What stalls is noticed here; an upload hears nothing until its part has arrived.
+        self._reads = _store(url, options, {"timeout": timedelta(seconds=300)})
         self._writes = _store(url, options, {"timeout": timedelta(seconds=300)})
         self._loop = LoopThread("glowplug-region")
+        self._clock = SystemClock()
+        self._meter = Meter()
 
     @property
     def tier(self) -> str:
         """``region``."""
         return self._tier
+
+    @property
+    def meters(self) -> Sequence[Meter]:
+        """See :class:`glowplug.chunks.objects.MeteredObjects`."""
+        return (self._meter,)
 
     def close(self) -> None:
         """Drop what is under way. May be called twice."""
@@ -77,40 +88,74 @@ class ObstoreObjects:
             raise InvalidInput(f"{size_bytes} bytes from {start} are no range.", remedy="Ask for a byte.")
         if self._is_folder:  # obstore streams files in small pieces, at twenty times the cost of one read
             data = bytes(await obstore.get_range_async(self._reads, key, start=start, length=size_bytes))
+            self._meter.add(received_bytes=len(data))
             return self._of_length(key, data, size_bytes)
-        wanted = (start, start + size_bytes)
-        result = await obstore.get_async(self._reads, key, options={"range": wanted})
-        if tuple(result.range) != wanted:
-            raise wrong_answer(key, self._tier, f"it gave bytes {result.range}, not {wanted}")
-        return await self._collect(key, result, size_bytes)
+        attempts, pieces = Attempts(), list[bytes]()
+        while True:
+            came = sum(map(len, pieces))
+            try:
+                await self._add_range(key, start + came, start + size_bytes, pieces, attempts.patience_s)
+            except Stalled:
+                self._meter.add(stalls=1)
+                if not attempts.may_repeat(sum(map(len, pieces)) - came):
+                    raise
+            else:
+                return self._of_length(key, b"".join(pieces), size_bytes)
+
+    async def _add_range(
+        self, key: str, start: int, end: int, pieces: builtins.list[bytes], patience_s: float
+    ) -> None:
+        """Get from ``start`` to ``end``, and add what comes to ``pieces``. Raises Stalled."""
+        pace = Pace(self._clock, patience_s, self._meter)
+        result = await self._before(
+            patience_s, obstore.get_async(self._reads, key, options={"range": (start, end)})
+        )
+        if tuple(result.range) != (start, end):
+            raise wrong_answer(key, self._tier, f"it gave bytes {result.range}, not {(start, end)}")
+        await self._collect(key, result, end - start, pieces, pace)
+
+    async def _before(self, patience_s: float, work: Awaitable[Result]) -> Result:
+        """What ``work`` gives. Raises Stalled if nothing comes within the patience."""
+        try:
+            async with asyncio.timeout(patience_s):
+                return await work
+        except TimeoutError as late:
+            raise Stalled(self._tier, patience_s) from late
 
     def read_all(self, key: str, limit_bytes: int, timeout_s: float) -> bytes:
         """See :class:`glowplug.chunks.objects.Objects`."""
         return self._run(key, self._read_all(check_key(key), limit_bytes), timeout_s)
 
     async def _read_all(self, key: str, limit_bytes: int) -> bytes:
-        result = await obstore.get_async(self._reads, key)
+        result = await self._before(PATIENCE_S[-1], obstore.get_async(self._reads, key))
         size_bytes = result.meta["size"]
         if size_bytes > limit_bytes:
             raise wrong_answer(key, self._tier, f"it is {size_bytes} bytes long, more than {limit_bytes}")
-        return await self._collect(key, result, size_bytes)
+        pieces: builtins.list[bytes] = []
+        await self._collect(key, result, size_bytes, pieces, Pace(self._clock, PATIENCE_S[-1], self._meter))
+        return self._of_length(key, b"".join(pieces), size_bytes)
 
     def _of_length(self, key: str, data: bytes, size_bytes: int) -> bytes:
         if len(data) != size_bytes:
             raise wrong_answer(key, self._tier, f"it gave {len(data)} bytes, not {size_bytes}")
         return data
 
-    async def _collect(self, key: str, result: obstore.GetResult, size_bytes: int) -> bytes:
-        pieces: list[bytes] = []
-        got_bytes = 0
-        async for piece in result.stream(min_chunk_size=max(size_bytes, 1)):
-            got_bytes += len(piece)
-            if got_bytes > size_bytes:
-                break
+    async def _collect(
+        self, key: str, result: obstore.GetResult, size_bytes: int, pieces: builtins.list[bytes], pace: Pace
+    ) -> None:
+        """Add the answer's body to ``pieces``, as far as it comes. Raises Stalled."""
+        stream = aiter(result.stream(min_chunk_size=_PIECE_BYTES))
+        left_bytes = size_bytes
+        while (piece := await self._before(pace.patience_s, anext(stream, None))) is not None:
+            pace.got(len(piece))
+            left_bytes -= len(piece)
+            if left_bytes < 0:
+                raise wrong_answer(key, self._tier, f"it gave more than {size_bytes} bytes")
             pieces.append(bytes(piece))
-        if got_bytes != size_bytes:
-            raise wrong_answer(key, self._tier, f"it gave {got_bytes} bytes or more, not {size_bytes}")
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if left_bytes and pace.is_stalled:
+                raise Stalled(self._tier, pace.patience_s)
+        if left_bytes:
+            raise wrong_answer(key, self._tier, f"it gave {left_bytes} bytes fewer than {size_bytes}")
 
     def write(self, key: str, data: Buffer | Path, timeout_s: float) -> None:
         """See :class:`glowplug.chunks.objects.WriteObjects`."""

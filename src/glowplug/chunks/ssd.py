@@ -149,13 +149,13 @@ class SsdStore:
         """The file of a pack."""
         return self._packs.path_of(pack)
 
-    def open_pack(self, pack: int) -> PackFile:
+    def open_pack(self, pack: int, *, past_cache: bool = False) -> PackFile:
         """A descriptor to read a pack with. Keep this object, no copy as plain int, until the read is done.
 
-        Raises Unavailable if the pack is gone or cannot be opened.
+        ``past_cache`` as for :meth:`PackFolder.open`. Raises Unavailable if it is gone or cannot be opened.
         """
         try:
-            return self._packs.open(pack)
+            return self._packs.open(pack, past_cache=past_cache)
         except OSError as error:
             raise ssd_errors.from_os(error, self._root) from error
 

@@ -107,7 +107,7 @@ class PackFolder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._highest = 0
-        self._readable: OrderedDict[int, PackFile] = OrderedDict()
+        self._readable: OrderedDict[tuple[int, bool], PackFile] = OrderedDict()  # past the cache or not
         self._lock = threading.Lock()
         self._fallocate = ctypes.CDLL(None, use_errno=True).fallocate
         self._fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -136,19 +136,33 @@ class PackFolder:
                 continue
         return found
 
-    def open(self, number: int) -> PackFile:
-        """A descriptor to read the pack with; see PackFile. Raises OSError."""
+    def open(self, number: int, *, past_cache: bool = False) -> PackFile:
+        """A descriptor to read the pack with; see PackFile. Raises OSError.
+
+        ``past_cache``: where the filesystem can, reads go past the page cache; they must be of whole blocks,
+        to memory that is aligned alike.
+        """
+        key = number, past_cache
         with self._lock:
-            known = self._readable.get(number)
+            known = self._readable.get(key)
             if known is not None and os.fstat(known).st_nlink > 0:
-                self._readable.move_to_end(number)
+                self._readable.move_to_end(key)
                 return known
-        opened = PackFile(_open_regular(self.path_of(number), os.O_RDONLY))
+        opened = PackFile(self._open_new(number, past_cache))
         with self._lock:
-            self._readable[number] = opened
+            self._readable[key] = opened
             while len(self._readable) > _OPEN_PACKS:
                 self._readable.popitem(last=False)
         return opened
+
+    def _open_new(self, number: int, past_cache: bool) -> int:
+        if past_cache:
+            try:
+                return _open_regular(self.path_of(number), os.O_RDONLY | os.O_DIRECT)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # tmpfs before Linux 6.6, and others
+                    raise
+        return _open_regular(self.path_of(number), os.O_RDONLY)
 
     def read(self, location: Location, size_bytes: int) -> bytes:
         """What lies there, short if the pack ends before. Raises OSError."""
@@ -209,7 +223,8 @@ class PackFolder:
     def delete(self, number: int) -> None:
         """Remove the file. Who has it open, also a mounted filesystem, keeps its bytes."""
         with self._lock:
-            self._readable.pop(number, None)
+            for key in [key for key in self._readable if key[0] == number]:
+                del self._readable[key]
         with suppress(FileNotFoundError, IsADirectoryError):
             self.path_of(number).unlink()
 

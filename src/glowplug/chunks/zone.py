@@ -1,9 +1,9 @@
 """A zone: ordinary HTTP caches between many nodes and one region. A broken one costs latency only.
 
 Each stripe of an object belongs to one cache (:mod:`glowplug.chunks.zone_ring`); the next in order, and at
-the end the region itself, are asked when it fails, or beside it when it is slower than usual. A cache that
-keeps failing is left alone for a while. What comes is checked in length here and by hash where it is used, so
-a cache can be wrong, but never makes a node wrong.
+the end the region itself, are asked when it fails, or beside it when it is slower than usual or next to
+nothing comes (:mod:`glowplug.chunks.pace`). A cache that keeps failing is left alone for a while. What comes
+is checked in length here and by hash where it is used, so a cache can be wrong, but never makes a node wrong.
 
 Whoever can reach a zone's caches can read what they hold: where the region is private, nodes pass a signature
 through for the caches to fetch with, and the caches answer from what they have without asking for one.
@@ -25,6 +25,7 @@ from glowplug.chunks.http_address import Resolver
 from glowplug.chunks.http_server import Answer, HttpServer, Request, Wanted
 from glowplug.chunks.object_keys import is_mutable
 from glowplug.chunks.objects import Objects
+from glowplug.chunks.pace import LEAST_BYTES_PER_S, PATIENCE_S, Meter
 from glowplug.chunks.zone_health import Counting, Patience, ServerHealth, ZoneCounters
 from glowplug.chunks.zone_race import Alarm, Candidate, Race
 from glowplug.chunks.zone_ring import Part, Ring
@@ -32,8 +33,9 @@ from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, InvalidInput, NotFound
 
 SERVERS_ASKED = 2
-LATE_S = 1.0
-"""After this long the next one is asked whatever second requests cost; a quarter of a shorter timeout."""
+LATE_S = PATIENCE_S[0]
+"""If next to nothing comes for this long the next one is asked whatever second requests cost; a quarter of a
+shorter timeout."""
 
 HELPERS = 64
 SIGNATURE_S = 3600.0
@@ -87,6 +89,11 @@ class ZoneObjects:
         pairs = zip(self._servers, self._health, strict=True)
         return [str(server) for server, health in pairs if health.is_skipped]
 
+    @property
+    def meters(self) -> Sequence[Meter]:
+        """See :class:`glowplug.chunks.objects.MeteredObjects`; what the region gives, it counts itself."""
+        return [server.meter for server in self._servers]
+
     def close(self) -> None:
         """Drop what is idle or under way. May be called twice."""
         self._alarm.close()
@@ -139,14 +146,19 @@ class ZoneObjects:
         if race is not None and not race.is_over:
             if self._patience.may_hedge():
                 self._join(race)
-            self._alarm.set(late_s, partial(self._give_up_waiting, reference, late_s))
+            self._watch(race, late_s)
 
-    def _give_up_waiting(self, reference: weakref.ref[Race[_Bytes]], late_s: float) -> None:
-        """A read takes so long that whoever was asked may never answer: ask the next one, come what may."""
+    def _watch(self, race: Race[_Bytes], late_s: float) -> None:
+        look = partial(self._ask_if_stalled, weakref.ref(race), race.received_bytes, late_s)
+        self._alarm.set(late_s, look)
+
+    def _ask_if_stalled(self, reference: weakref.ref[Race[_Bytes]], before_bytes: int, late_s: float) -> None:
+        """If whoever was asked brought next to nothing meanwhile: ask the next one, come what may."""
         race = reference()
         if race is not None and not race.is_over:
-            self._join(race)
-            self._alarm.set(late_s, partial(self._give_up_waiting, reference, late_s))
+            if race.received_bytes - before_bytes < LEAST_BYTES_PER_S * late_s:
+                self._join(race)
+            self._watch(race, late_s)
 
     def _join(self, race: Race[_Bytes]) -> None:
         self._counting.add(hedges=1)
@@ -158,14 +170,18 @@ class ZoneObjects:
         for position in order:
             if asked < SERVERS_ASKED and self._health[position].may_ask():
                 asked += 1
-                request = self._servers[position].request(wanted)
+                request = self._servers[position].request(wanted, PATIENCE_S[-1])
                 yield _FromServer(request, self._health[position], self._counting)
         if self._region is not None:
             yield _FromRegion(self._region, wanted, self._counting, self._clock)
         elif not asked:
             # Nobody is left: those who failed lately are better than nobody.
             yield from (
-                _FromServer(self._servers[position].request(wanted), self._health[position], self._counting)
+                _FromServer(
+                    self._servers[position].request(wanted, PATIENCE_S[-1]),
+                    self._health[position],
+                    self._counting,
+                )
                 for position in order[:SERVERS_ASKED]
             )
 
@@ -178,6 +194,10 @@ class _FromServer:
         self._health = health
         self._counting = counting
         self._is_called_off = False
+
+    @property
+    def received_bytes(self) -> int:
+        return self._request.received_bytes
 
     def run(self, deadline_s: float) -> _Bytes:
         try:
@@ -208,7 +228,9 @@ class _FromServer:
 
 
 class _FromRegion:
-    """The region as the last candidate."""
+    """The region as the last candidate. What stalls there it notices itself."""
+
+    received_bytes = 0
 
     def __init__(self, region: Objects, wanted: Wanted, counting: Counting, clock: Clock) -> None:
         self._region = region

@@ -23,6 +23,11 @@ Prize = TypeVar("Prize", covariant=True)
 class Candidate(Protocol[Prize]):
     """Somebody to ask. Asked once, by one thread; called off by any."""
 
+    @property
+    def received_bytes(self) -> int:
+        """What has come of the answer so far; 0 if that is not known."""
+        ...
+
     def run(self, deadline_s: float) -> Prize:
         """The answer. Raises a GlowplugError by the deadline at the latest."""
         ...
@@ -66,6 +71,12 @@ class Race(Generic[Result]):
     def is_over(self) -> bool:
         """It is decided, or there is nobody left to ask."""
         return bool(self._won) or self._is_exhausted
+
+    @property
+    def received_bytes(self) -> int:
+        """What has come so far from all who are being asked."""
+        with self._changed:
+            return sum(candidate.received_bytes for candidate in self._running)
 
     def join(self) -> None:
         """Ask the next candidate beside those who are being asked; for another thread than :meth:`run`'s."""

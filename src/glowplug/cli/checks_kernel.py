@@ -73,6 +73,13 @@ def kernel_checks(state_root: Path) -> list[Check]:
             _memory,
         ),
         Check(
+            "swap",
+            "Where the memory of parked servers goes when others need it, so that many fit on one machine.",
+            "Without it parked servers are stopped instead; to add some: fallocate -l 32G /swapfile && "
+            "chmod 600 /swapfile && mkswap /swapfile && swapon /swapfile.",
+            _swap,
+        ),
+        Check(
             "disk",
             f"Images and snapshots lie in {state_root}; a snapshot is as large as the server's memory.",
             "Make room, or put the state on another disk: --state or GLOWPLUG_STATE.",
@@ -151,6 +158,15 @@ def _memory(machine: Machine) -> Finding:
     free_bytes = int(available[1]) * 1024
     found = f"{format_bytes(free_bytes)} available"
     return ok(found) if free_bytes >= 4 * _GIB else warn(found) if free_bytes >= _GIB else fail(found)
+
+
+def _swap(machine: Machine) -> Finding:
+    table = machine.read(Path("/proc/meminfo")) or ""
+    free = re.search(r"^SwapFree:\s+(\d+) kB", table, re.MULTILINE)
+    free_bytes = int(free[1]) * 1024 if free else 0
+    if free_bytes == 0:
+        return ok("none: parked servers keep their memory, or are stopped when it is short")
+    return ok(f"{format_bytes(free_bytes)} free for the memory of parked servers")
 
 
 def _disk(machine: Machine, state_root: Path) -> Finding:

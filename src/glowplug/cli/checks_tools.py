@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import platform
 import re
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 from glowplug.cli.checks import Check, Finding, Fix, fail, ok, warn
 from glowplug.cli.machine import Completed, Machine
 from glowplug.runtime.criu import SERIES as CRIU_SERIES
-from glowplug.types.paths import TOOLS_DIR
+from glowplug.snapshot.gpu.features import can, features_of
+from glowplug.types.paths import TOOLS_DIR, StateDir
 
 RUNSC = TOOLS_DIR / "runsc"
 CRIU = TOOLS_DIR / "criu"
@@ -54,15 +56,21 @@ def tool_checks(state_root: Path) -> list[Check]:
             lambda machine: _image_mounts(machine, state_root),
         ),
         Check(
+            "restores",
+            "Three different snapshots that failed in a row make a node start servers cold only.",
+            "Look at logs/agent.log, the disk (`dmesg`) and the runtime; one restore is tried by itself.",
+            lambda machine: _restores(machine, state_root),
+        ),
+        Check(
             "gpu",
             "Optional: servers that ask for a GPU.",
-            "Install NVIDIA's driver; nvidia-smi must list the GPU.",
+            "Install NVIDIA's driver, 570 or newer, its container toolkit and glowplug[gpu]: docs/gpu.md.",
             _gpu,
         ),
         Check("python", "Glowplug itself.", "Python 3.11 or newer.", _python),
         Check(
             "matplotlib",
-            "Optional: glowplug coldstarts --plot.",
+            "Optional: glowplug coldstarts --svg.",
             "pip install 'glowplug[plot]'",
             _matplotlib,
         ),
@@ -137,6 +145,18 @@ def _debian_tool(name: str, why: str, package: str | None = None) -> Check:
     return Check(name, why, f"apt-get install {package}", probe, Fix(packages=(package,)))
 
 
+def _restores(machine: Machine, state_root: Path) -> Finding:
+    try:
+        record = json.loads(machine.read(StateDir(state_root).probation) or "{}")
+        if not record.get("backoff_s"):
+            return ok("this node restores")
+        return warn(
+            f"quarantined: {', '.join(record['failed'])} failed in a row; the last: {record['reason']}"
+        )
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return warn(f"{StateDir(state_root).probation} is damaged; the agent begins anew with it")
+
+
 def _image_mounts(machine: Machine, state_root: Path) -> Finding:
     support = machine.image_mounts(state_root)
     found = " ".join(support.explain())
@@ -146,13 +166,15 @@ def _image_mounts(machine: Machine, state_root: Path) -> Finding:
 
 
 def _gpu(machine: Machine) -> Finding:
-    tool = machine.which("nvidia-smi")
-    if tool is None:
-        return ok("none: CPU only")
-    done = machine.run([str(tool), "--query-gpu=name,driver_version", "--format=csv,noheader"], _TRY_S)
-    if not done.is_good:
-        return warn(f"nvidia-smi fails: {done.last_line}")
-    return ok("; ".join(line.strip() for line in done.output.splitlines() if line.strip()) or "none listed")
+    found = machine.gpus()
+    if isinstance(found, str):
+        return warn(found) if found else ok("none: CPU only")
+    devices = "; ".join(f"{device.chip}: {device.state}" for device in found.devices) or "none listed"
+    features = ", ".join(feature.name for feature in features_of(found.driver)) or "no snapshots"
+    hidden = machine.why_gpus_are_hidden()
+    is_fit = all(device.is_fit for device in found.devices) and can(found.driver, "checkpoint") and not hidden
+    words = f"{devices}; driver {found.driver}: {features}"
+    return (ok if is_fit else warn)(f"{words}; {hidden}" if hidden else words)
 
 
 def _python(machine: Machine) -> Finding:

@@ -16,6 +16,7 @@ from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.errors import Unavailable
 from glowplug.types.image import ImageTask, IndexView, TaskEvent
 from glowplug.types.replica import BuildEvent, ImageView, ReplicaView, SnapshotView
+from glowplug.types.usage import UsageSpan
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -94,6 +95,10 @@ class ApiClient:
         """Records of cold starts, newest first."""
         return self._many(ColdStartRecord, "/api/v1/coldstarts", app=app, since_s=since_s, limit=limit)
 
+    def usage(self, app: str | None = None, *, since_s: float | None = None) -> list[UsageSpan]:
+        """What replicas did, in spans of five minutes, oldest first."""
+        return self._many(UsageSpan, "/api/v1/usage", app=app, since_s=since_s)
+
     def images(self) -> list[ImageView]:
         """Images the nodes hold."""
         return self._many(ImageView, "/api/v1/images")
@@ -122,9 +127,9 @@ class ApiClient:
         """Do an image task; its events, the last of which holds ``result`` or ``error``."""
         return self._events(TaskEvent, "/api/v1/image-tasks", {"task": task.model_dump(mode="json")})
 
-    def snapshots(self) -> list[SnapshotView]:
-        """Snapshots the nodes hold."""
-        return self._many(SnapshotView, "/api/v1/snapshots")
+    def snapshots(self, *, region: bool = False) -> list[SnapshotView]:
+        """Snapshots the nodes hold, or the region."""
+        return self._many(SnapshotView, "/api/v1/snapshots", region=region or None)
 
     def snapshot(self, snapshot_id: str) -> SnapshotView:
         """One snapshot."""
@@ -135,14 +140,32 @@ class ApiClient:
         path = f"/api/v1/snapshots/{_part(snapshot_id)}/verify"
         return self._one(SnapshotView, "POST", path, timeout_s=VERIFY_TIMEOUT_S)
 
+    def push_snapshot(self, snapshot_id: str) -> Generator[TaskEvent, None, None]:
+        """Bring it to the region; the last event holds ``result`` or ``error``."""
+        return self._events(TaskEvent, f"/api/v1/snapshots/{_part(snapshot_id)}/push", {})
+
+    def pull_snapshot(self, snapshot_id: str, *, content: bool) -> Generator[TaskEvent, None, None]:
+        """Fetch it from the region; the last event holds ``result`` or ``error``."""
+        path = f"/api/v1/snapshots/{_part(snapshot_id)}/pull"
+        return self._events(TaskEvent, path, {}, {"content": content})
+
+    def collect_snapshots(self, *, grace_s: float) -> Generator[TaskEvent, None, None]:
+        """Remove what no snapshot in the region needs; the last event holds ``result`` or ``error``."""
+        return self._events(TaskEvent, "/api/v1/snapshots/gc", {}, {"grace_s": grace_s})
+
+    def reseal_snapshots(self) -> Generator[TaskEvent, None, None]:
+        """Seal all snapshots with the nodes' first key, theirs and the region's."""
+        return self._events(TaskEvent, "/api/v1/snapshots/reseal", {})
+
     def create_snapshot(self, app: str, server: str) -> SnapshotView:
         """Start a capture of the active version of a server."""
         body = {"app": app, "server": server}
         return self._one(SnapshotView, "POST", "/api/v1/snapshots", body=body)
 
-    def remove_snapshot(self, snapshot_id: str) -> None:
-        """Delete a snapshot that nothing uses."""
-        self._transport.request("DELETE", f"/api/v1/snapshots/{_part(snapshot_id)}", {})
+    def remove_snapshot(self, snapshot_id: str, *, region: bool = False) -> None:
+        """Delete a snapshot that nothing uses, or what the region has of it."""
+        path = f"/api/v1/snapshots/{_part(snapshot_id)}"
+        self._transport.request("DELETE", path, {"region": region or None})
 
     def exec_url(self, replica_id: str, query: str) -> str:
         """The address of a replica's exec socket."""
@@ -168,8 +191,12 @@ class ApiClient:
             items = TypeAdapter(list[dict[str, Any]]).validate_json(content)
             return [model.model_validate(item) for item in items]
 
-    def _events(self, model: type[M], path: str, body: dict[str, Any]) -> Generator[M, None, None]:
-        with self._transport.stream("POST", path, {}, body=body, silence_s=STREAM_SILENCE_S) as answer:
+    def _events(
+        self, model: type[M], path: str, body: dict[str, Any], parameters: dict[str, Any] | None = None
+    ) -> Generator[M, None, None]:
+        with self._transport.stream(
+            "POST", path, parameters or {}, body=body, silence_s=STREAM_SILENCE_S
+        ) as answer:
             for line in answer.iter_lines():
                 if line.strip():
                     with _misunderstandings_explained():

@@ -14,6 +14,7 @@ from glowplug.cli.session import Session
 from glowplug.cli.text import format_age, format_seconds
 from glowplug.observe.plot import plot_cdf
 from glowplug.observe.quantiles import answered_seconds, speedups, summarise
+from glowplug.observe.text_plot import cdf_text
 from glowplug.observe.waterfall import format_bytes, waterfall
 from glowplug.types.clock import SystemClock
 from glowplug.types.coldstart import ColdStartRecord, Outcome
@@ -33,7 +34,8 @@ def coldstarts(
     since: DurationOption = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many records.")] = 1000,
     rows: Annotated[int, typer.Option(min=0, help="How many the table shows; figures use all.")] = 20,
-    plot: Annotated[
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the distribution (CDF) here.")] = False,
+    svg: Annotated[
         Path | None, typer.Option(metavar="FILE.svg|png", help="Draw the distribution (CDF) into a file.")
     ] = None,
     as_json: JsonOption = False,
@@ -42,14 +44,17 @@ def coldstarts(
     session = session_of(context)
     with session.client() as client:
         records = client.cold_starts(app, since_s=since, limit=limit)
-    if plot is not None:
-        plot_cdf(records, plot, title=f"Cold starts of {app}" if app else "Cold starts")
-        session.say(f"Drew {plot}.")
+    if svg is not None:
+        plot_cdf(records, svg, title=f"Cold starts of {app}" if app else "Cold starts")
+        session.say(f"Drew {svg}.")
     if as_json:
         print_json(session, records)
     else:
         _print_records(session, records[:rows])
         _print_waterfalls(session, records)
+        if plot:
+            text = cdf_text(records, width=min(100, session.out.width))
+            session.out.print(f"\n{text}", markup=False, highlight=False)
         _print_quantiles(session, records)
 
 

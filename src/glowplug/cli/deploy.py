@@ -63,6 +63,8 @@ def deploy_app(
 ) -> tuple[dict[str, Any], DeploymentView]:
     """Deploy with progress; the specification and the new deployment. Leaving early cancels it."""
     spec, secrets = app.to_spec()
+    for server, applied in app.recipes().items():
+        session.say(f"{server}: {applied}", style="bright_black")
     if name is not None:
         spec["name"] = check_name(name, "App")
     with (

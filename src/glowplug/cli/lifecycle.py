@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from glowplug.chunks.remote_settings import RemoteSettings
-from glowplug.cli.options import JsonOption, session_of
+from glowplug.cli.options import JsonOption, duration, session_of
 from glowplug.cli.output import Row, print_json, print_table
 from glowplug.cli.session import Session
 from glowplug.cli.text import format_age
 from glowplug.control.messages import NodeStatus, StatusView
 from glowplug.engine import embedded
 from glowplug.observe.waterfall import format_bytes
+from glowplug.snapshot.expiry import VARIABLE as TTL_VARIABLE
+from glowplug.snapshot.expiry import ttl_from_environment
+from glowplug.snapshot.sealing.keys import FILE_VARIABLE, KeyRing
+from glowplug.snapshot.sharing import Sharing
 
 
 def register(app: typer.Typer) -> None:
@@ -62,13 +67,47 @@ def up(
             envvar="GLOWPLUG_SSD_BYTES",
         ),
     ] = None,
+    share_snapshots: Annotated[
+        Sharing | None,
+        typer.Option(
+            help="Restore servers from the region's snapshots (pull, the default), and bring new ones there.",
+            envvar="GLOWPLUG_SHARE_SNAPSHOTS",
+        ),
+    ] = None,
+    snapshot_keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keys that snapshots are encrypted with (`glowplug snapshot keygen`), mode 0600.",
+            envvar="GLOWPLUG_SNAPSHOT_KEYS_FILE",
+        ),
+    ] = None,
+    snapshot_ttl_s: Annotated[
+        float | None,
+        typer.Option(
+            "--snapshot-ttl",
+            parser=duration,
+            metavar="DURATION",
+            help="Remove snapshots that nobody used for so long: 12h, 30d, .. (default: never).",
+            envvar=TTL_VARIABLE,
+        ),
+    ] = None,
 ) -> None:
     """Start Glowplug on this machine, unless it runs already, and wait until it answers."""
     session = session_of(context)
     # The agent, its tasks and the blob daemon all find these in their environment.
-    settings = {"GLOWPLUG_REGION": region, "GLOWPLUG_ZONE": zone, "GLOWPLUG_SSD_BYTES": ssd_bytes}
+    settings = {
+        "GLOWPLUG_REGION": region,
+        "GLOWPLUG_ZONE": zone,
+        "GLOWPLUG_SSD_BYTES": ssd_bytes,
+        "GLOWPLUG_SHARE_SNAPSHOTS": share_snapshots,
+        TTL_VARIABLE: snapshot_ttl_s,
+        FILE_VARIABLE: None if snapshot_keys is None else snapshot_keys.absolute(),
+    }
     os.environ |= {name: str(value) for name, value in settings.items() if value is not None}
     RemoteSettings.from_environment()  # what is wrong with them is said here, not in the agent's log
+    KeyRing.from_environment()
+    ttl_from_environment()
 
     def announce(address: embedded.Address) -> None:
         text = f"Glowplug answers at {address.url} (state: {session.state.root})"
@@ -136,6 +175,8 @@ def _node_row(node: NodeStatus) -> Row:
     state = Text("reachable", "green") if node.is_reachable else Text("unreachable", "red")
     if known is None:
         return [node.name, state, "", "", "", ""]
+    if known.quarantine is not None:
+        state = Text("no restores: " + known.quarantine, "yellow")
     return [
         node.name,
         state,

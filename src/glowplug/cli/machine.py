@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from glowplug.image.lazy.probe import MountSupport, probe_mounting
+from glowplug.runtime.cdi import cdi_folders, read_gpu_edits
+from glowplug.snapshot.gpu.inventory import Inventory, read_inventory
+from glowplug.types.errors import GlowplugError
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,14 @@ class Machine(Protocol):
 
     def image_mounts(self, state_root: Path) -> MountSupport:
         """Which ways of mounting images work for this state directory: tried, and undone."""
+        ...
+
+    def gpus(self) -> Inventory | str:
+        """The GPUs and their driver; else in words why they cannot be listed, "" where there is no driver."""
+        ...
+
+    def why_gpus_are_hidden(self) -> str:
+        """In words why containers are given no GPU on a machine that has some; "" if they are."""
         ...
 
 
@@ -141,6 +152,21 @@ class LocalMachine:
         """See :class:`Machine`."""
         with tempfile.TemporaryDirectory(prefix=".glowplug-doctor-", dir=_existing(state_root)) as scratch:
             return probe_mounting(Path(scratch))
+
+    def gpus(self) -> Inventory | str:
+        """See :class:`Machine`."""
+        try:
+            return read_inventory() or ""
+        except GlowplugError as error:
+            return str(error)
+
+    def why_gpus_are_hidden(self) -> str:
+        """See :class:`Machine`."""
+        try:
+            read_gpu_edits(cdi_folders())
+        except GlowplugError as error:
+            return str(error)
+        return ""
 
 
 def _existing(path: Path) -> Path:

@@ -15,11 +15,17 @@ from typer.core import TyperGroup
 
 from glowplug.cli import (
     coldstarts,
+    costs,
     deploy,
     doctor,
+    gpus,
     image_tasks,  # noqa: F401 - adds its commands to those of images
     images,
     lifecycle,
+    pool_fleet,  # noqa: F401 - adds its commands to those of pools
+    pool_simulate,  # noqa: F401 - adds its command to those of pools
+    pools,
+    recipes,
     replicas,
     run,
     snapshots,
@@ -107,12 +113,16 @@ def root(
 lifecycle.register(app)
 deploy.register(app)
 run.register(app)
+recipes.register(app)
 replicas.register(app)
 terminal.register(app)
 coldstarts.register(app)
+costs.register(app)
 app.add_typer(snapshots.commands, name="snapshot")
 app.add_typer(images.commands, name="image")
+app.add_typer(pools.commands, name="pool")
 app.add_typer(zone_cache.commands, name="zone-cache")
+app.add_typer(gpus.commands, name="gpu")
 doctor.register(app)
 
 

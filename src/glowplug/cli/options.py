@@ -29,7 +29,8 @@ def _wants_json(context: Any, value: bool) -> bool:
     return value
 
 
-def _duration(text: str | float) -> float:
+def duration(text: str | float) -> float:
+    """A parser for options: seconds. Raises typer.BadParameter."""
     try:
         return parse_duration_s(str(text))
     except InvalidInput as error:
@@ -90,5 +91,5 @@ NamedImageArgument = Annotated[
 ]
 DurationOption = Annotated[
     float | None,
-    typer.Option("--since", parser=_duration, metavar="DURATION", help="Only the last 90s, 15m, 1h, 2d, ..."),
+    typer.Option("--since", parser=duration, metavar="DURATION", help="Only the last 90s, 15m, 1h, 2d, ..."),
 ]

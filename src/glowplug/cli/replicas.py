@@ -14,12 +14,14 @@ from glowplug.cli.targets import find_replica
 from glowplug.cli.text import format_age, format_seconds
 from glowplug.observe.waterfall import format_bytes
 from glowplug.types.clock import SystemClock
-from glowplug.types.replica import ReplicaState, ReplicaView
+from glowplug.types.replica import ReplicaState, ReplicaView, StartPath
 
-_COLUMNS = ["REPLICA", "SERVER", "STATE", "PATH", "AGE", "START", "MEMORY", "ERROR"]
+_COLUMNS = ["REPLICA", "SERVER", "RUNTIME", "STATE", "PATH", "AGE", "START", "MEMORY", "SHARE"]
+_DEVICE_COLUMN = "DEVICE"
 _STYLES = {
     ReplicaState.STARTING: "yellow",
     ReplicaState.READY: "green",
+    ReplicaState.PARKED: "cyan",
     ReplicaState.DRAINING: "yellow",
     ReplicaState.STOPPED: "bright_black",
     ReplicaState.FAILED: "red",
@@ -38,7 +40,7 @@ def ps(
     show_all: Annotated[bool, typer.Option("--all", "-a", help="Also replicas that were stopped.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List replicas: their state, how they came to life and how long that took."""
+    """List replicas: their state, how they came to life, how long that took, what memory they hold."""
     session = session_of(context)
     with session.client() as client:
         replicas = [
@@ -50,24 +52,43 @@ def ps(
         print_json(session, replicas)
         return
     now = SystemClock().wall()
-    rows = [_row(replica, now) for replica in sorted(replicas, key=lambda replica: replica.created_at)]
-    print_table(session, _COLUMNS, rows, "No replicas: servers start when they are asked something.")
+    has_gpus = any(replica.gpus for replica in replicas)
+    columns = [*_COLUMNS, *([_DEVICE_COLUMN] if has_gpus else []), "ERROR"]
+    replicas.sort(key=lambda replica: replica.created_at)
+    rows = [_row(replica, now, has_gpus=has_gpus) for replica in replicas]
+    print_table(session, columns, rows, "No replicas: servers start when they are asked something.")
 
 
-def _row(replica: ReplicaView, now: float) -> list[str | Text]:
+def _row(replica: ReplicaView, now: float, *, has_gpus: bool) -> list[str | Text]:
     state = replica.state.value
     if replica.state is ReplicaState.STARTING and replica.stage is not None:
         state = f"{state} ({replica.stage.value})"
+    if replica.state is ReplicaState.PARKED and replica.is_pushed_out:
+        state = f"{state} (in swap)"
     return [
         replica.id,
         f"{replica.app}/{replica.server}" + ("" if replica.purpose.value == "serve" else " (capture)"),
+        replica.runtime,
         Text(state, _STYLES[replica.state]),
         replica.path.value,
         format_age(now - replica.created_at),
-        format_seconds(replica.ready_at - replica.created_at) if replica.ready_at else "",
-        format_bytes(replica.memory_bytes) if replica.memory_bytes is not None else "",
+        _start(replica),
+        _bytes(replica.memory_bytes),
+        _bytes(replica.proportional_bytes),
+        *([_bytes(replica.device_bytes)] if has_gpus else []),
         replica.error.message if replica.error else (replica.fallback_reason or ""),
     ]
+
+
+def _bytes(count: int | None) -> str:
+    return "" if count is None else format_bytes(count)
+
+
+def _start(replica: ReplicaView) -> str:
+    """How long it took to come to life, the last time it did: a parked replica does so again and again."""
+    if replica.path is StartPath.PARKED:
+        return format_seconds(sum(replica.stages_s.values()))
+    return format_seconds(replica.ready_at - replica.created_at) if replica.ready_at else ""
 
 
 def logs(

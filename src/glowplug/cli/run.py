@@ -23,6 +23,9 @@ from glowplug.sdk.command import in_current_folder
 from glowplug.sdk.image import Image
 from glowplug.sdk.loader import server_from_command
 from glowplug.sdk.options import RUNTIMES
+from glowplug.sdk.recipe_choice import AUTO, NONE
+from glowplug.sdk.recipe_table import known_recipes
+from glowplug.sdk.snapshot import Snapshot
 from glowplug.sdk.volume import Volume
 from glowplug.types.errors import NotFound, Unavailable
 from glowplug.types.replica import Purpose, ReplicaView
@@ -48,6 +51,21 @@ def run(
         list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="Environment; repeatable.")
     ] = None,
     no_snapshot: Annotated[bool, typer.Option("--no-snapshot", help="Never capture its memory.")] = False,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="How to serve its engine (`glowplug recipes`): auto, none or a name.",
+            autocompletion=lambda: [AUTO, NONE, *(known.name for known in known_recipes())],
+        ),
+    ] = AUTO,
+    warmup: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REQUEST", help="Before a capture, such as 'GET /'; repeatable."),
+    ] = None,
+    canary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REQUEST", help="A copy must answer it alike; repeatable."),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it deployed and return.")] = False,
     venv: Annotated[
         Path | None, typer.Option(help="Run in this virtual environment.", rich_help_panel=_PANEL)
@@ -89,7 +107,17 @@ def run(
     scaledown_window_s: Annotated[
         float | None,
         typer.Option(
-            "--scaledown-window", help="Idle seconds before it stops (default: 60).", rich_help_panel=_PANEL
+            "--scaledown-window",
+            help="Idle seconds before it is parked (default: 60).",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    parked_window_s: Annotated[
+        float | None,
+        typer.Option(
+            "--parked-window",
+            help="Seconds that it stays parked before it stops; 0: not at all (default: 300).",
+            rich_help_panel=_PANEL,
         ),
     ] = None,
     startup_timeout_s: Annotated[
@@ -121,6 +149,7 @@ def run(
         "min_replicas": min_replicas,
         "max_replicas": max_replicas,
         "scaledown_window_s": scaledown_window_s,
+        "parked_window_s": parked_window_s,
         "startup_timeout_s": startup_timeout_s,
         "volumes": parse_volumes(volume or []) or None,
     }
@@ -131,7 +160,8 @@ def run(
         ready=ready,
         image=image,
         env=parse_assignments(env or []),
-        snapshot=not no_snapshot,
+        snapshot=Snapshot(not no_snapshot, warmup=warmup or [], canary=canary or []),
+        recipe=recipe,
         **{key: value for key, value in options.items() if value is not None},
     )
     with session.client() as client:

@@ -1,14 +1,16 @@
-"""``snapshot ls|show|verify|create|rm``: the captured memories that restores start from."""
+"""``snapshot ls|show|verify|create|push|pull|rm|gc|reseal|keygen``: captured memories to restore from."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from glowplug.cli.client import ApiClient
+from glowplug.cli.images import outcome
 from glowplug.cli.options import (
     JsonOption,
     OptionalAppArgument,
@@ -23,15 +25,20 @@ from glowplug.cli.session import Session
 from glowplug.cli.targets import ServerTarget
 from glowplug.cli.text import format_age, format_seconds
 from glowplug.observe.waterfall import format_bytes, printable
+from glowplug.snapshot.sealing.keys import make_key_file, rotate_key_file
 from glowplug.types.clock import SystemClock
 from glowplug.types.errors import DeadlineExceeded, InvalidInput, NotFound, SnapshotInvalid
+from glowplug.types.key_fields import KEY_FIELD_WORDS
 from glowplug.types.replica import SnapshotStatus, SnapshotView
 
 _LOOK_EVERY_S = 0.5
+_SHOWN_CHARACTERS = 200
 _STYLES = {
     SnapshotStatus.CAPTURING: "yellow",
     SnapshotStatus.GOOD: "green",
     SnapshotStatus.QUARANTINED: "red",
+    SnapshotStatus.OPTED_OUT: "bright_black",
+    SnapshotStatus.LOCKED: "red",
 }
 
 commands = typer.Typer(help="Captured memories: list, inspect, verify, create, remove.", no_args_is_help=True)
@@ -39,26 +46,33 @@ commands = typer.Typer(help="Captured memories: list, inspect, verify, create, r
 
 @commands.command("ls")
 def list_snapshots(
-    context: typer.Context, app: OptionalAppArgument = None, as_json: JsonOption = False
+    context: typer.Context,
+    app: OptionalAppArgument = None,
+    region: Annotated[bool, typer.Option("--region", help="Those of the region instead.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List snapshots."""
     session = session_of(context)
     with session.client() as client:
-        views = [view for view in client.snapshots() if app in (None, view.app)]
+        views = [view for view in client.snapshots(region=region) if app is None or view.is_of(app)]
     if as_json:
         print_json(session, views)
         return
     now = SystemClock().wall()
     rows: list[Row] = [
         [
-            view.id, f"{view.app}/{view.server}", Text(view.status.value, _STYLES[view.status]),
-            format_bytes(view.bytes), format_age(now - view.created_at),
+            view.id, ", ".join(view.servers), Text(view.status.value, _STYLES[view.status]),
+            format_bytes(view.bytes), format_bytes(view.here_bytes), "yes" if view.is_in_region else "",
+            format_age(now - view.created_at),
             format_seconds(view.capture_s) if view.capture_s is not None else "",
             str(view.restores), str(view.failures), view.reason or "",
         ]
         for view in views
     ]  # fmt: skip
-    columns = ["SNAPSHOT", "SERVER", "STATUS", "SIZE", "AGE", "CAPTURE", "RESTORES", "FAILURES", "REASON"]
+    columns = [
+        "SNAPSHOT", "SERVER", "STATUS", "SIZE", "HERE", "REGION", "AGE", "CAPTURE", "RESTORES", "FAILURES",
+        "REASON",
+    ]  # fmt: skip
     print_table(session, columns, rows, "No snapshots: one is captured after a server's first cold start.")
 
 
@@ -111,14 +125,112 @@ def create(
         session.say(f"Captured {view.id} ({format_bytes(view.bytes)}).")
 
 
+@commands.command()
+def push(context: typer.Context, snapshot: SnapshotArgument, as_json: JsonOption = False) -> None:
+    """Bring a snapshot to the region; content that is there already is not sent again."""
+    session = session_of(context)
+    with session.client() as client, shown_progress(session, f"Pushing {snapshot}") as report:
+        result = outcome(client.push_snapshot(snapshot), report)
+    if as_json:
+        print_json(session, result)
+    else:
+        session.say(f"Pushed {snapshot}: {format_bytes(result['sent_bytes'])} sent.")
+
+
+@commands.command()
+def pull(
+    context: typer.Context,
+    snapshot: SnapshotArgument,
+    content: Annotated[
+        bool, typer.Option("--content", help="Fetch all of its memory now, not when it is restored.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a snapshot of the region known to this node; a server with the same key restores it."""
+    session = session_of(context)
+    with session.client() as client, shown_progress(session, f"Pulling {snapshot}") as report:
+        result = outcome(client.pull_snapshot(snapshot, content=content), report)
+    if as_json:
+        print_json(session, result)
+    else:
+        session.say(f"Pulled {snapshot}: {format_bytes(result['bytes'])} fetched.")
+
+
+@commands.command()
+def gc(
+    context: typer.Context,
+    region: Annotated[
+        bool, typer.Option("--region", help="Must be given: nodes collect their own garbage by themselves.")
+    ] = False,
+    grace_s: Annotated[
+        float, typer.Option("--grace", min=0, help="Seconds that something must have been unneeded for.")
+    ] = 24 * 3600.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove from the region the content that no snapshot there refers to any more."""
+    if not region:
+        raise InvalidInput(
+            "Nodes collect their own garbage by themselves.",
+            remedy="For the region's: glowplug snapshot gc --region.",
+        )
+    session = session_of(context)
+    with session.client() as client, shown_progress(session, "Collecting garbage") as report:
+        result = outcome(client.collect_snapshots(grace_s=grace_s), report)
+    if as_json:
+        print_json(session, result)
+    else:
+        session.say(f"Removed the content of {result['removed']} snapshots; {result['waiting']} wait.")
+
+
 @commands.command("rm")
-def remove(context: typer.Context, snapshots: SnapshotsArgument) -> None:
+def remove(
+    context: typer.Context,
+    snapshots: SnapshotsArgument,
+    region: Annotated[
+        bool, typer.Option("--region", help="From the region instead: no other node finds them any more.")
+    ] = False,
+) -> None:
     """Remove snapshots; the next cold start captures a new one."""
     session = session_of(context)
     with session.client() as client:
         for snapshot_id in snapshots:
-            client.remove_snapshot(snapshot_id)
+            client.remove_snapshot(snapshot_id, region=region)
             session.say(f"Removed {snapshot_id}.")
+
+
+@commands.command()
+def reseal(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Seal every snapshot with the nodes' first key, here and in the region; run it again to go on."""
+    session = session_of(context)
+    with session.client() as client, shown_progress(session, "Sealing") as report:
+        result = outcome(client.reseal_snapshots(), report)
+    if as_json:
+        print_json(session, result)
+    else:
+        session.say(f"Sealed anew: {len(result['resealed'])} here, {len(result['region'])} in the region.")
+        for left in result["left"]:
+            session.say(f"Left as it is: {left['id']}: {left['reason']}", style="yellow")
+    if result["left"]:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def keygen(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The key file of `glowplug up --snapshot-keys`.")],
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Put a new key before those that the file has.")
+    ] = False,
+) -> None:
+    """Make a key that snapshots are encrypted with, in a new file that only you can read."""
+    session = session_of(context)
+    try:
+        key = rotate_key_file(file) if rotate else make_key_file(file)
+    except OSError as error:
+        raise InvalidInput(
+            f"{file} cannot be written: {error.strerror}.", remedy="Name a file in a folder of yours."
+        ) from error
+    session.say(f"{file}: the key {key.id} seals from now on. Keep a copy where nobody else can read it.")
 
 
 def _one_server(client: ApiClient, target: ServerTarget) -> ServerTarget:
@@ -179,16 +291,30 @@ def _print_one(session: Session, view: SnapshotView, as_json: bool) -> None:
         return
     facts = {
         "id": view.id,
-        "server": f"{view.app}/{view.server}",
+        "server": ", ".join(view.servers),
+        "captured as": f"{view.app}/{view.server}",
         "status": view.status.value,
         "size": format_bytes(view.bytes),
+        "here": f"{format_bytes(view.here_bytes)}, deduplicated: {format_bytes(view.deduplicated_bytes)}",
+        "in region": "yes" if view.is_in_region else "no",
+        "sealed with": f"key {view.sealed_with}" if view.sealed_with else "",
         "captured": f"{format_age(SystemClock().wall() - view.created_at)} ago",
+        "used": f"{format_age(SystemClock().wall() - view.used_at)} ago" if view.used_at is not None else "",
         "capture": format_seconds(view.capture_s) if view.capture_s is not None else "",
         "frozen": format_seconds(view.frozen_s) if view.frozen_s is not None else "",
         "restores": f"{view.restores}, of which failed: {view.failures}",
         "reason": view.reason or "",
+        "canary": "; ".join(view.canary),
         "key": view.key,
     }
     rows: list[Row] = [[Text(name, "bold"), value] for name, value in facts.items() if value]
-    rows += [[Text(f"  {printable(name)}", "bright_black"), value] for name, value in view.key_fields.items()]
+    for name, value in view.key_fields.items():
+        words = Text(KEY_FIELD_WORDS.get(name, ""), "bright_black")
+        rows.append([Text(f"  {printable(name)}", "bright_black"), _cut(value)])
+        rows.append(["", words])
     print_table(session, ["", ""], rows, "")
+
+
+def _cut(value: str) -> str:
+    """`--json` has all of it; the features of a processor alone fill a screen."""
+    return value if len(value) <= _SHOWN_CHARACTERS else value[:_SHOWN_CHARACTERS] + ".."

@@ -20,6 +20,7 @@ from glowplug.control.streams import NDJSON, Stream, ndjson
 from glowplug.types.clock import Clock
 from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound
+from glowplug.types.usage import UsageSpan
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def make_api(plane: ControlPlane, clock: Clock) -> FastAPI:
     _add_status(app, plane)
     _add_apps(app, plane)
     _add_cold_starts(app, plane, clock)
+    _add_usage(app, plane, clock)
     app.include_router(node_routes(plane), prefix="/api/v1")
     return app
 
@@ -106,6 +108,17 @@ def _add_cold_starts(app: FastAPI, plane: ControlPlane, clock: Clock) -> None:
         """Cold-start records, newest first; `since_s` counts back from now."""
         since = None if since_s is None else clock.wall() - since_s
         return await plane.store.cold_starts(app=app, server=server, since=since, limit=limit)
+
+
+def _add_usage(app: FastAPI, plane: ControlPlane, clock: Clock) -> None:
+    @app.get("/api/v1/usage")
+    async def usage(
+        app: str | None = None, since_s: Annotated[float | None, Query(ge=0)] = None
+    ) -> list[UsageSpan]:
+        """What replicas did, in spans of five minutes, oldest first; `since_s` counts back from now."""
+        await plane.usage.save()
+        since = None if since_s is None else clock.wall() - since_s
+        return await plane.store.usage(app=app, since=since)
 
 
 def _handle_errors(app: FastAPI) -> None:

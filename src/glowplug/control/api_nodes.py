@@ -72,6 +72,20 @@ class _Nodes:
 
         return await self.find(ask)
 
+    async def holder_of(self, snapshot_id: str) -> NodeClient:
+        """The agent that has this snapshot. Raises NotFound."""
+
+        async def ask(client: NodeClient) -> NodeClient:
+            await client.snapshot(snapshot_id)
+            return client
+
+        return await self.find(ask)
+
+    @property
+    def clients(self) -> list[NodeClient]:
+        """All agents."""
+        return [link.client for link in self._links]
+
     @property
     def first(self) -> NodeClient:
         """Where new things are made."""
@@ -171,13 +185,26 @@ def _add_images(routes: APIRouter, nodes: _Nodes) -> None:
     )
     async def image_task(request: TaskRequest) -> Response:
         """Import, push, pull, mount ... an image; the last line holds the result or the error."""
-        return Stream(ndjson(_task(nodes.first, request)), NDJSON)
+        return Stream(ndjson(_relayed(nodes.first.image_task(request.task))), NDJSON)
 
 
-async def _task(client: NodeClient, request: TaskRequest) -> AsyncGenerator[TaskEvent, None]:
-    async with aclosing(client.image_task(request.task)) as events:
+async def _relayed(stream: AsyncGenerator[TaskEvent, None]) -> AsyncGenerator[TaskEvent, None]:
+    async with aclosing(stream) as events:
         async for event in events:
             yield event
+
+
+async def _resealed(clients: list[NodeClient]) -> AsyncGenerator[TaskEvent, None]:
+    """One node after the other: what the first has done in the region the next ones need not do."""
+    total: dict[str, Any] = {"resealed": [], "region": [], "left": []}
+    for client in clients:
+        async for event in _relayed(client.reseal_snapshots()):
+            if event.result is None:
+                yield event
+                continue
+            for name, found in event.result.items():
+                total[name] += found
+    yield TaskEvent(result=total, fraction=1.0)
 
 
 async def _build(client: NodeClient, request: BuildRequest) -> AsyncGenerator[BuildEvent, None]:
@@ -188,8 +215,10 @@ async def _build(client: NodeClient, request: BuildRequest) -> AsyncGenerator[Bu
 
 def _add_snapshots(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> None:
     @routes.get("/snapshots")
-    async def snapshots() -> list[SnapshotView]:
-        """All snapshots."""
+    async def snapshots(region: bool = False) -> list[SnapshotView]:
+        """All snapshots of the nodes, or those of the region."""
+        if region:
+            return await nodes.first.snapshots(region=True)
         return await nodes.gather(lambda client: client.snapshots())
 
     @routes.get("/snapshots/{snapshot_id}")
@@ -198,14 +227,58 @@ def _add_snapshots(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> Non
         return await nodes.find(lambda client: client.snapshot(snapshot_id))
 
     @routes.delete("/snapshots/{snapshot_id}", status_code=204)
-    async def delete_snapshot(snapshot_id: str) -> None:
-        """Remove a snapshot."""
+    async def delete_snapshot(snapshot_id: str, region: bool = False) -> None:
+        """Remove a snapshot from the nodes, or from the region."""
+        if region:
+            await nodes.first.delete_snapshot(snapshot_id, region=True)
+            return
         await nodes.find(lambda client: client.delete_snapshot(snapshot_id))
 
     @routes.post("/snapshots/{snapshot_id}/verify")
     async def verify(snapshot_id: str) -> SnapshotView:
         """Hash everything again."""
         return await nodes.find(lambda client: client.verify_snapshot(snapshot_id))
+
+    @routes.post(
+        "/snapshots/{snapshot_id}/push",
+        status_code=200,
+        response_class=Stream,
+        responses={200: {"model": TaskEvent, "description": "NDJSON of task events"}},
+    )
+    async def push(snapshot_id: str) -> Response:
+        """Bring it to the region; the last line holds the result or the error."""
+        client = await nodes.holder_of(snapshot_id)
+        return Stream(ndjson(_relayed(client.push_snapshot(snapshot_id))), NDJSON)
+
+    @routes.post(
+        "/snapshots/{snapshot_id}/pull",
+        status_code=200,
+        response_class=Stream,
+        responses={200: {"model": TaskEvent, "description": "NDJSON of task events"}},
+    )
+    async def pull(snapshot_id: str, content: bool = False) -> Response:
+        """Fetch it from the region; the last line holds the result or the error."""
+        return Stream(ndjson(_relayed(nodes.first.pull_snapshot(snapshot_id, content=content))), NDJSON)
+
+    @routes.post(
+        "/snapshots/gc",
+        status_code=200,
+        response_class=Stream,
+        responses={200: {"model": TaskEvent, "description": "NDJSON of task events"}},
+    )
+    async def collect(grace_s: Annotated[float, Query(ge=0, allow_inf_nan=False)]) -> Response:
+        """Remove what no snapshot in the region needs any more; the last line has the result or error."""
+        return Stream(ndjson(_relayed(nodes.first.collect_snapshots(grace_s))), NDJSON)
+
+    @routes.post(
+        "/snapshots/reseal",
+        status_code=200,
+        response_class=Stream,
+        responses={200: {"model": TaskEvent, "description": "NDJSON of task events"}},
+    )
+    async def reseal() -> Response:
+        """Seal all snapshots of the nodes and of the region with the first key; ends as a push does."""
+        return Stream(ndjson(_resealed(nodes.clients)), NDJSON)
 
     @routes.post("/snapshots", status_code=202)
     async def capture(request: CaptureRequest) -> SnapshotView:

@@ -17,7 +17,7 @@ from aiohttp.connector import AddrInfoType
 from multidict import CIMultiDict
 from yarl import URL
 
-from glowplug.node.netns_socket import NamespaceSockets
+from glowplug.kernel.netns_socket import NamespaceSockets
 from glowplug.types.errors import DeadlineExceeded, InvalidInput, Unavailable
 from glowplug.types.replica import Endpoint
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +48,8 @@ class OpenColdStart:
     node: str = ""
     posted_at_s: float | None = None
     ready_at_s: float | None = None
+    fallback_reason: str | None = None
+    """Why a hotter way (a parked replica) did not lead to the answer."""
 
 
 class ColdStartLog:
@@ -111,6 +114,7 @@ class ColdStartLog:
         stages_s: dict[Stage, float],
         error: str | None,
     ) -> None:
+        fallback_reason = started.fallback_reason or (view.fallback_reason if view else None)
         record = ColdStartRecord(
             id=started.id,
             app=started.app,
@@ -126,7 +130,7 @@ class ColdStartLog:
             bytes_by_tier=_bytes_by_tier(view),
             mounted_as=view.mounted_as if view else None,
             snapshot_id=view.snapshot_id if view else None,
-            fallback_reason=view.fallback_reason if view else None,
+            fallback_reason=fallback_reason,
             error=error,
         )
         self._metrics.observe_cold_start(record)
@@ -148,7 +152,4 @@ class ColdStartLog:
 def _bytes_by_tier(view: ReplicaView | None) -> dict[str, int]:
     if view is None:
         return {}
-    counts = dict(view.image_bytes_by_tier)
-    if view.restored_bytes:
-        counts["ssd"] = counts.get("ssd", 0) + view.restored_bytes
-    return counts
+    return dict(Counter(view.image_bytes_by_tier) + Counter(view.snapshot_bytes_by_tier))

@@ -18,7 +18,7 @@ from glowplug.control.replica_entry import Drain, Replica
 from glowplug.control.target import ServerVersion, Target
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
-from glowplug.types.errors import DeadlineExceeded, NotFound
+from glowplug.types.errors import DeadlineExceeded, NotFound, StartInterrupted
 from glowplug.types.replica import ErrorInfo, Purpose, ReplicaState, ReplicaView
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class Fleet:
             known_before = replica.accepted_at_s is not None and replica.accepted_at_s < listed_at_s
             if replica.node == node and known_before and replica.id not in present:
                 error = ErrorInfo(
-                    code="replica_failed",
+                    code=StartInterrupted.code,
                     message=f"Replica {replica.id} vanished while its agent was away.",
                     remedy="See the agent's log.",
                 )
@@ -198,8 +198,11 @@ class Fleet:
 
     def _moved(self, replica: Replica, was: ReplicaState | None) -> None:
         state = replica.view.state
-        if state is ReplicaState.READY:
+        if state is ReplicaState.PARKED:
+            replica.is_parking = False
+        elif state is ReplicaState.READY:
             replica.suspect_until_s = 0.0
+            replica.is_waking = replica.is_push_out_asked = False
             self.open_way(replica)
             if was is not ReplicaState.READY:
                 self._got_ready(replica)
@@ -244,6 +247,10 @@ class Fleet:
         if not is_failure:
             target.nobody_waits_for(replica)
             target.history.stopped()
+        elif replica.is_waking:
+            target.give_back_cold_start(replica, f"waking a parked replica failed: {error.message}")
+        elif replica.ready_at_s is None and error.code == StartInterrupted.code:
+            target.start_interrupted(replica, error)
         elif replica.ready_at_s is None and target.is_current(replica):
             target.start_failed(replica, error)
         else:

@@ -45,6 +45,7 @@ class ServerStatus(Message):
     url: str
     ready: int
     starting: int
+    parked: int = 0
     desired: int
     in_flight: int
     held: int

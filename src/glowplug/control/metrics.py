@@ -70,6 +70,11 @@ class FleetCollector(Collector):
         in_flight = GaugeMetricFamily("glowplug_in_flight_requests", "Requests in flight now.", labels=labels)
         desired = GaugeMetricFamily("glowplug_replicas_desired", "Replicas wanted.", labels=labels)
         replicas = GaugeMetricFamily("glowplug_replicas", "Replicas by state.", labels=(*labels, "state"))
+        heat = CounterMetricFamily(
+            "glowplug_heat_steps",
+            "Steps on the heat ladder: parked, pushed_out, woken, not_woken, cooled (parked to stopped).",
+            labels=(*labels, "step"),
+        )
         for target in self._fleet.targets():
             names = (target.app, target.server)
             for status_class, count in enumerate(target.counters.by_status_class):
@@ -80,9 +85,11 @@ class FleetCollector(Collector):
             waiting.add_metric(names, len(target.held))
             in_flight.add_metric(names, target.in_flight)
             desired.add_metric(names, target.desired)
+            for step, count in target.counters.heat_steps.items():
+                heat.add_metric((*names, step), count)
             for state, count in _states(target).items():
                 replicas.add_metric((*names, state), count)
-        yield from (requests, held, retried, rejected, waiting, in_flight, desired, replicas)
+        yield from (requests, held, retried, rejected, waiting, in_flight, desired, replicas, heat)
         yield self._overhead.family()
 
 

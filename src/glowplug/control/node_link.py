@@ -11,7 +11,7 @@ from glowplug.control.timings import Timings
 from glowplug.node.client import NodeClient
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError, Unavailable
-from glowplug.types.replica import ReplicaEvent
+from glowplug.types.replica import MemoryView, ReplicaEvent
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ class NodeLink:
         self.name = name
         self.client = client
         self.is_synced = False
+        self.memory: MemoryView | None = None
+        """What the agent said last about the node's memory; None while it says nothing."""
         self._fleet = fleet
         self._clock = clock
         self._timings = timings
@@ -39,7 +41,7 @@ class NodeLink:
                 log.warning("agent of node %s: %s", self.name, error)
             if self.is_synced:
                 wait_s = self._timings.reconnect_first_s
-            self.is_synced = False
+            self.is_synced, self.memory = False, None
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, self._timings.reconnect_max_s)
 
@@ -56,6 +58,8 @@ class NodeLink:
         raise Unavailable("The agent ended its watch stream.", remedy="It is restarted by glowplug up.")
 
     def _apply(self, event: ReplicaEvent, present: set[str]) -> None:
+        if event.memory is not None:
+            self.memory = event.memory
         if event.replica is None:
             return
         if event.type == "sync":

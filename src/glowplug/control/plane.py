@@ -25,6 +25,7 @@ from glowplug.control.router import Router
 from glowplug.control.store import Store
 from glowplug.control.target import Target
 from glowplug.control.timings import Timings
+from glowplug.control.usage import UsageRecorder
 from glowplug.node.client import NodeClient
 from glowplug.observe.metrics import Metrics
 from glowplug.observe.tracing import tracer_from_environment
@@ -63,6 +64,7 @@ class ControlPlane:
         self.reconciler = Reconciler(self.fleet, self.links, clock=self._clock, timings=self._timings)
         overhead = OverheadHistogram()
         self.metrics.registry.register(FleetCollector(self.fleet, overhead))
+        self.usage = UsageRecorder(self.fleet, self.store, self._clock, self.metrics.registry)
         self.router = Router(self.fleet, timings=self._timings, clock=self._clock, overhead=overhead)
         self.on_broken: Callable[[], None] = lambda: None
         """Called when a part has ended by a bug: whoever serves us should end too, and be restarted."""
@@ -70,7 +72,12 @@ class ControlPlane:
 
     async def __aenter__(self) -> Self:
         await self.deployer.load()
-        jobs = [self.reconciler.run(), self.cold_starts.run(), *(link.run() for link in self.links)]
+        jobs = [
+            self.reconciler.run(),
+            self.cold_starts.run(),
+            self.usage.run(),
+            *(link.run() for link in self.links),
+        ]
         self._tasks = [asyncio.get_running_loop().create_task(job) for job in jobs]
         for task in self._tasks:
             task.add_done_callback(self._part_ended)
@@ -82,6 +89,7 @@ class ControlPlane:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.fleet.close()
         await self.cold_starts.flush()
+        await self.usage.save()
         for link in self.links:
             await link.client.close()
         await self.store.close()
@@ -157,6 +165,7 @@ def _app_status(app: str, servers: dict[str, Target]) -> AppStatus:
                 url=f"/{app}/{target.server}",
                 ready=len(target.ready),
                 starting=sum(1 for replica in target.replicas.values() if replica.is_starting),
+                parked=len(target.parked()),
                 desired=target.desired,
                 in_flight=target.in_flight,
                 held=len(target.held),

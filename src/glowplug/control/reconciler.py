@@ -12,6 +12,8 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 
 from glowplug.control.fleet import Fleet
+from glowplug.control.heat import shrink_order
+from glowplug.control.ladder import HeatLadder, says_no_room
 from glowplug.control.node_link import NodeLink
 from glowplug.control.replica_entry import Replica
 from glowplug.control.target import Target, error_info
@@ -45,6 +47,7 @@ class Reconciler:
         self._new_id = new_id
         self._wake = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
+        self._ladder = HeatLadder(fleet, links, clock=clock, timings=timings, call=self._call)
         fleet.on_change = self.wake
 
     def wake(self) -> None:
@@ -77,6 +80,7 @@ class Reconciler:
             if replica.drain is None and self._fleet.target_of(replica) is None:
                 self._fleet.drain(replica, self._timings.stop_grace_s)
             self._stop_if_drained(replica, now_s)
+        self._ladder.relieve_short_nodes()
 
     # -- one target ----------------------------------------------------------------------------------------
 
@@ -90,11 +94,11 @@ class Reconciler:
         self._reach([*live, *outdated])
         self._settle(target, live)
         wanted = self._wanted(target, live, outdated)
-        if wanted > len(live) and not target.history.wait_s:
-            for _ in range(wanted - len(live)):
-                self._start(target)
+        if wanted > len(live):
+            self._grow(target, wanted - len(live))
         elif wanted < len(live):
             self._shrink(target, live, len(live) - wanted)
+        self._ladder.cool(target)
         self._retire(target, outdated, has_successor=any(r.is_serving for r in live), wanted=wanted)
 
     def _wanted(self, target: Target, live: list[Replica], outdated: list[Replica]) -> int:
@@ -126,12 +130,23 @@ class Reconciler:
             if replica.view.state is ReplicaState.READY and replica.channel is None:
                 self._fleet.open_way(replica)
 
+    def _grow(self, target: Target, missing: int) -> None:
+        missing -= self._ladder.wake(target, missing)
+        if not target.history.wait_s:
+            for _ in range(missing):
+                self._start(target)
+
     def _shrink(self, target: Target, live: list[Replica], surplus: int) -> None:
-        idle = [replica for replica in live if not replica.in_flight]
-        # Those still starting help least, then suspects, then the oldest.
-        idle.sort(key=lambda r: (not r.is_starting, -r.suspect_until_s, r.view.created_at))
+        idle = [replica for replica in live if not replica.in_flight and not replica.is_waking]
+        idle.sort(
+            key=lambda r: shrink_order(
+                is_starting=r.is_starting,
+                suspect_until_s=r.suspect_until_s,
+                created_at_s=r.view.created_at,
+            )
+        )
         for replica in idle[:surplus]:
-            self._fleet.drain(replica, target.version.spec.request_timeout_s)
+            self._ladder.step_down(target, replica)
 
     def _retire(self, target: Target, outdated: list[Replica], *, has_successor: bool, wanted: int) -> None:
         for replica in outdated:
@@ -198,6 +213,8 @@ class Reconciler:
         if idle:
             # The old version may be what takes the room: it makes way as soon as it has nothing to do.
             self._fleet.drain(idle[0], target.version.spec.request_timeout_s)
+        elif says_no_room(error):
+            self._ladder.make_room(replica.node, for_target=target)
 
     def _stop_if_drained(self, replica: Replica, now_s: float) -> None:
         drain = replica.drain

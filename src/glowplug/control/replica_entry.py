@@ -39,6 +39,13 @@ class Replica:
     is_unreachable: bool = False
     ready_at_s: float | None = None
     drain: Drain | None = None
+    is_parking: bool = False
+    """The agent is being asked to freeze it: it gets no requests."""
+    is_waking: bool = False
+    """The agent is being asked to let it run on: it counts as starting."""
+    is_push_out_asked: bool = False
+    """Its memory is, or cannot be, where it frees most: the next step down is the stop."""
+    wake_again_at_s: float = 0.0
     cold_start: OpenColdStart | None = None
 
     @property
@@ -49,17 +56,26 @@ class Replica:
     @property
     def is_serving(self) -> bool:
         """May be given requests."""
-        return self.view.state is ReplicaState.READY and self.drain is None and self.channel is not None
+        return self._is_up and self.channel is not None
 
     @property
     def is_starting(self) -> bool:
         """On its way to ready, and wanted."""
-        return self.view.state is ReplicaState.STARTING and self.drain is None
+        return (self.view.state is ReplicaState.STARTING or self.is_waking) and self.drain is None
 
     @property
     def is_live(self) -> bool:
         """Counts as one of the replicas that there should be."""
-        return self.is_starting or (self.view.state is ReplicaState.READY and self.drain is None)
+        return self.is_starting or self._is_up
+
+    @property
+    def is_parked(self) -> bool:
+        """Frozen, and to be had."""
+        return self.view.state is ReplicaState.PARKED and self.drain is None and not self.is_waking
+
+    @property
+    def _is_up(self) -> bool:
+        return self.view.state is ReplicaState.READY and self.drain is None and not self.is_parking
 
     def interrupt_all(self, reason: Exception) -> None:
         """Tell every request in flight that the replica will not answer."""

@@ -16,7 +16,8 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: usage. What 1 has stays as it is; opening makes the table that is missing."""
 
 metadata = MetaData()
 
@@ -61,4 +62,19 @@ cold_starts = Table(
     Column("started_at", Float, nullable=False),
     Column("record", JSON, nullable=False),
     Index("cold_starts_by_time", "started_at"),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("app", String(64), primary_key=True),
+    Column("server", String(64), primary_key=True),
+    Column("gpu", String(64), primary_key=True),
+    Column("gpus", Integer, primary_key=True),
+    Column("starts_at", Float, primary_key=True),
+    Column("serving_s", Float, nullable=False),
+    Column("starting_s", Float, nullable=False),
+    Column("idle_s", Float, nullable=False),
+    Column("parked_s", Float, nullable=False),
+    Index("usage_by_time", "starts_at"),
 )

@@ -1,7 +1,10 @@
 """How starting a server's replicas has gone lately, and so whether and when to try again.
 
-Two things look alike and must not be confused: a start that never gets ready (twice in a row is a crash loop,
-and callers are told) and a replica that served and then died (it is replaced, and callers wait for that).
+Three things look alike and must not be confused: a start that never gets ready (twice in a row is a crash
+loop, and callers are told), a replica that served and then died (it is replaced, and callers wait for that),
+and a start that a part of Glowplug broke by dying itself (which says nothing about the server).
+
+Promise: whenever callers are held, the next start is due within ``Timings.held_backoff_max_s``.
 """
 
 from __future__ import annotations
@@ -50,19 +53,27 @@ class StartHistory:
         self.problem = problem
         self._wait(self._timings.backoff_first_s)
 
+    def interrupted(self, problem: str) -> None:
+        """A part of Glowplug died while it started: it is tried again at once."""
+        self.problem = problem
+
     def got_ready(self) -> None:
-        """A start succeeded."""
+        """A start succeeded: whatever kept the next one back no longer counts."""
         self.failed_starts = 0
         self.error = self.problem = None
+        self._retry_at_s = 0.0
 
     def died(self, lived_s: float) -> None:
-        """A replica that served has failed. The first early death is forgiven, a series slows us down."""
+        """A replica that served has failed. The first early death is forgiven, a series slows us down.
+
+        A little only: unlike those of a server that never gets ready, its callers are held.
+        """
         if lived_s >= self._timings.early_death_s:
             self._early_deaths = 0
             return
         self._early_deaths += 1
         if self._early_deaths > 1:
-            self._wait(self._timings.backoff_s(self._early_deaths - 1))
+            self._wait(min(self._timings.backoff_s(self._early_deaths - 1), self._timings.held_backoff_max_s))
 
     def stopped(self) -> None:
         """A replica ended because it was asked to."""

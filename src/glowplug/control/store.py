@@ -23,9 +23,11 @@ from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.errors import Conflict, GlowplugError, NotFound, SystemUnfit
 from glowplug.types.ids import new_deployment_id
 from glowplug.types.spec import AppSpec
+from glowplug.types.usage import SPAN_S, UsageSpan
 
 DATABASE_URL_VARIABLE = "GLOWPLUG_DATABASE_URL"
 _KEPT_COLD_STARTS = 100_000
+_KEPT_USAGE_S = 100 * 86_400.0
 _BUSY_TIMEOUT_S = 10
 _Result = TypeVar("_Result")
 
@@ -140,6 +142,24 @@ class Store:
             lambda c: [ColdStartRecord.model_validate(row.record) for row in c.execute(query)]
         )
 
+    # -- usage -----------------------------------------------------------------------------------------------
+
+    async def add_usage(self, spans: list[UsageSpan]) -> None:
+        """Add these seconds to what is known of the same spans: all of them, or none."""
+        await self._transact(lambda c: _add_spans(c, spans))
+
+    async def usage(self, *, app: str | None, since: float | None) -> list[UsageSpan]:
+        """Spans, oldest first; of those that reach beyond ``since`` (Unix time)."""
+        table = schema.usage
+        query = select(table).order_by(table.c.starts_at, table.c.app, table.c.server)
+        if app is not None:
+            query = query.where(table.c.app == app)
+        if since is not None:
+            query = query.where(table.c.starts_at > since - SPAN_S)
+        return await self._transact(
+            lambda c: [UsageSpan.model_validate(dict(row)) for row in c.execute(query).mappings()]
+        )
+
     # -- inside ------------------------------------------------------------------------------------
 
     async def _transact(self, work: Callable[[Connection], _Result]) -> _Result:
@@ -190,13 +210,17 @@ def _create_or_check(connection: Connection) -> None:
                 remedy="Upgrade Glowplug, or use another state directory.",
             )
         if found == schema.SCHEMA_VERSION:
-            _prune_cold_starts(connection)
+            _prune(connection)
             return
     schema.metadata.create_all(connection)
     connection.execute(insert(schema.schema_version).values(version=schema.SCHEMA_VERSION))
 
 
-def _prune_cold_starts(connection: Connection) -> None:
+def _prune(connection: Connection) -> None:
+    newest_span = connection.execute(select(func.max(schema.usage.c.starts_at))).scalar()
+    if newest_span is not None:
+        oldest = newest_span - _KEPT_USAGE_S
+        connection.execute(delete(schema.usage).where(schema.usage.c.starts_at < oldest))
     table = schema.cold_starts
     newest = select(table.c.started_at).order_by(table.c.started_at.desc()).offset(_KEPT_COLD_STARTS).limit(1)
     cutoff = connection.execute(newest).scalar()
@@ -227,6 +251,17 @@ def _add_deployment(
         rows = [{"deployment_id": deployment.id, "name": n, "value": v} for n, v in secrets.items()]
         connection.execute(insert(schema.secrets), rows)
     return deployment
+
+
+def _add_spans(connection: Connection, spans: list[UsageSpan]) -> None:
+    table = schema.usage
+    for span in spans:
+        row = span.model_dump()
+        seconds = {name: row[name] for name in ("serving_s", "starting_s", "idle_s", "parked_s")}
+        is_it = [table.c[name] == value for name, value in row.items() if name not in seconds]
+        added = {name: table.c[name] + value for name, value in seconds.items()}
+        if not connection.execute(update(table).where(*is_it).values(**added)).rowcount:
+            connection.execute(insert(table).values(**row))
 
 
 def _activate(connection: Connection, app: str, version: int | None) -> Deployment:

@@ -7,6 +7,7 @@ those of the version before it; while there are none at all they are held here, 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,6 +44,8 @@ class Counters:
     held: int = 0
     retried: int = 0
     rejected: int = 0
+    heat_steps: Counter[str] = field(default_factory=Counter)
+    """Steps on the heat ladder (``parked``, ``pushed_out``, ``woken``, ``not_woken``, ``cooled``)."""
 
 
 class Ticket:
@@ -134,6 +137,15 @@ class Target:
     def outdated(self) -> list[Replica]:
         """Replicas of other versions that still serve or start."""
         return [r for r in self.replicas.values() if r.is_live and not self.is_current(r)]
+
+    def parked(self) -> list[Replica]:
+        """Parked replicas of the active version."""
+        return [r for r in self.replicas.values() if r.is_parked and self.is_current(r)]
+
+    def rest(self) -> None:
+        """Memory is short: what this server needed lately keeps no replica running. A request does."""
+        self.last_activity_s = None
+        self.autoscaler.configure(self.version.spec.scaling)
 
     def load(self) -> Load:
         """What the autoscaler needs to know. Resets the peak."""
@@ -243,11 +255,12 @@ class Target:
         started.posted_at_s = self._clock.monotonic()
         replica.cold_start = started
 
-    def give_back_cold_start(self, replica: Replica) -> None:
-        """The start could not even be asked for: the record stays open for the next attempt."""
+    def give_back_cold_start(self, replica: Replica, reason: str | None = None) -> None:
+        """Nothing came of this replica: the record stays open, with the ``reason``, for the next attempt."""
         started, replica.cold_start = replica.cold_start, None
         if started is None:
             return
+        started.fallback_reason = reason or started.fallback_reason
         if self.opening is None and self.held:
             started.replica_id, started.posted_at_s = "", None
             self.opening = started
@@ -260,7 +273,7 @@ class Target:
             close(self.opening, None)
             self.opening = None
         for replica in self.replicas.values():
-            if replica.cold_start is not None and replica.ready_at_s is None:
+            if replica.cold_start is not None and (replica.ready_at_s is None or replica.is_waking):
                 close(replica.cold_start, replica.view)
                 replica.cold_start = None
 
@@ -275,6 +288,11 @@ class Target:
         if replica.cold_start is not None:
             self._cold_starts.abandoned(replica.cold_start, replica.view)
             replica.cold_start = None
+
+    def start_interrupted(self, replica: Replica, error: ErrorInfo) -> None:
+        """A start ended because a part of Glowplug died: its callers wait for the next one."""
+        self.history.interrupted(error.message)
+        self.give_back_cold_start(replica, error.message)
 
     def start_failed(self, replica: Replica, error: ErrorInfo) -> None:
         """A start of the active version ended before it was ready."""
@@ -313,9 +331,12 @@ class Target:
         self.opening = self._new_cold_start()
 
     def _join_cold_start(self, replica: Replica) -> None:
-        """A replica that nobody waited for is starting: it was needed since it was asked for."""
+        """A replica that nobody waited for is starting: it was needed since it was asked for.
+
+        One that is woken takes so little time that its record may begin with the request.
+        """
         started = self._new_cold_start()
-        head_start_s = max(started.started_at - replica.view.created_at, 0.0)
+        head_start_s = 0.0 if replica.is_waking else max(started.started_at - replica.view.created_at, 0.0)
         started.started_at -= head_start_s
         started.opened_at_s -= head_start_s
         started.posted_at_s = started.opened_at_s

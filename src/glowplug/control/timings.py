@@ -23,12 +23,16 @@ class Timings:
     """So many starts in a row that never got ready are a crash loop: waiting callers are told."""
     backoff_first_s: float = 1.0
     backoff_max_s: float = 60.0
+    held_backoff_max_s: float = 4.0
+    """Where a start worked before, callers are held meanwhile: the next one comes within this time."""
     hold_slack_s: float = 10.0
     """Beyond startup_timeout_s a held request waits this long: one back-off and the way through the agent."""
     early_death_s: float = 10.0
     """A replica that dies younger than this after it was ready delays its successor."""
     stop_grace_s: float = 10.0
     """What a stopped replica gets between SIGTERM and SIGKILL."""
+    relief_step_s: float = 2.0
+    """While a node's memory is short, one replica on it goes down a step in this time: it must show first."""
     reconnect_first_s: float = 0.1
     reconnect_max_s: float = 2.0
     """Waits between attempts to reach an agent that does not answer."""

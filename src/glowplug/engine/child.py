@@ -47,11 +47,15 @@ def dies_with_parent() -> Callable[[], None]:
 
 @dataclass
 class Backoff:
-    """Delays between restarts: doubling from ``first_s`` to ``longest_s``, forgotten after a good life."""
+    """Delays between restarts: doubling from ``first_s`` to ``longest_s``, forgotten after a good life.
+
+    While a child is away callers are held, the router's in its listener's queue: the longest delay is what
+    they can wait for besides a start. A child that never lives costs a second of a processor each time.
+    """
 
     clock: Clock
     first_s: float = 0.1
-    longest_s: float = 15.0
+    longest_s: float = 4.0
     good_life_s: float = 30.0
     failures: int = field(default=0, init=False)
 

@@ -28,6 +28,7 @@ from glowplug.engine.processes import (
 )
 from glowplug.engine.record import SupervisorRecord, is_supervised, read_record
 from glowplug.engine.rotating_log import tail
+from glowplug.snapshot.sealing.memory_folder import remove_memory_folders
 from glowplug.types.errors import Conflict, DeadlineExceeded, GlowplugError, Unavailable
 from glowplug.types.paths import StateDir
 
@@ -153,6 +154,7 @@ def down(
             stage="stop",
             state=str(state.root),
         )
+    remove_memory_folders(state.unsealed)  # of an agent that was killed, and has no successor
     return did_run
 
 

@@ -18,7 +18,12 @@ from pathlib import Path
 from glowplug.runtime.cgroup import ReplicaCgroup
 from glowplug.types.paths import StateDir
 
-_OUR_MODULES = ("glowplug.node", "glowplug.control", "glowplug.engine.supervisor")
+_OUR_MODULES = (
+    "glowplug.node",
+    "glowplug.control",
+    "glowplug.engine.supervisor",
+    "glowplug.image.lazy.worker",  # the blob daemon; its holder's command line ends with the worker's
+)
 _TCP_LISTEN = "0A"
 
 

@@ -1,8 +1,9 @@
 """Where this room keeps things below ``images/``. Image ids are checked here, so no id is ever a path.
 
-``images/<id>/`` holds ``image.json`` and ``rootfs/`` (for a user's folder also the overlay's ``upper/``
-and ``work/``). Names with a leading dot are ours: ``.staging/`` (being made or being removed), ``.locks/``
-and ``.build/`` (the builder's storage: base images and cached layers; may be deleted when no build runs).
+``images/<id>/`` holds ``image.json`` and ``rootfs/`` (for a user's folder or an index also the overlay's
+``upper/`` and ``work/``, and ``lower``, a note of what it was made on). Names with a leading dot are ours:
+``.staging/`` (being made or being removed), ``.locks/`` and ``.build/`` (the builder's storage: base images
+and cached layers; may be deleted when no build runs).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from glowplug.image import overlay
 from glowplug.image.inside import check_destination
 from glowplug.image.job import Job
 from glowplug.image.layout import ImageFolders
+from glowplug.image.lazy.fuse_mount import detach
 from glowplug.image.lock import held
 from glowplug.image.record import ImageRecord, Lower, read_record
 from glowplug.image.resolve import HOST_ROOT, look_up, trace
@@ -23,6 +24,7 @@ from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound
 from glowplug.types.paths import StateDir
 
+_LOWER_NOTE = "lower"  # beside the overlay: what it was made on
 MOUNT_TIMEOUT_S = 10.0  # somebody else's mount of the same image takes about a millisecond
 
 
@@ -194,16 +196,37 @@ class ImageMounter:
             raise _gone(record.id, lower.path)
 
     def _mount_overlay(self, record: ImageRecord, lower: Path, root: Path) -> None:
-        if root.is_mount():
+        """An overlay keeps the filesystem it was made on, even when something better is mounted there now."""
+        if _stands_on(lower, root):
             return
         with self._exclusively(record.id):
-            if not root.is_mount():
+            if not _stands_on(lower, root):
+                # Whoever runs on the old one keeps it. Both share the upper layer, which holds nothing but
+                # empty mount points.
+                detach(root)
+                (root.parent / _LOWER_NOTE).write_text(_identity(lower))
                 overlay.mount(lower, root.parent / "upper", root.parent / "work", root)
 
     def _exclusively(self, image_id: str) -> AbstractContextManager[None]:
         deadline_s = self._clock.monotonic() + MOUNT_TIMEOUT_S
         job = Job(lambda _text, _fraction: None, self._clock, deadline_s)
         return held(self._folders.mount_lock(image_id), job, f"waiting for the mount of {image_id}")
+
+
+def _stands_on(lower: Path, root: Path) -> bool:
+    """Whether ``root`` is an overlay of what is at ``lower`` now."""
+    if not root.is_mount():
+        return False
+    try:
+        return (root.parent / _LOWER_NOTE).read_text() == _identity(lower)
+    except FileNotFoundError:
+        return False
+
+
+def _identity(lower: Path) -> str:
+    """Of the folder and its filesystem, whose device number is no other's while an overlay holds it."""
+    status = lower.stat()
+    return f"{status.st_dev} {status.st_ino}"
 
 
 def _gone(image_id: str, path: str) -> NotFound:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glowplug.chunks.ssd import SsdStore
+from glowplug.image.file_trees import FileTrees, is_file_tree
 from glowplug.image.index.catalog import Catalog
 from glowplug.image.index.folder import IndexFolder
 from glowplug.image.job import Job, Progress
@@ -26,7 +27,7 @@ from glowplug.image.node_store import ONLY_HERE, open_ssd
 from glowplug.image.store import ImageStore
 from glowplug.image.task_runner import TaskRunner
 from glowplug.types.clock import Clock, SystemClock
-from glowplug.types.errors import Conflict, GlowplugError
+from glowplug.types.errors import Conflict, GlowplugError, InvalidInput
 from glowplug.types.image import (
     ImageTask,
     IndexView,
@@ -57,6 +58,7 @@ class NodeImages:
         self._tasks = TaskRunner(state)
         self.store = ImageStore(state, in_use=lambda: self.in_use(), clock=self._clock)
         self.mounter = ImageMounter(state, starts, self._clock)
+        self.files = FileTrees(state, ssd, self._catalog, starts, clock=self._clock)
 
     def close(self) -> None:
         """Leave everything as it is for the next agent."""
@@ -65,6 +67,10 @@ class NodeImages:
     def metrics(self) -> str:
         """What the blob daemon counts, as Prometheus text."""
         return self._starts.metrics()
+
+    def prepare(self) -> None:
+        """Start the blob daemon and so on, that no cold start has to wait for it. Raises Unavailable."""
+        self._starts.prepare()
 
     def sweep(self) -> None:
         """Put right what killed processes left, and release what ended containers held."""
@@ -81,8 +87,8 @@ class NodeImages:
         stop_daemon(self._state)
 
     def indexes(self) -> list[IndexView]:
-        """All indexes, named ones first."""
-        views = [self._view(folder) for folder in self._catalog.list()]
+        """All indexes of images, named ones first."""
+        views = [self._view(folder) for folder in self._catalog.list() if not is_file_tree(folder)]
         return sorted(views, key=lambda view: (not view.names, view.names, view.digest))
 
     def index(self, image: str) -> IndexView:
@@ -148,12 +154,25 @@ class NodeImages:
 
     def _drop_unless_needed(self, digest: str, names: Collection[str]) -> bool:
         """Remove an index that has no other ``names`` and is no deployment's; raises Conflict if mounted."""
+        self._refuse_file_tree(digest)
         if names or digest in self.store.digests():
             return False
         self._starts.unmount(digest)
         self._catalog.remove(digest)
         self._ssd.unpin(ONLY_HERE + digest)
         return True
+
+    def _refuse_file_tree(self, digest: str) -> None:
+        try:
+            is_refused = is_file_tree(self._catalog.get(digest))
+        except InvalidInput:  # damaged: it may go
+            return
+        if is_refused:
+            raise Conflict(
+                f"{digest[:16]} is the memory of a snapshot.",
+                remedy="`glowplug snapshot ls` lists snapshots, `glowplug snapshot rm` removes one.",
+                digest=digest,
+            )
 
     def _view(self, folder: IndexFolder) -> IndexView:
         manifest = folder.manifest

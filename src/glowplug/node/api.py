@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from glowplug.image.job import Progress
 from glowplug.image.node_images import NodeImages
 from glowplug.node import logs
 from glowplug.node.admission import is_replica_id
 from glowplug.node.agent import DEFAULT_GRACE_S, Agent
-from glowplug.node.api_images import NDJSON, add_images
+from glowplug.node.api_images import NDJSON, add_images, stream_events
 from glowplug.node.record import ReplicaFolder
+from glowplug.node.snapshot_moves import SnapshotMoves
+from glowplug.node.snapshot_resealing import SnapshotResealing
 from glowplug.node.terminal import serve_exec
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, SnapshotInvalid
+from glowplug.types.image import TaskEvent
 from glowplug.types.replica import (
     NodeView,
     ReplicaView,
@@ -27,13 +33,14 @@ from glowplug.types.replica import (
 )
 
 
-def make_app(agent: Agent, images: NodeImages) -> FastAPI:
+def make_app(agent: Agent, images: NodeImages, moves: SnapshotMoves) -> FastAPI:
     """The ASGI application. ``agent`` is opened and closed by whoever runs it."""
     app = FastAPI(title="Glowplug node agent", docs_url=None, redoc_url=None)
     _add_errors(app)
     _add_replicas(app, agent, images)
     add_images(app, images)
-    _add_snapshots(app, agent)
+    _add_snapshots(app, agent, moves)
+    _add_snapshot_moves(app, moves, agent.state.superseded)
     return app
 
 
@@ -51,11 +58,6 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _add_replicas(app: FastAPI, agent: Agent, images: NodeImages) -> None:
-    def with_memory(view: ReplicaView) -> ReplicaView:
-        if view.state.is_final:
-            return view
-        return view.model_copy(update={"memory_bytes": agent.memory_bytes(view.id)})
-
     @app.get("/v1/node")
     async def node() -> NodeView:
         return agent.view()
@@ -76,11 +78,12 @@ def _add_replicas(app: FastAPI, agent: Agent, images: NodeImages) -> None:
 
     @app.get("/v1/replicas")
     async def replicas() -> list[ReplicaView]:
-        return [with_memory(view) for view in agent.table.list()]
+        return await asyncio.to_thread(agent.memory.added, agent.table.list())
 
     @app.get("/v1/replicas/{replica_id}")
     async def replica(replica_id: str) -> ReplicaView:
-        return with_memory(agent.table.get(replica_id))
+        (view,) = await asyncio.to_thread(agent.memory.added, [agent.table.get(replica_id)])
+        return view
 
     @app.post("/v1/replicas", status_code=201)
     async def start(request: StartReplica) -> ReplicaView:
@@ -91,6 +94,14 @@ def _add_replicas(app: FastAPI, agent: Agent, images: NodeImages) -> None:
         replica_id: str, grace_s: Annotated[float, Query(ge=0, le=3600)] = DEFAULT_GRACE_S
     ) -> ReplicaView:
         return agent.stop(replica_id, grace_s)
+
+    @app.post("/v1/replicas/{replica_id}/park")
+    async def park(replica_id: str, push_out: bool = False) -> ReplicaView:
+        return await agent.parking.park(replica_id, push_out=push_out)
+
+    @app.post("/v1/replicas/{replica_id}/unpark")
+    async def unpark(replica_id: str) -> ReplicaView:
+        return await agent.parking.unpark(replica_id)
 
     @app.get("/v1/replicas/{replica_id}/logs")
     async def read_logs(
@@ -115,10 +126,13 @@ def _add_replicas(app: FastAPI, agent: Agent, images: NodeImages) -> None:
         await serve_exec(socket, lambda: agent.exec_command(replica_id, command, tty=tty), tty, rows, cols)
 
 
-def _add_snapshots(app: FastAPI, agent: Agent) -> None:
+def _add_snapshots(app: FastAPI, agent: Agent, moves: SnapshotMoves) -> None:
     @app.get("/v1/snapshots")
-    async def listing() -> list[SnapshotView]:
-        views = {view.id: view for view in await asyncio.to_thread(agent.snapshots.list)}
+    async def listing(region: bool = False) -> list[SnapshotView]:
+        if region:
+            return await asyncio.to_thread(moves.in_region)
+        stored = await asyncio.to_thread(agent.snapshots.list)
+        views = {view.id: _with_verdict(agent, view) for view in stored}
         for view in agent.captures.views():
             # What is being captured again is told as such; a failed capture does not hide what is stored.
             if view.status is SnapshotStatus.CAPTURING or view.id not in views:
@@ -142,13 +156,57 @@ def _add_snapshots(app: FastAPI, agent: Agent) -> None:
         with snapshot.pin():
             try:
                 await asyncio.to_thread(snapshot.verify)
-            except SnapshotInvalid as error:  # bytes do not heal: never restore it again
-                await asyncio.to_thread(agent.snapshots.quarantine, snapshot_id, error.message)
+            except SnapshotInvalid as error:
+                await asyncio.to_thread(agent.snapshots.record_damage, snapshot_id, error.message)
         return await asyncio.to_thread(agent.snapshots.view, snapshot_id)
 
     @app.delete("/v1/snapshots/{snapshot_id}", status_code=204)
-    async def remove(snapshot_id: str, force: bool = False) -> None:
+    async def remove(snapshot_id: str, force: bool = False, region: bool = False) -> None:
+        if region:
+            await asyncio.to_thread(moves.remove_from_region, snapshot_id)
+            return
         await asyncio.to_thread(agent.snapshots.remove, snapshot_id, force)
+
+
+def _add_snapshot_moves(app: FastAPI, moves: SnapshotMoves, superseded: Path) -> None:
+    @app.post("/v1/snapshots/{snapshot_id}/push")
+    async def push(snapshot_id: str) -> StreamingResponse:
+        def work(progress: Progress, cancelled: threading.Event) -> TaskEvent:
+            return TaskEvent(result=moves.push(snapshot_id, progress, cancelled), fraction=1.0)
+
+        return StreamingResponse(stream_events(TaskEvent, work), media_type=NDJSON)
+
+    @app.post("/v1/snapshots/gc")
+    async def collect(grace_s: float) -> StreamingResponse:
+        def work(progress: Progress, cancelled: threading.Event) -> TaskEvent:
+            result = moves.collect_in_region(progress, cancelled, grace_s=grace_s)
+            return TaskEvent(result=result, fraction=1.0)
+
+        return StreamingResponse(stream_events(TaskEvent, work), media_type=NDJSON)
+
+    @app.post("/v1/snapshots/{snapshot_id}/pull")
+    async def pull(snapshot_id: str, content: bool = False) -> StreamingResponse:
+        def work(progress: Progress, cancelled: threading.Event) -> TaskEvent:
+            result = moves.pull(snapshot_id, progress, cancelled, content=content)
+            return TaskEvent(result=result, fraction=1.0)
+
+        return StreamingResponse(stream_events(TaskEvent, work), media_type=NDJSON)
+
+    @app.post("/v1/snapshots/reseal")
+    async def reseal() -> StreamingResponse:
+        def work(progress: Progress, cancelled: threading.Event) -> TaskEvent:
+            result = SnapshotResealing(moves, superseded).run(progress, cancelled)
+            return TaskEvent(result=result, fraction=1.0)
+
+        return StreamingResponse(stream_events(TaskEvent, work), media_type=NDJSON)
+
+
+def _with_verdict(agent: Agent, view: SnapshotView) -> SnapshotView:
+    """A good snapshot, unless this node found that it does not pay."""
+    reason = agent.start_times.opted_out(view.id)
+    if reason is None or view.status is not SnapshotStatus.GOOD:
+        return view
+    return view.model_copy(update={"status": SnapshotStatus.OPTED_OUT, "reason": reason})
 
 
 def _is_over(agent: Agent, replica_id: str) -> Callable[[], bool]:

@@ -19,7 +19,7 @@ from glowplug.types.replica import BuildEvent, BuildRequest, ErrorInfo, ImageVie
 
 NDJSON = "application/x-ndjson"
 _Event = TypeVar("_Event", BuildEvent, TaskEvent)
-_Work = Callable[[Progress, threading.Event], _Event]
+Work = Callable[[Progress, threading.Event], _Event]
 
 
 def add_images(app: FastAPI, images: NodeImages) -> None:
@@ -43,7 +43,7 @@ def add_images(app: FastAPI, images: NodeImages) -> None:
             image = images.store.ensure(request.image, progress, cancelled)
             return BuildEvent(image=image, fraction=1.0)
 
-        return StreamingResponse(_events(BuildEvent, work), media_type=NDJSON)
+        return StreamingResponse(stream_events(BuildEvent, work), media_type=NDJSON)
 
     @app.get("/v1/indexes")
     async def indexes() -> list[IndexView]:
@@ -58,10 +58,10 @@ def add_images(app: FastAPI, images: NodeImages) -> None:
         def work(progress: Progress, cancelled: threading.Event) -> TaskEvent:
             return TaskEvent(result=images.run(request.task, progress, cancelled), fraction=1.0)
 
-        return StreamingResponse(_events(TaskEvent, work), media_type=NDJSON)
+        return StreamingResponse(stream_events(TaskEvent, work), media_type=NDJSON)
 
 
-async def _events(kind: type[_Event], work: _Work[_Event]) -> AsyncIterator[str]:
+async def stream_events(kind: type[_Event], work: Work[_Event]) -> AsyncIterator[str]:
     """Progress lines, then the outcome or the error; the work ends soon after nobody listens any more."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[_Event] = asyncio.Queue()

@@ -1,9 +1,12 @@
 """Capturing snapshots in the background of serving.
 
 A capture replica is started like any other but yields the processor, holds no secrets and never sees a
-caller. It is warmed up, asked its canary twice (an answer that is not repeatable proves nothing), frozen,
-sealed, and restored once on trial before its snapshot can be found by anybody. One capture per key at a time;
-after a failure the key waits, longer each time.
+caller. It is warmed up, asked its canary again and again (an answer that is not repeatable proves nothing),
+frozen, sealed, and restored once on trial before its snapshot can be found by anybody.
+
+However many replicas ask for captures, there is never a storm: one capture per key, and at most
+``CAPTURES_AT_ONCE`` on the node that nobody asked for by hand; the others wait their turn. After a failure
+the key waits, longer each time; so does a key that is captured again and again because its snapshots go bad.
 """
 
 from __future__ import annotations
@@ -17,34 +20,35 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from glowplug.image.mount import Mounter
+from glowplug.node import failures
 from glowplug.node.capacity import Capacity
-from glowplug.node.hooks import run_hook
+from glowplug.node.gpu_snapshots import GpuStage
 from glowplug.node.leftovers import Leftovers
+from glowplug.node.preparation import prepare
+from glowplug.node.probation import NodeProbation
 from glowplug.node.replica import Replica
-from glowplug.node.starter import CANARY_TIMEOUT_S, EXPECTED, Starter, in_words
-from glowplug.node.talk import Answer, ReplicaTalk
+from glowplug.node.start_times import StartTimes
+from glowplug.node.starter import EXPECTED, Starter
 from glowplug.observe.metrics import Metrics
-from glowplug.snapshot import canary
 from glowplug.snapshot.key import SnapshotKey
 from glowplug.snapshot.manifest import CaptureTimings, ManifestDraft
 from glowplug.snapshot.secrets_scan import find_secrets
 from glowplug.snapshot.staging import Staging
 from glowplug.snapshot.store import SnapshotStore
 from glowplug.types.clock import Clock
-from glowplug.types.errors import Conflict, ReplicaFailed, SnapshotInvalid, Unavailable
+from glowplug.types.errors import Conflict, KeyMissing, SnapshotInvalid, Unavailable
 from glowplug.types.replica import (
     Purpose,
     ReplicaState,
     SnapshotStatus,
     SnapshotView,
-    Stage,
     StartReplica,
 )
-from glowplug.types.spec import HttpCall
 
-WARMUP_TIMEOUT_S = 300.0
-FIRST_RETRY_S = 30.0
+FIRST_RETRY_S = 5.0
 SLOWEST_RETRY_S = 3600.0
+CAPTURES_AT_ONCE = 1
+"""A capture costs a cold start's processor time and the disk's whole bandwidth: two would slow each other."""
 
 NewReplica = Callable[[StartReplica, Purpose], Replica]
 
@@ -53,25 +57,39 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Attempts:
-    """What happened to the captures of one key so far."""
+    """What happened to the captures of one key so far: failures in a row, and captures that worked."""
 
     failures: int = 0
+    captures: int = 0
     not_before_s: float = 0.0
-    reason: str | None = None
+
+    def wait_s(self) -> float:
+        """Seconds until the next capture may begin: doubled by each failure, and from the second capture on.
+
+        The first recapture is free: whatever damaged a snapshot, its successor is wanted soon.
+        """
+        count = self.failures or self.captures - 1
+        return min(FIRST_RETRY_S * 2 ** (count - 1), SLOWEST_RETRY_S) if count > 0 else 0.0
 
 
 @dataclass
 class Captures:
-    """All captures of this node. ``new_replica`` makes the agent's own bookkeeping for one."""
+    """All captures of this node. ``new_replica`` makes the agent's own bookkeeping for one.
+
+    ``captured`` is told the id of every new snapshot.
+    """
 
     starter: Starter
     images: Mounter
     snapshots: SnapshotStore
+    start_times: StartTimes
+    probation: NodeProbation
     capacity: Capacity
     metrics: Metrics
     clock: Clock
     leftovers: Leftovers
     new_replica: NewReplica
+    captured: Callable[[str], object]
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _views: dict[str, SnapshotView] = field(default_factory=dict)
     _attempts: dict[str, _Attempts] = field(default_factory=dict)
@@ -92,11 +110,11 @@ class Captures:
 
         Never fails: the replica that asks serves, with a snapshot or without.
         """
-        if not request.server.snapshot.enabled:
+        if request.server.why_no_snapshot:
             return
         try:
             key = await self.starter.in_thread(self.starter.key, request)
-            if not await self.starter.in_thread(self._has_good_snapshot, key):
+            if await self.starter.in_thread(self._is_worth_capturing, key):
                 self._begin_if_sensible(key, request)
         except Exception:
             logger.exception("could not begin to capture %s/%s", request.app, request.server.name)
@@ -111,6 +129,9 @@ class Captures:
         attempts = self._attempts.get(key.id)
         is_too_early = attempts is not None and self.clock.monotonic() < attempts.not_before_s
         if self._is_closed or is_too_early or key.id in self._tasks:
+            return
+        if len(self._tasks) >= CAPTURES_AT_ONCE:
+            self._waiting[key.id] = request
             return
         try:
             self.begin(key, request)
@@ -157,34 +178,42 @@ class Captures:
                 logger.exception("capturing %s: this should not happen", key.id)
             self._note_failure(key, error)
         else:
-            self._attempts.pop(key.id, None)
-            self._views.pop(key.id, None)
+            self._note_success(key)
             self.metrics.count_capture(succeeded=True, capture_s=time.monotonic() - started)
+            self.captured(key.id)
             logger.info("captured %s of %s/%s", key.id, request.app, request.server.name)
         finally:
             self._tasks.pop(key.id, None)
             self._images.pop(key.id, None)
             self.capacity.release(replica_id)
+        if not self._is_closed:
+            await self.room_was_made()
+
+    def _note_success(self, key: SnapshotKey) -> None:
+        self._views.pop(key.id, None)
+        attempts = self._attempts.setdefault(key.id, _Attempts())
+        attempts.failures = 0
+        attempts.captures += 1
+        attempts.not_before_s = self.clock.monotonic() + attempts.wait_s()
 
     def _note_failure(self, key: SnapshotKey, error: Exception) -> None:
         attempts = self._attempts.setdefault(key.id, _Attempts())
         attempts.failures += 1
-        wait_s = min(FIRST_RETRY_S * 2 ** (attempts.failures - 1), SLOWEST_RETRY_S)
+        wait_s, reason = attempts.wait_s(), failures.in_words(error)
         attempts.not_before_s = self.clock.monotonic() + wait_s
-        attempts.reason = in_words(error)
         view = self._views[key.id]
         self._views[key.id] = view.model_copy(
             update={
                 "status": SnapshotStatus.QUARANTINED,
                 "failures": attempts.failures,
-                "reason": f"capture failed: {attempts.reason} (next try in {wait_s:g} s at the earliest)",
+                "reason": f"capture failed: {reason} (next try in {wait_s:g} s at the earliest)",
             }
         )
         self.metrics.count_capture(succeeded=False)
-        logger.warning("capture of %s failed: %s", key.id, attempts.reason)
+        logger.warning("capture of %s failed: %s", key.id, reason)
 
     async def _capture(self, key: SnapshotKey, request: StartReplica, replica_id: str) -> None:
-        keeps_secrets = request.server.snapshot.secrets_in_snapshot
+        keeps_secrets, devices = request.server.snapshot.secrets_in_snapshot, self.starter.devices
         quiet = request.model_copy(
             update={"replica_id": replica_id, "secrets": request.secrets if keeps_secrets else {}}
         )
@@ -194,11 +223,18 @@ class Captures:
             replica = self.new_replica(quiet, Purpose.CAPTURE)
             try:
                 await self.starter.in_thread(replica.container.allocate)
+                allocated = time.monotonic()
                 await self.starter.start_cold(replica)
-                answers = await self.starter.while_alive(replica, self._prepare(replica))
+                cold_s = time.monotonic() - allocated
+                with devices.stage(replica, GpuStage.QUIESCE):
+                    prepared = await self.starter.while_alive(replica, prepare(replica))
                 frozen = time.monotonic()
+                gpus = await devices.suspend(replica)
                 replica.stop_watching()
-                await self.starter.in_thread(replica.container.checkpoint, staging.path)
+                with devices.stage(replica, GpuStage.HOST_SNAPSHOT):
+                    await self.starter.in_thread(
+                        replica.container.checkpoint, staging.files, is_memory=staging.files != staging.path
+                    )
                 frozen_s = time.monotonic() - frozen
             finally:
                 await self._discard(replica)
@@ -208,8 +244,12 @@ class Captures:
                 app=request.app,
                 server=request.server.name,
                 deployment=request.deployment_id,
-                canary=answers,
-                timings=CaptureTimings(capture_s=time.monotonic() - started, frozen_s=frozen_s),
+                canary=prepared.canary,
+                hook_ports=prepared.hook_ports,
+                gpus=gpus,
+                timings=CaptureTimings(
+                    capture_s=time.monotonic() - started, frozen_s=frozen_s, cold_s=cold_s
+                ),
                 tools={"runtime": key.fields["runtime"]},
             )
             await self._try_and_publish(staging, draft, quiet)
@@ -227,50 +267,9 @@ class Captures:
         else:
             await self.starter.in_thread(begun.__exit__, None, None, None)
 
-    async def _prepare(self, replica: Replica) -> list[canary.CanaryAnswer]:
-        """Warm up, record the canary, run the hook. No connection is left open."""
-        server = replica.request.server
-        talk = ReplicaTalk(replica.container.endpoint)
-        try:
-            for call in server.snapshot.warmup:
-                await _succeed(talk, replica.id, "warm-up", call, WARMUP_TIMEOUT_S)
-            answers = [await self._record_canary(replica.id, talk, call) for call in server.snapshot.canary]
-            if not answers:
-                answers = await self._record_ready(replica.id, talk, server.ready)
-            if server.code is not None:
-                call = HttpCall(method="POST", path="/.glowplug/before_snapshot", json_body={})
-                await _succeed(talk, replica.id, "before_snapshot", call, WARMUP_TIMEOUT_S)
-            if server.snapshot.before_snapshot is not None:
-                await run_hook(server.snapshot.before_snapshot, replica.container, talk)
-            return answers
-        finally:
-            await talk.close()
-
-    async def _record_canary(self, replica_id: str, talk: ReplicaTalk, call: HttpCall) -> canary.CanaryAnswer:
-        first = await _succeed(talk, replica_id, "canary", call, CANARY_TIMEOUT_S)
-        answer = canary.record(call, first.status, first.headers, first.body)
-        second = await talk.call("canary", call, CANARY_TIMEOUT_S)
-        difference = canary.compare(answer, second.status, second.body)
-        if difference is not None:
-            raise SnapshotInvalid(
-                f"The canary {call.method} {call.path} is not repeatable: asked twice, {difference}.",
-                remedy="Use one with one right answer (temperature 0), or list what may differ in ignore=.",
-                replica_id=replica_id,
-            )
-        return answer
-
-    async def _record_ready(
-        self, replica_id: str, talk: ReplicaTalk, ready: HttpCall
-    ) -> list[canary.CanaryAnswer]:
-        """Without a declared canary: the ready call if its answer is repeatable, else that it succeeds."""
-        try:
-            return [await self._record_canary(replica_id, talk, ready)]
-        except SnapshotInvalid:
-            return []
-
     async def _refuse_secrets(self, staging: Staging, secrets: dict[str, str]) -> None:
         wanted = {name: value.encode() for name, value in secrets.items()}
-        found = await self.starter.in_thread(find_secrets, staging.path, wanted)
+        found = await self.starter.in_thread(find_secrets, staging.files, wanted)
         if found:
             names = ", ".join(sorted({hit.name for hit in found}))
             raise SnapshotInvalid(
@@ -282,15 +281,18 @@ class Captures:
     async def _try_and_publish(self, staging: Staging, draft: ManifestDraft, request: StartReplica) -> None:
         """Seal, restore once on trial, publish."""
         sealed = await self.starter.in_thread(staging.seal, draft)
-        trial = self.new_replica(
-            request.model_copy(update={"replica_id": f"{request.replica_id}-trial"}), Purpose.CAPTURE
-        )
+        trial_id = f"{request.replica_id}-trial"
+        self.capacity.hand_over(request.replica_id, trial_id)
         try:
-            root = await self.starter.in_thread(self.images.mount, request.image_id)
-            await self.starter.in_thread(trial.container.allocate)
-            await self.starter.start_restored(trial, root, sealed)
+            trial = self.new_replica(request.model_copy(update={"replica_id": trial_id}), Purpose.CAPTURE)
+            try:
+                root = await self.starter.in_thread(self.images.mount, request.image_id)
+                await self.starter.in_thread(trial.container.allocate)
+                await self.starter.start_restored(trial, root, sealed)
+            finally:
+                await self._discard(trial)
         finally:
-            await self._discard(trial)
+            self.capacity.hand_over(trial_id, request.replica_id)
         await self.starter.in_thread(staging.publish)
 
     async def _discard(self, replica: Replica) -> None:
@@ -299,22 +301,13 @@ class Captures:
         await self.leftovers.remove(replica.id)
         replica.change(state=ReplicaState.STOPPED, ended_at=self.clock.wall(), pid=None, endpoint=None)
 
-    def _has_good_snapshot(self, key: SnapshotKey) -> bool:
-        try:
-            return self.snapshots.find(key) is not None
-        except SnapshotInvalid:
+    def _is_worth_capturing(self, key: SnapshotKey) -> bool:
+        """Whether a snapshot is missing that this node would restore."""
+        if self.probation.quarantine is not None or self.start_times.opted_out(key.id) is not None:
             return False
-
-
-async def _succeed(talk: ReplicaTalk, replica_id: str, what: str, call: HttpCall, timeout_s: float) -> Answer:
-    """Make a call that must be answered with 2xx. Raises ReplicaFailed or DeadlineExceeded."""
-    answer = await talk.call(what, call, timeout_s)
-    if not answer.is_success:
-        raise ReplicaFailed(
-            f"The {what} call {call.method} {call.path} was answered with {answer.status}: "
-            f"{answer.text(300)}",
-            remedy="Fix the call in Snapshot(...), or the server.",
-            replica_id=replica_id,
-            stage=Stage.FIRST_ANSWER.value,
-        )
-    return answer
+        try:
+            return self.snapshots.find(key) is None
+        except SnapshotInvalid:
+            return True
+        except KeyMissing:  # it is good, and a capture would take its place
+            return False

@@ -94,6 +94,17 @@ class NodeClient:
         answer = await self._call("POST", f"/v1/replicas/{_part(replica_id)}/stop?grace_s={grace_s:g}")
         return ReplicaView.model_validate(answer)
 
+    async def park_replica(self, replica_id: str, *, push_out: bool) -> ReplicaView:
+        """Freeze it; with ``push_out`` its memory goes to swap after that. Raises NotFound, Conflict."""
+        path = f"/v1/replicas/{_part(replica_id)}/park?push_out={str(push_out).lower()}"
+        return ReplicaView.model_validate(await self._call("POST", path))
+
+    async def unpark_replica(self, replica_id: str) -> ReplicaView:
+        """Let it run on; it has answered. Raises NotFound, Conflict, Unavailable, ReplicaFailed."""
+        return ReplicaView.model_validate(
+            await self._call("POST", f"/v1/replicas/{_part(replica_id)}/unpark")
+        )
+
     async def logs(
         self, replica_id: str, *, tail: int | None = None, follow: bool = False
     ) -> AsyncGenerator[bytes, None]:
@@ -139,22 +150,49 @@ class NodeClient:
         ):
             yield _parse(TaskEvent, line)
 
-    async def snapshots(self) -> list[SnapshotView]:
-        """All snapshots of the node."""
-        return _SNAPSHOTS.validate_python(await self._call("GET", "/v1/snapshots"))
+    async def snapshots(self, *, region: bool = False) -> list[SnapshotView]:
+        """All snapshots of the node, or of its region."""
+        path = "/v1/snapshots?region=true" if region else "/v1/snapshots"
+        return _SNAPSHOTS.validate_python(await self._call("GET", path))
 
     async def snapshot(self, snapshot_id: str) -> SnapshotView:
         """One snapshot. Raises NotFound."""
         return SnapshotView.model_validate(await self._call("GET", f"/v1/snapshots/{_part(snapshot_id)}"))
 
-    async def delete_snapshot(self, snapshot_id: str) -> None:
-        """Remove a snapshot. Raises NotFound, Conflict."""
-        await self._call("DELETE", f"/v1/snapshots/{_part(snapshot_id)}")
+    async def delete_snapshot(self, snapshot_id: str, *, region: bool = False) -> None:
+        """Remove a snapshot from the node, or from its region. Raises NotFound, Conflict."""
+        query = "?region=true" if region else ""
+        await self._call("DELETE", f"/v1/snapshots/{_part(snapshot_id)}{query}")
 
     async def verify_snapshot(self, snapshot_id: str) -> SnapshotView:
         """Re-hash everything. Raises NotFound."""
         path = f"/v1/snapshots/{_part(snapshot_id)}/verify"
         return SnapshotView.model_validate(await self._call("POST", path, timeout_s=_VERIFY_TIMEOUT_S))
+
+    async def push_snapshot(self, snapshot_id: str) -> AsyncGenerator[TaskEvent, None]:
+        """Bring it to the region; the last event holds ``result`` or ``error``."""
+        async for event in self._move(f"/v1/snapshots/{_part(snapshot_id)}/push"):
+            yield event
+
+    async def pull_snapshot(self, snapshot_id: str, *, content: bool) -> AsyncGenerator[TaskEvent, None]:
+        """Fetch it from the region; the last event holds ``result`` or ``error``."""
+        query = "?content=true" if content else ""
+        async for event in self._move(f"/v1/snapshots/{_part(snapshot_id)}/pull{query}"):
+            yield event
+
+    async def collect_snapshots(self, grace_s: float) -> AsyncGenerator[TaskEvent, None]:
+        """Remove the region's garbage of snapshots; the last event holds ``result`` or ``error``."""
+        async for event in self._move(f"/v1/snapshots/gc?grace_s={grace_s}"):
+            yield event
+
+    async def reseal_snapshots(self) -> AsyncGenerator[TaskEvent, None]:
+        """Seal all with the first key, here and in the region; the last event is as that of a push."""
+        async for event in self._move("/v1/snapshots/reseal"):
+            yield event
+
+    async def _move(self, path: str) -> AsyncGenerator[TaskEvent, None]:
+        async for line in self._lines("POST", path, silence_limit_s=_BUILD_SILENCE_LIMIT_S):
+            yield _parse(TaskEvent, line)
 
     async def create_snapshot(self, order: StartReplica) -> SnapshotView:
         """Begin to capture now."""

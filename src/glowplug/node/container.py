@@ -10,24 +10,28 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from glowplug.image.mount import RootFilesystem
+from glowplug.node import page_merging
 from glowplug.node.record import ReplicaFolder, write_private
 from glowplug.node.runtimes import Runtimes
 from glowplug.runtime.cgroup import ReplicaCgroup, cgroup_path
-from glowplug.runtime.network import REPLICA_ADDRESS, ReplicaNetwork
-from glowplug.runtime.port import Runtime, Sandbox, SandboxMount
+from glowplug.runtime.network import REPLICA_ADDRESS, ReplicaNetwork, SpareNetworks
+from glowplug.runtime.port import ContainerEdits, Runtime, Sandbox, SandboxMount
 from glowplug.types.errors import InvalidInput, RuntimeFailed
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import Endpoint
 from glowplug.types.spec import ServerSpec, VolumeSpec
+from glowplug.weights import streaming
 
 INSIDE = "/run/glowplug"
 LIBRARY = "/.glowplug/lib"
 CODE = "/app"
 _PACKAGE = Path(__file__).resolve().parents[1]
+_SEEN_INSIDE = (".", "nccl", "sdk", "types", "weights")
 _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.0.1\t{hostname}\n"
 # What captured memory remembers as its host name. Our runner gives every copy its own, which needs the
 # capability (inside the sandbox's own kernel only); a plain command keeps this one, and it resolves.
@@ -36,26 +40,43 @@ _RUNNER_CAPABILITIES = ("CAP_SYS_ADMIN",)
 
 
 class Container:
-    """The container of one replica of ``server``, in the runtime called ``runtime``. Raises SystemUnfit."""
+    """The container of one replica of ``server``, in the runtime called ``runtime``. Raises SystemUnfit.
+
+    Its network is taken from ``networks``; ``edits`` give it its GPUs.
+    """
 
     def __init__(
-        self, state: StateDir, runtimes: Runtimes, runtime: str, replica_id: str, server: ServerSpec
+        self,
+        state: StateDir,
+        runtimes: Runtimes,
+        runtime: str,
+        replica_id: str,
+        server: ServerSpec,
+        networks: SpareNetworks,
+        edits: ContainerEdits | None = None,
     ) -> None:
         self.id = replica_id
         self.runtime = runtime
         self._state = state
         self._runtime = runtimes.named(runtime)
         self._server = server
+        self._networks = networks
+        self._edits = edits
         self._network = ReplicaNetwork(replica_id)
         self.folder = ReplicaFolder(state, replica_id)
         self.cgroup = ReplicaCgroup(replica_id)
         self.endpoint = Endpoint(netns=str(self._network.path), host=REPLICA_ADDRESS, port=server.port)
         self._sandbox: Sandbox | None = None
 
+    @property
+    def merges_pages(self) -> bool:
+        """Whether copies share identical pages: trusted servers only, as it tells them about each other."""
+        return self._server.trusted and self.runtime == "runc" and page_merging.is_possible()
+
     def allocate(self) -> None:
         """Folder and network namespace."""
         self.folder.create()
-        self._network.create()
+        self._network.create(self._networks)
 
     def write_inside(self, secrets: dict[str, str], *, restored: bool) -> None:
         """Write what a copy may read about itself at /run/glowplug, and its name resolution."""
@@ -81,13 +102,18 @@ class Container:
 
     def restore(self, root: RootFilesystem, cpu_weight: int, image: Path) -> int:
         """Make the sandbox from captured memory, and open our side of the network; returns its pid."""
-        sandbox = self._describe(root, {}, cpu_weight, self.id)
+        sandbox = replace(self._describe(root, {}, cpu_weight, self.id), merges_pages=self.merges_pages)
         pid = self._runtime.restore(sandbox, image)
         self._network.open_gateway()
         return pid
 
-    def checkpoint(self, image: Path) -> None:
-        """Write the memory to ``image``; the application ends."""
+    def checkpoint(self, image: Path, *, is_memory: bool) -> None:
+        """Write the memory to ``image``; the application ends.
+
+        If the image ``is_memory``, the kernel counts it as the sandbox's, which has no limit any more then.
+        """
+        if is_memory:
+            self.cgroup.lift_memory_limit()
         self._runtime.checkpoint(self.id, image)
 
     def signal(self, name: str) -> None:
@@ -125,8 +151,10 @@ class Container:
     ) -> Sandbox:
         server = self._server
         env = {**root.env, **server.env}
-        if server.code is not None:
-            env["PYTHONPATH"] = ":".join(p for p in (LIBRARY, env.get("PYTHONPATH", "")) if p)
+        # Of our runner, and of whatever says `from glowplug import hooks`, or `weights`.
+        env["PYTHONPATH"] = ":".join(p for p in (LIBRARY, env.get("PYTHONPATH", "")) if p)
+        if server.snapshot.enabled and server.snapshot.weights == "stream":
+            env[streaming.VARIABLE] = streaming.STREAM
         return Sandbox(
             id=self.id,
             directory=self.folder.bundle,
@@ -145,6 +173,7 @@ class Container:
             cpu_weight=cpu_weight,
             host_changes_volumes=any(not volume.read_only for volume in server.volumes),
             extra_capabilities=_RUNNER_CAPABILITIES if server.code is not None else (),
+            edits=self._edits,
         )
 
     def _mounts(self, root: RootFilesystem) -> list[SandboxMount]:
@@ -152,8 +181,8 @@ class Container:
         for name in ("hosts", "hostname", "resolv.conf"):
             mounts.append(SandboxMount(self.folder.path / name, f"/etc/{name}"))
         mounts.append(SandboxMount(self.folder.inside, INSIDE))
+        mounts.append(SandboxMount(_PACKAGE, f"{LIBRARY}/glowplug"))
         if self._server.code is not None:
-            mounts.append(SandboxMount(_PACKAGE, f"{LIBRARY}/glowplug"))
             mounts.append(SandboxMount(Path(self._server.code.local_dir), CODE))
         return mounts + [_volume_mount(root, volume) for volume in self._server.volumes]
 
@@ -174,7 +203,7 @@ def _volume_mount(root: RootFilesystem, volume: VolumeSpec) -> SandboxMount:
 def runner_digest() -> str:
     """SHA-256 (16 hex digits) of what containers see of this package's code when the runner serves them."""
     digest = hashlib.sha256()
-    for file in sorted([*_PACKAGE.glob("*.py"), *_PACKAGE.glob("sdk/*.py"), *_PACKAGE.glob("types/*.py")]):
+    for file in sorted(file for folder in _SEEN_INSIDE for file in (_PACKAGE / folder).glob("*.py")):
         digest.update(f"{file.relative_to(_PACKAGE)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -96,3 +96,8 @@ def listening_ports(proc_net_tcp: str) -> str:
             where = "127.0.0.1 only" if address in _LOOPBACK else "all addresses"
             found.add(f"{int(port, 16)} ({where})")
     return f"It listens on {', '.join(sorted(found))}." if found else "It listens on no TCP port."
+
+
+def in_words(error: Exception) -> str:
+    """What an exception says, or what it is when it says nothing (as TimeoutError does)."""
+    return (error.message if isinstance(error, GlowplugError) else str(error)) or type(error).__name__

@@ -71,21 +71,6 @@ class ReplicaFolder:
         shutil.rmtree(self.path)
 
 
-def pid_start_ticks(pid: int) -> int | None:
-    """When ``pid`` started (clock ticks since boot, proc(5) field 22): tells it from a later namesake."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else int(fields[19])
-
-
-def is_running(pid: int | None, started_ticks: int | None) -> bool:
-    """Whether that very process is alive."""
-    return pid is not None and started_ticks is not None and pid_start_ticks(pid) == started_ticks
-
-
 def write_private(path: Path, text: str) -> None:
     """Write a file that only root can read, in one step."""
     temporary = path.with_name(path.name + ".new")

@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from glowplug.kernel.processes import pid_start_ticks
 from glowplug.node.container import CAPTURE_HOSTNAME, Container
 from glowplug.node.exits import ExitWatch
-from glowplug.node.record import ReplicaFile, pid_start_ticks
+from glowplug.node.record import ReplicaFile
 from glowplug.node.table import ReplicaTable
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import Purpose, ReplicaState, ReplicaView, Stage, StartReplica
 
 BACKGROUND_CPU_WEIGHT = 20
 NORMAL_CPU_WEIGHT = 100
+# How far a start is: it is begun anew after the agent's death, and every restore changes this ten times.
+_TOLD_ONLY = frozenset({"stage", "stages_s"})
 
 logger = logging.getLogger(__name__)
 
 
 class Replica:
-    """A replica in the hands of this agent. Every change of its view is written down and told to watchers."""
+    """A replica in the hands of this agent. Every change of its view is told to watchers."""
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Replica:
         container: Container,
         purpose: Purpose,
         created_at: float,
+        gpus: Sequence[str] = (),
     ) -> None:
         self._state = state
         self._table = table
@@ -39,6 +43,8 @@ class Replica:
         self.container = container
         self.exit_watch: ExitWatch | None = None
         self.stop_requested = asyncio.Event()
+        self.heat = asyncio.Lock()
+        """Held while it is parked or woken: one thing at a time."""
         self.file = ReplicaFile(
             view=ReplicaView(
                 id=request.replica_id,
@@ -50,6 +56,7 @@ class Replica:
                 state=ReplicaState.STARTING,
                 endpoint=container.endpoint,
                 created_at=created_at,
+                gpus=list(gpus),
             ),
             server=request.server,
             image_id=request.image_id,
@@ -77,9 +84,11 @@ class Replica:
         return BACKGROUND_CPU_WEIGHT if self.view.purpose is Purpose.CAPTURE else NORMAL_CPU_WEIGHT
 
     def change(self, **changes: object) -> None:
-        """Change the view, write it down, tell the watchers."""
+        """Change the view, tell the watchers, and write it down if a successor of the agent needs to know."""
         self.file.view = self.file.view.model_copy(update=changes)
         self._table.put(self.file.view)
+        if not changes.keys() - _TOLD_ONLY:
+            return
         try:
             if self.container.folder.path.exists():
                 self.container.folder.save(self.file)

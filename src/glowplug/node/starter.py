@@ -7,40 +7,41 @@ caller waiting for it never notices more than the time it takes.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import subprocess
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import aiohttp
 
 from glowplug.image.mount import Mounter, RootFilesystem
-from glowplug.node import failures
-from glowplug.node.container import Container, runner_digest
-from glowplug.node.hooks import run_hook
+from glowplug.node import failures, questions
+from glowplug.node.gpu_snapshots import GpuSnapshots, GpuStage
+from glowplug.node.hooks import restore_timeout_s, run_hook, run_registered
+from glowplug.node.large_pages import LargePages
+from glowplug.node.probation import NodeProbation
 from glowplug.node.race import Interrupted, before
 from glowplug.node.replica import Replica
+from glowplug.node.restore_watch import RestoreWatch, RestoreWatches, TooFarAway
 from glowplug.node.runtimes import Runtimes
+from glowplug.node.snapshot_search import SnapshotSearch
+from glowplug.node.start_key import start_key
+from glowplug.node.start_times import StartTimes
 from glowplug.node.talk import ReplicaTalk
+from glowplug.node.verification import EXPLAINED_S, Verification
 from glowplug.observe.metrics import Metrics
-from glowplug.snapshot import canary
 from glowplug.snapshot.key import MachineIdentity, SnapshotKey
 from glowplug.snapshot.store import SnapshotStore
 from glowplug.snapshot.stored import Snapshot
-from glowplug.types.errors import GlowplugError, ReplicaFailed, SnapshotInvalid
+from glowplug.snapshot.verification import Verifications
+from glowplug.types.errors import GlowplugError, NotFound, ReplicaFailed, SnapshotInvalid
 from glowplug.types.replica import Purpose, Stage, StartPath, StartReplica
-from glowplug.types.spec import HttpCall
 
 # What may go wrong around a sandbox without a bug of ours.
 EXPECTED = (GlowplugError, OSError, TimeoutError, aiohttp.ClientError)
-CANARY_TIMEOUT_S = 60.0
-ACTIVATE_TIMEOUT_S = 60.0
-_PROBE_TIMEOUT_S = 5.0
-_FIRST_PROBE_S = 0.02
-_SLOWEST_PROBE_S = 0.25
 _THREADS = 64
 
 _Arguments = ParamSpec("_Arguments")
@@ -53,6 +54,15 @@ class CorruptSnapshot(SnapshotInvalid):
     """The bytes on disk are not those that were captured."""
 
 
+@dataclass(frozen=True)
+class StartOutcome:
+    """What a start says of the snapshot with this key: it took so long, from memory or without."""
+
+    key_id: str
+    seconds: float
+    is_restored: bool
+
+
 class Starter:
     """Starts replicas, one call each, several at once."""
 
@@ -63,12 +73,25 @@ class Starter:
         snapshots: SnapshotStore,
         metrics: Metrics,
         machine: MachineIdentity,
+        start_times: StartTimes,
+        probation: NodeProbation,
+        watches: RestoreWatches,
+        large_pages: LargePages,
+        devices: GpuSnapshots,
+        search: SnapshotSearch | None = None,
     ) -> None:
         self._runtimes = runtimes
         self._images = images
         self._snapshots = snapshots
         self._metrics = metrics
         self._machine = machine
+        self._search = search
+        self._start_times = start_times
+        self._probation = probation
+        self._watches = watches
+        self._large_pages = large_pages
+        self.devices = devices
+        self._verifications = Verifications()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="starter")
 
     def close(self) -> None:
@@ -89,19 +112,15 @@ class Starter:
 
     def key(self, request: StartReplica) -> SnapshotKey:
         """The snapshot key of this server here and now."""
-        values = "\0".join(f"{name}={value}" for name, value in sorted(request.secrets.items()))
-        scope = f"{request.app} {hashlib.blake2b(values.encode(), digest_size=8).hexdigest()}"
-        runtime = self._runtimes.named(self._runtimes.choose(request.server)).identity()
-        if request.server.code is not None:  # our runner's code is in the memory too
-            runtime = replace(runtime, flags=(*runtime.flags, f"runner={runner_digest()}"))
-        return SnapshotKey.compute(
-            request.server, request.image_id, runtime, self._machine, secrets_scope=scope
-        )
+        return start_key(request, self._runtimes, self._machine)
 
-    async def bring_up(self, replica: Replica) -> None:
-        """From nothing to an answering replica. Raises GlowplugError when even a cold start failed."""
+    async def bring_up(self, replica: Replica) -> StartOutcome | None:
+        """From nothing to an answering replica. Raises GlowplugError when even a cold start failed.
+
+        What it says of a snapshot, if anything, is to be given to :meth:`remember` when callers are served.
+        """
         before_start = await self.in_thread(self._images.use, replica.request.image_id)
-        await self._restore_or_start(replica)
+        outcome = await self._restore_or_start(replica)
         use = await self.in_thread(self._images.use, replica.request.image_id)
         # What several replicas of one image read at the same time counts for each of them.
         replica.change(
@@ -112,6 +131,15 @@ class Starter:
                 if count > before_start.bytes_by_tier.get(tier, 0)
             },
         )
+        return outcome
+
+    async def remember(self, replica: Replica, outcome: StartOutcome) -> None:
+        """Write down what a start says. Nobody waits for it: it takes the disk's time, not the caller's."""
+        if not outcome.is_restored:
+            await self.in_thread(self._start_times.note_cold, outcome.key_id, outcome.seconds)
+            return
+        await self._note_restore(replica, outcome.key_id, None, "")
+        await self.in_thread(self._start_times.note_restore, outcome.key_id, outcome.seconds)
 
     async def keep_trace(self, replica: Replica) -> None:
         """Remember what a replica that has just become ready read of its image."""
@@ -122,21 +150,26 @@ class Starter:
         request = replica.request
         return await self.in_thread(self._images.mount, request.image_id, request.server.command)
 
-    async def _restore_or_start(self, replica: Replica) -> None:
+    async def _restore_or_start(self, replica: Replica) -> StartOutcome | None:
         with replica.stage(Stage.ALLOCATE):
             await self.in_thread(replica.container.allocate)
         with replica.stage(Stage.MOUNT):
             root = await self._mount(replica)
-        snapshot = await self._usable_snapshot(replica)
-        if snapshot is not None and await self._try_restore(replica, root, snapshot):
-            return
-        await self.start_cold(replica, root)
+            key = await self._key_or_none(replica)
+            snapshot = None if key is None else await self._usable_snapshot(replica, key)
+        is_restored = snapshot is not None and await self._try_restore(replica, root, snapshot)
+        if not is_restored:
+            await self.start_cold(replica, root)
+        if key is None or (snapshot is not None and not is_restored):
+            return None
+        return StartOutcome(key.id, sum(replica.view.stages_s.values()), is_restored)
 
     async def start_cold(self, replica: Replica, root: RootFilesystem | None = None) -> None:
         """Run the command and wait until it answers. Raises GlowplugError."""
         if root is None:
             root = await self._mount(replica)
         container, request = replica.container, replica.request
+        await self.in_thread(self.devices.check, replica.id)
         replica.change(path=StartPath.COLD)
         with replica.stage(Stage.HOST_INIT):
             try:
@@ -157,9 +190,9 @@ class Starter:
         request = replica.request
         talk = ReplicaTalk(replica.container.endpoint)
         try:
-            await self._wait_ready(replica, talk, request.server.startup_timeout_s)
+            await questions.wait_ready(replica, talk, request.server.startup_timeout_s)
             if request.server.code is not None and replica.view.purpose is Purpose.SERVE:
-                await activate(talk, request, request.server.startup_timeout_s, restored=False)
+                await questions.activate(talk, request, request.server.startup_timeout_s, restored=False)
         finally:
             await talk.close()
 
@@ -186,27 +219,71 @@ class Starter:
 
     async def start_restored(self, replica: Replica, root: RootFilesystem, snapshot: Snapshot) -> None:
         """Restore, verify and ask the canary. Raises GlowplugError; the caller cleans up."""
-        container, request = replica.container, replica.request
-        with snapshot.pin():
-            verified = asyncio.wrap_future(snapshot.start_verification(self._threads))
+        await self.in_thread(self.devices.check_fit, replica.id, snapshot.manifest.gpus)
+        with ExitStack() as held:
+            held.enter_context(snapshot.pin())
+            fetched_before = await self.in_thread(snapshot.fetched_bytes)
+
+            def give_up() -> None:
+                snapshot.give_up()
+                replica.container.kill()
+
+            server = replica.request.server
+            async with self._watches.over(snapshot, server, lambda: self.in_thread(give_up)) as watch:
+                with replica.stage(Stage.MOUNT):
+                    try:
+                        files = await self.in_thread(snapshot.open)
+                    except SnapshotInvalid as damage:
+                        raise CorruptSnapshot(damage.message, snapshot_id=snapshot.id) from damage
+                await self._restore_verified(replica, root, snapshot, files, watch, held)
+            bytes_by_tier = await self.in_thread(snapshot.bytes_by_tier, fetched_before)
+        replica.change(restored_bytes=snapshot.manifest.total_bytes, snapshot_bytes_by_tier=bytes_by_tier)
+
+    async def _restore_verified(
+        self,
+        replica: Replica,
+        root: RootFilesystem,
+        snapshot: Snapshot,
+        files: Path,
+        watch: RestoreWatch,
+        held: ExitStack,
+    ) -> None:
+        """Restore while all bytes are hashed beside it; ``held`` has the pin."""
+        async with Verification.running(self._verifications, snapshot, self._threads, held) as verification:
             failure: Exception | None = None
             try:
-                with replica.stage(Stage.HOST_INIT):
-                    await self.in_thread(container.write_inside, request.secrets, restored=True)
-                    pid = await self.in_thread(container.restore, root, replica.cpu_weight, snapshot.path)
-                    replica.watch_process(pid)
-                await self.while_alive(replica, self._prove(replica, snapshot))
-            except Exception as error:  # noqa: BLE001 - raised below, unless corruption explains it
+                await self._restore_and_prove(replica, root, snapshot, files)
+            except Exception as error:  # noqa: BLE001 - raised below, unless damage explains it
                 failure = error
-            finally:
-                # Pinned until every byte was read.
-                with replica.stage(Stage.FIRST_ANSWER):
-                    await asyncio.wait([verified])
-            if (corruption := verified.exception()) is not None:
-                raise CorruptSnapshot(f"{corruption}", snapshot_id=snapshot.id) from corruption
-            if failure is not None:
-                raise failure
-        replica.change(restored_bytes=snapshot.manifest.total_bytes)
+            with replica.stage(Stage.FIRST_ANSWER):
+                # What failed is explained by damage, perhaps; bytes from far away are not waited for.
+                is_hopeless = failure is not None and (watch.is_far or watch.problem is not None)
+                await verification.wait(EXPLAINED_S if is_hopeless else None)
+        problem = verification.problem
+        if isinstance(problem, SnapshotInvalid):
+            raise CorruptSnapshot(problem.message, snapshot_id=snapshot.id) from problem
+        if failure is not None:
+            raise failure
+        if problem is not None:
+            raise problem
+
+    async def _restore_and_prove(
+        self, replica: Replica, root: RootFilesystem, snapshot: Snapshot, files: Path
+    ) -> None:
+        container, gpus = replica.container, snapshot.manifest.gpus
+        with replica.stage(Stage.HOST_INIT), self.devices.stage(replica, GpuStage.HOST_RESTORE):
+            await self.in_thread(container.write_inside, replica.request.secrets, restored=True)
+            pid = await self.in_thread(self._restore, replica, root, files)
+            replica.watch_process(pid)
+        if gpus:
+            with replica.stage(Stage.DEVICE_INIT):
+                await self.devices.resume(replica, gpus)
+        await self.while_alive(replica, self._prove(replica, snapshot))
+
+    def _restore(self, replica: Replica, root: RootFilesystem, files: Path) -> int:
+        """The pid of the sandbox whose memory is back."""
+        with self._large_pages.given():
+            return replica.container.restore(root, replica.cpu_weight, files)
 
     async def _prove(self, replica: Replica, snapshot: Snapshot) -> None:
         """Make the copy itself (secrets, randomness), then compare its answers with the captured ones."""
@@ -214,35 +291,62 @@ class Starter:
         talk = ReplicaTalk(replica.container.endpoint)
         try:
             with replica.stage(Stage.HOST_INIT):
+                ports = snapshot.manifest.hook_ports
+                limit_s = restore_timeout_s(request.server)
+                await run_registered(replica.id, replica.container.endpoint, ports, "after_restore", limit_s)
                 if request.server.code is not None:
-                    await activate(talk, request, ACTIVATE_TIMEOUT_S, restored=True)
+                    await questions.activate(talk, request, questions.ACTIVATE_TIMEOUT_S, restored=True)
                 elif request.server.snapshot.after_restore is not None:
                     await run_hook(request.server.snapshot.after_restore, replica.container, talk)
-            with replica.stage(Stage.FIRST_ANSWER):
+            with replica.stage(Stage.FIRST_ANSWER), self.devices.stage(replica, GpuStage.CANARY):
                 for expected in snapshot.manifest.canary:
-                    await ask_canary(talk, expected)
+                    await questions.ask_canary(talk, expected)
                 if not snapshot.manifest.canary:
-                    await self._wait_ready(replica, talk, CANARY_TIMEOUT_S)
+                    await questions.wait_ready(replica, talk, questions.CANARY_TIMEOUT_S)
         finally:
             await talk.close()
 
-    async def _usable_snapshot(self, replica: Replica) -> Snapshot | None:
-        """The snapshot to restore, or None with the reason noted and counted."""
-        request = replica.request
-        if not request.server.snapshot.enabled:
-            self._note_cold(replica, "snapshots are disabled for this server")
+    async def _key_or_none(self, replica: Replica) -> SnapshotKey | None:
+        """The key of this start, or None where it has nothing to do with snapshots, with the reason noted."""
+        if reason := replica.request.server.why_no_snapshot:
+            self._note_cold(replica, reason)
             return None
         try:
-            key = await self.in_thread(self.key, request)
-            snapshot = await self.in_thread(self._snapshots.find, key)
-            if snapshot is not None:
-                return snapshot
-            nearest = await self.in_thread(self._snapshots.nearest, key, request.app, request.server.name)
+            return await self.in_thread(self.key, replica.request)
         except GlowplugError as error:
             self._note_cold(replica, error.message)
             return None
-        self._note_cold(replica, nearest.reason if nearest else "no snapshot was captured yet")
+
+    async def _usable_snapshot(self, replica: Replica, key: SnapshotKey) -> Snapshot | None:
+        """The snapshot to restore, or None with the reason noted and counted."""
+        try:
+            found = await self.in_thread(self._choose, key, replica.request)
+        except GlowplugError as error:
+            found = error.message
+        if isinstance(found, Snapshot):
+            return found
+        self._note_cold(replica, found)
         return None
+
+    def _choose(self, key: SnapshotKey, request: StartReplica) -> Snapshot | str:
+        """The snapshot to restore, or why not. Raises GlowplugError, whose message says why not, too."""
+        if reason := self._start_times.why_cold(key.id):
+            return reason
+        snapshot = self._find(key)
+        if snapshot is None:
+            nearest = self._snapshots.nearest(key, request.app, request.server.name)
+            return nearest.reason if nearest else "no snapshot was captured yet"
+        if reason := self._watches.why_not_now(snapshot):
+            return reason
+        self.devices.check_fit(request.replica_id, snapshot.manifest.gpus, max_age_s=0.0)
+        # Last: where nothing else is in the way, it may claim the trial of a node on probation.
+        return self._probation.why_cold() or snapshot
+
+    def _find(self, key: SnapshotKey) -> Snapshot | None:
+        """Here, or in the region if there is none here, good or bad."""
+        if self._search is not None and not self._snapshots.has(key.id):
+            return self._search.find(key)
+        return self._snapshots.find(key)
 
     def _note_cold(self, replica: Replica, reason: str) -> None:
         replica.change(fallback_reason=reason)
@@ -250,11 +354,12 @@ class Starter:
 
     async def _try_restore(self, replica: Replica, root: RootFilesystem, snapshot: Snapshot) -> bool:
         """Whether the restore worked; if not, everything of it is gone again and the reason is noted."""
-        replica.change(path=StartPath.CPU_SNAPSHOT, snapshot_id=snapshot.id)
+        path = StartPath.GPU_SNAPSHOT if snapshot.manifest.gpus else StartPath.CPU_SNAPSHOT
+        replica.change(path=path, snapshot_id=snapshot.id)
         try:
             await self.start_restored(replica, root, snapshot)
         except Exception as error:  # whatever it is, a cold start may still work
-            reason = f"restore of {snapshot.id} failed: {in_words(error)}"
+            reason = f"restore of {snapshot.id} failed: {failures.in_words(error)}"
             if not isinstance(error, EXPECTED):
                 logger.exception("restoring %s: this should not happen", replica.id)
             logger.warning("%s: %s", replica.id, reason)
@@ -262,86 +367,33 @@ class Starter:
             replica.change(fallback_reason=reason, snapshot_id=None, pid=None)
             self._metrics.count_fallback(reason)
             self._metrics.count_restore(succeeded=False)
-            await self._note_restore(snapshot.id, error, reason)
+            await self._note_restore(replica, snapshot.id, error, reason)
             replica.stop_watching()
             await self.in_thread(replica.container.stop_sandbox)
             await self.in_thread(replica.container.allocate)
             return False
         self._metrics.count_restore(succeeded=True, restored_bytes=snapshot.manifest.total_bytes)
-        await self._note_restore(snapshot.id, None, "")
         return True
 
-    async def _note_restore(self, snapshot_id: str, error: Exception | None, reason: str) -> None:
+    async def _note_restore(
+        self, replica: Replica, snapshot_id: str, error: Exception | None, reason: str
+    ) -> None:
+        if isinstance(error, TooFarAway):  # says nothing about the snapshot, or this node
+            self._watches.note_far(snapshot_id)
+            return
+        if error is None:
+            await self.in_thread(self._probation.note_success)
+        elif not isinstance(error, NotFound):  # removed by somebody meanwhile
+            await self.in_thread(self._probation.note_failure, snapshot_id, failures.in_words(error))
         try:
-            if isinstance(error, CorruptSnapshot):  # bytes do not heal: never again
-                await self.in_thread(self._snapshots.quarantine, snapshot_id, reason)
+            if isinstance(error, CorruptSnapshot):
+                await self.in_thread(self._snapshots.record_damage, snapshot_id, reason)
             else:
-                await self.in_thread(self._snapshots.record_restore, snapshot_id, error is None, reason)
+                server = f"{replica.request.app}/{replica.request.server.name}"
+                await self.in_thread(
+                    self._snapshots.record_restore, snapshot_id, error is None, reason, server
+                )
         except (
             GlowplugError
         ) as problem:  # removed meanwhile, or the disk is full: the replica is what matters
             logger.warning("could not note how the restore of %s went: %s", snapshot_id, problem)
-
-    async def _wait_ready(self, replica: Replica, talk: ReplicaTalk, timeout_s: float) -> None:
-        """Ask the ready call until it succeeds. Raises DeadlineExceeded."""
-        server, container = replica.request.server, replica.container
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        pause_s, last = _FIRST_PROBE_S, "it was never asked"
-        while True:
-            try:
-                answer = await talk.ask(server.ready, _PROBE_TIMEOUT_S)
-                if answer.is_success:
-                    return
-                last = f"the last answer was {answer.status}"
-            except (OSError, TimeoutError, aiohttp.ClientError) as error:
-                last = f"the last try failed ({in_words(error)})"
-            if loop.time() > deadline:
-                listening = await self.in_thread(_what_listens, container)
-                raise failures.never_ready(replica.id, server, container.folder.log, last, listening)
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, _SLOWEST_PROBE_S)
-
-
-def _what_listens(container: Container) -> str:
-    """What its own kernel says, if its image has `cat`; nothing otherwise."""
-    argv = container.exec_argv(["cat", "/proc/net/tcp", "/proc/net/tcp6"])
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return failures.listening_ports(done.stdout) if done.stdout else ""
-
-
-def in_words(error: Exception) -> str:
-    """What an exception says, or what it is when it says nothing (as TimeoutError does)."""
-    return (error.message if isinstance(error, GlowplugError) else str(error)) or type(error).__name__
-
-
-async def activate(talk: ReplicaTalk, request: StartReplica, timeout_s: float, *, restored: bool) -> None:
-    """Tell our runner to become a copy of its own. Raises ReplicaFailed with the user's traceback."""
-    body = {
-        "env": {"HOSTNAME": request.replica_id, **request.server.env, **request.secrets},
-        "restored": restored,
-        "hostname": request.replica_id,
-    }
-    call = HttpCall(method="POST", path="/.glowplug/activate", json_body=body)
-    answer = await talk.call("enter(snap=False)", call, timeout_s)
-    if not answer.is_success:
-        raise ReplicaFailed(
-            f"{request.replica_id} failed in enter(snap=False): {answer.text()}",
-            remedy="Fix the method; it runs in every copy before it answers anybody.",
-            replica_id=request.replica_id,
-        )
-
-
-async def ask_canary(talk: ReplicaTalk, expected: canary.CanaryAnswer) -> None:
-    """Raises SnapshotInvalid when the copy answers otherwise than the captured replica did."""
-    call = expected.request
-    answer = await talk.call("canary", call, CANARY_TIMEOUT_S)
-    difference = canary.compare(expected, answer.status, answer.body)
-    if difference is not None:
-        raise SnapshotInvalid(
-            f"The canary {call.method} {call.path} was answered differently: {difference}.",
-            remedy="A cold start answers instead; after three failures the snapshot is quarantined.",
-        )

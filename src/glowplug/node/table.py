@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from glowplug.types.errors import NotFound
-from glowplug.types.replica import ReplicaEvent, ReplicaView
+from glowplug.types.replica import MemoryView, ReplicaEvent, ReplicaView
 
 HEARTBEAT_S = 1.0
 _WATCHER_BACKLOG = 4096
@@ -25,21 +25,22 @@ class ReplicaTable:
     def __init__(self) -> None:
         self._views: OrderedDict[str, ReplicaView] = OrderedDict()
         self._watchers: set[asyncio.Queue[ReplicaEvent | None]] = set()
+        self._memory: MemoryView | None = None
 
     def put(self, view: ReplicaView) -> ReplicaView:
         """Add or replace one replica and tell the watchers."""
         self._views[view.id] = view
         self._views.move_to_end(view.id)
         self._forget_old()
-        event = ReplicaEvent(type="change", replica=view)
-        for watcher in list(self._watchers):
-            try:
-                watcher.put_nowait(event)
-            except asyncio.QueueFull:
-                self._watchers.discard(watcher)
-                watcher.get_nowait()
-                watcher.put_nowait(None)
+        self._tell(ReplicaEvent(type="change", replica=view))
         return view
+
+    def tell_memory(self, memory: MemoryView) -> None:
+        """Tell the watchers how the machine's memory is: always while it is short, else once."""
+        was_short = self._memory is None or self._memory.is_short
+        self._memory = memory
+        if memory.is_short or was_short:
+            self._tell(ReplicaEvent(type="memory", memory=memory))
 
     def change(self, replica_id: str, **changes: Any) -> ReplicaView:
         """Replace some fields of one replica. Raises NotFound."""
@@ -73,6 +74,8 @@ class ReplicaTable:
             for view in existing:
                 yield ReplicaEvent(type="sync", replica=view)
             yield ReplicaEvent(type="synced")
+            if self._memory is not None:
+                yield ReplicaEvent(type="memory", memory=self._memory)
             while True:
                 try:
                     event = await asyncio.wait_for(queue.get(), HEARTBEAT_S)
@@ -91,6 +94,15 @@ class ReplicaTable:
             while watcher.full():
                 watcher.get_nowait()
             watcher.put_nowait(None)
+
+    def _tell(self, event: ReplicaEvent) -> None:
+        for watcher in list(self._watchers):
+            try:
+                watcher.put_nowait(event)
+            except asyncio.QueueFull:
+                self._watchers.discard(watcher)
+                watcher.get_nowait()
+                watcher.put_nowait(None)
 
     def _forget_old(self) -> None:
         final = [replica_id for replica_id, view in self._views.items() if view.state.is_final]

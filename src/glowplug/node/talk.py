@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from glowplug.node.netns_socket import NamespaceSockets
+from glowplug.kernel.netns_socket import NamespaceSockets
 from glowplug.types.errors import DeadlineExceeded, ReplicaFailed
 from glowplug.types.replica import Endpoint, Stage
 from glowplug.types.spec import HttpCall

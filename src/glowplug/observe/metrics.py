@@ -10,9 +10,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from enum import StrEnum
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 from glowplug.types.coldstart import ColdStartRecord, Outcome
 
@@ -29,8 +37,13 @@ class ReasonClass(StrEnum):
     KEY_MISMATCH = "key_mismatch"
     CORRUPT = "corrupt"
     QUARANTINED = "quarantined"
+    NODE_QUARANTINED = "node_quarantined"
+    KEY_MISSING = "key_missing"
+    OPTED_OUT = "opted_out"
     WRONG_ANSWER = "wrong_answer"
     DEADLINE = "deadline"
+    GPU = "gpu"
+    REGION = "region"
     RESOURCES = "resources"
     RUNTIME = "runtime"
     OTHER = "other"
@@ -40,8 +53,13 @@ class ReasonClass(StrEnum):
 _REASON_WORDS: tuple[tuple[ReasonClass, re.Pattern[str]], ...] = tuple(
     (kind, re.compile(words, re.IGNORECASE))
     for kind, words in (
+        (ReasonClass.NODE_QUARANTINED, r"node is quarantin"),
+        (ReasonClass.KEY_MISSING, r"is sealed with the key"),
+        (ReasonClass.OPTED_OUT, r"opted out|a cold start is measured"),
         (ReasonClass.QUARANTINED, r"quarantin"),
         (ReasonClass.WRONG_ANSWER, r"canary|wrong answer|answered differently"),
+        (ReasonClass.GPU, r"(?-i:\bGPUs?\b)|CUDA_ERROR|device memory"),
+        (ReasonClass.REGION, r"^the region was asked|the region sen(t|ds) "),
         (ReasonClass.CORRUPT, r"corrupt|hash|blake3|truncat|flipped|manifest|missing file"),
         (ReasonClass.DEADLINE, r"deadline|timed? ?out|too long"),
         (ReasonClass.RESOURCES, r"memory|disk|space|capacity"),
@@ -99,6 +117,23 @@ class Metrics:
         self._restored_bytes = Counter(
             "glowplug_restored_bytes", "Bytes of snapshots read by restores.", registry=self.registry
         )
+        self._searches = Counter(
+            "glowplug_snapshot_searches",
+            "Starts without a snapshot here that asked the region for one, by outcome.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self._pushes = Counter(
+            "glowplug_snapshot_pushes",
+            "Snapshots brought to the region in the background, by outcome.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self._expired = Counter(
+            "glowplug_snapshots_expired",
+            "Snapshots removed because nobody used them for longer than GLOWPLUG_SNAPSHOT_TTL.",
+            registry=self.registry,
+        )
         self._captures = Counter(
             "glowplug_captures", "Captures tried, by outcome.", ("outcome",), registry=self.registry
         )
@@ -135,6 +170,31 @@ class Metrics:
         self._captures.labels(_outcome(succeeded)).inc()
         if capture_s is not None and _is_duration(capture_s):
             self._capture_seconds.observe(capture_s)
+
+    def count_search(self, outcome: str) -> None:
+        """The region was asked for a snapshot, or not; ``outcome`` is one of a few words."""
+        self._searches.labels(outcome).inc()
+
+    def count_push(self, succeeded: bool) -> None:
+        """A snapshot was to be brought to the region by itself."""
+        self._pushes.labels(_outcome(succeeded)).inc()
+
+    def count_expired(self, count: int) -> None:
+        """So many snapshots were removed because nobody used them."""
+        self._expired.inc(count)
+
+    def show_trust(self, *, is_quarantined: Callable[[], bool], opted_out: Callable[[], int]) -> None:
+        """Show a node's verdicts, asked whenever somebody looks."""
+        Gauge(
+            "glowplug_node_quarantined",
+            "Whether this node restores nothing, because restores of different snapshots failed in a row.",
+            registry=self.registry,
+        ).set_function(lambda: float(is_quarantined()))
+        Gauge(
+            "glowplug_opted_out_snapshots",
+            "Snapshot keys whose restores are not faster than cold starts on this node.",
+            registry=self.registry,
+        ).set_function(lambda: float(opted_out()))
 
     def render(self) -> tuple[bytes, str]:
         """The body and the content type of ``/metrics``."""

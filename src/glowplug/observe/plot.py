@@ -7,6 +7,8 @@ Drawn with matplotlib (extra ``plot``) without a display and without touching it
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,50 +22,60 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
-_NAMES = {
-    StartPath.COLD: "cold start",
-    StartPath.CPU_SNAPSHOT: "restored from a CPU snapshot",
-    StartPath.GPU_SNAPSHOT: "restored from a GPU snapshot",
-    StartPath.PARKED: "woken from parked",
-}
 # Okabe and Ito's palette: told apart by people with any colour vision, and in print.
-_COLOURS = {
-    StartPath.COLD: "#0072B2",
-    StartPath.CPU_SNAPSHOT: "#D55E00",
-    StartPath.GPU_SNAPSHOT: "#009E73",
-    StartPath.PARKED: "#CC79A7",
+_CURVES = {
+    StartPath.COLD: ("cold start", "#0072B2"),
+    StartPath.CPU_SNAPSHOT: ("restored from a CPU snapshot", "#D55E00"),
+    StartPath.GPU_SNAPSHOT: ("restored from a GPU snapshot", "#009E73"),
+    StartPath.PARKED: ("woken from parked", "#CC79A7"),
 }
-_INK = "#333333"
-_FAINT = "#b0b0b0"
+INK = "#333333"
+FAINT = "#b0b0b0"
 _MARKED_QUANTILES = (0.5, 0.99)
 _ROOM = 2.4  # a label is about this much wide on a logarithmic axis of two decades
 
 
-def plot_cdf(records: list[ColdStartRecord], path: Path, title: str) -> None:
-    """Write the cumulative distribution of answered starts to ``path`` (``.svg`` or ``.png``).
+@dataclass(frozen=True)
+class Curve:
+    """One line of the picture: its name in the legend, its colour, and its seconds, ascending."""
 
-    Raises InvalidInput when nothing was answered or the suffix is another one, SystemUnfit when
-    matplotlib is not installed. The folder is made if need be.
+    name: str
+    colour: str
+    seconds: Sequence[float]
+
+
+def plot_cdf(records: list[ColdStartRecord], path: Path, title: str) -> None:
+    """Write the cumulative distribution of answered starts to ``path``, a curve per path.
+
+    Raises as :func:`plot_curves`.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InvalidInput(
-            f"A picture cannot be written as {path.name!r}.",
-            remedy=f"End its name in {' or '.join(SUFFIXES)}.",
-        )
-    curves = {start_path: answered_seconds(records, start_path) for start_path in StartPath}
-    curves = {start_path: seconds for start_path, seconds in curves.items() if seconds and seconds[0] > 0}
+    curves = []
+    for start_path in StartPath:
+        name, colour = _CURVES.get(start_path, (start_path.value, INK))
+        curves.append(Curve(name, colour, answered_seconds(records, start_path)))
+    plot_curves(curves, path, title)
+
+
+def plot_curves(curves: Sequence[Curve], path: Path, title: str) -> None:
+    """Write the cumulative distribution of each curve to ``path`` (``.svg`` or ``.png``).
+
+    Curves without a positive time are left out. Raises InvalidInput when none is left or the suffix is
+    another one, SystemUnfit when matplotlib is not installed. The folder is made if need be.
+    """
+    check_suffix(path)
+    curves = [curve for curve in curves if curve.seconds and curve.seconds[0] > 0]
     if not curves:
         raise InvalidInput(
             "There is no answered start to draw.",
             remedy="Ask a server that is scaled to zero, then try again.",
         )
-    figure = _new_figure()
+    figure = new_figure()
     axes = figure.add_subplot()
-    for start_path, seconds in curves.items():
-        _draw_curve(axes, start_path, seconds)
+    for curve in curves:
+        _draw_curve(axes, curve)
     for q in _MARKED_QUANTILES:
-        _label_quantile(axes, q, {start_path: quantile(seconds, q) for start_path, seconds in curves.items()})
-    _dress(axes, min(s[0] for s in curves.values()), max(s[-1] for s in curves.values()))
+        _label_quantile(axes, q, curves)
+    _dress(axes, min(c.seconds[0] for c in curves), max(c.seconds[-1] for c in curves))
     legend = figure.legend(
         loc="outside upper left",
         title=textwrap.fill(title, 74, max_lines=2),
@@ -74,11 +86,20 @@ def plot_cdf(records: list[ColdStartRecord], path: Path, title: str) -> None:
     )
     # A title is somebody's app name, not a formula.
     legend.get_title().set_parse_math(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160, facecolor="white")
+    save_figure(figure, path)
 
 
-def _new_figure() -> Figure:
+def check_suffix(path: Path) -> None:
+    """Raises InvalidInput for what is no name of a picture."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise InvalidInput(
+            f"A picture cannot be written as {path.name!r}.",
+            remedy=f"End its name in {' or '.join(SUFFIXES)}.",
+        )
+
+
+def new_figure() -> Figure:
+    """An empty one. Raises SystemUnfit when matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -89,37 +110,44 @@ def _new_figure() -> Figure:
     return Figure(figsize=(8.0, 4.5), layout="constrained")
 
 
-def _draw_curve(axes: Axes, start_path: StartPath, seconds: list[float]) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write it; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160, facecolor="white")
+
+
+def _draw_curve(axes: Axes, curve: Curve) -> None:
     """A step up by 1/n at every start; the legend names the figures."""
-    n = len(seconds)
-    figures = " · ".join(f"p{q * 100:.0f} {format_seconds(quantile(seconds, q))}" for q in _MARKED_QUANTILES)
+    n = len(curve.seconds)
+    figures = " · ".join(
+        f"p{q * 100:.0f} {format_seconds(quantile(curve.seconds, q))}" for q in _MARKED_QUANTILES
+    )
     axes.step(
-        [seconds[0], *seconds],
+        [curve.seconds[0], *curve.seconds],
         [index / n for index in range(n + 1)],
         where="post",
-        color=_COLOURS[start_path],
+        color=curve.colour,
         linewidth=2.2,
         solid_capstyle="round",
-        label=f"{_NAMES[start_path]}: {figures}  (n = {n})",
+        label=f"{curve.name}: {figures}  (n = {n})",
     )
 
 
-def _label_quantile(axes: Axes, q: float, values_s: dict[StartPath, float]) -> None:
+def _label_quantile(axes: Axes, q: float, curves: Sequence[Curve]) -> None:
     """Mark quantile ``q`` on every curve, with its seconds beside it where the next curve leaves room."""
-    axes.axhline(q, color=_FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.5)
-    for start_path, value_s in values_s.items():
-        colour = _COLOURS[start_path]
-        axes.plot([value_s], [q], "o", markersize=7, color=colour, markeredgecolor="white", zorder=3)
-        if any(
-            value_s <= other_s < _ROOM * value_s for p, other_s in values_s.items() if p is not start_path
-        ):
+    axes.axhline(q, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.5)
+    values_s = [quantile(curve.seconds, q) for curve in curves]
+    for index, (curve, value_s) in enumerate(zip(curves, values_s, strict=True)):
+        axes.plot([value_s], [q], "o", markersize=7, color=curve.colour, markeredgecolor="white", zorder=3)
+        others_s = values_s[:index] + values_s[index + 1 :]
+        if any(value_s <= other_s < _ROOM * value_s for other_s in others_s):
             continue
         axes.annotate(
             f"p{q * 100:.0f}: {format_seconds(value_s)}",
             (value_s, q),
             xytext=(9, -13),
             textcoords="offset points",
-            color=colour,
+            color=curve.colour,
             fontsize=10,
             fontweight="bold",
         )
@@ -137,15 +165,15 @@ def _dress(axes: Axes, fastest_s: float, slowest_s: float) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: _tick(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
-    axes.set_xlabel("from request to first byte of the answer (logarithmic)", color=_INK)
-    axes.set_ylabel("starts answered within", color=_INK)
+    axes.set_xlabel("from request to answer (logarithmic)", color=INK)
+    axes.set_ylabel("starts answered within", color=INK)
     axes.grid(which="major", color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("bottom", "left"):
-        axes.spines[side].set_color(_FAINT)
-    axes.tick_params(colors=_INK, which="both")
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(colors=INK, which="both")
 
 
 def format_seconds(value: float) -> str:

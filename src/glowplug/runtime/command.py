@@ -7,6 +7,7 @@ still at work while the next agent cleans up would make a sandbox that nobody ow
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -17,10 +18,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from glowplug.kernel.processes import is_at_work, process_tree
 from glowplug.types.errors import DeadlineExceeded, ResourceExhausted, RuntimeFailed, SystemUnfit
 from glowplug.types.paths import TOOLS_DIR
 
 _DYING_DEADLINE_S = 5.0
+_HELPLESS_S = 5.0
+_HELP_LOOK_S = 1.0
 _MAX_WORDS_BYTES = 1 << 20
 _MAX_MESSAGE_CHARACTERS = 500
 # ext4 and tmpfs refuse writes with a few blocks left over.
@@ -30,9 +34,19 @@ _NOT_RUNNABLE = (126, 127)
 
 
 def run_to_end(
-    argv: Sequence[str], *, what: str, subject: str, words: Path, output: int | None, timeout_s: float
+    argv: Sequence[str],
+    *,
+    what: str,
+    subject: str,
+    words: Path,
+    output: int | None,
+    timeout_s: float,
+    helper: str | None = None,
 ) -> None:
     """Run ``argv``; its JSON log goes to the file ``words``, its output to the descriptor ``output``.
+
+    ``helper`` is the name of a program without which it gets nowhere: once none of that name is at work below
+    it for :data:`_HELPLESS_S`, the command has failed, though it may wait for ever.
 
     Raises RuntimeFailed with the last thing it said, DeadlineExceeded (nothing of it runs any more then), or
     SystemUnfit if there is no such program.
@@ -45,13 +59,17 @@ def run_to_end(
     except OSError as error:
         raise _unfit(argv[0], str(error)) from error
     try:
-        code = process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        raise DeadlineExceeded(
-            f"`{what}` did not finish within {timeout_s:g} s.",
-            remedy="The machine may be overloaded or its disk may hang (`dmesg`).",
-            sandbox=subject,
-        ) from None
+        if helper is None:
+            is_over = _ends_within(process.pid, timeout_s)
+        else:
+            is_over = _ends_with_help(process.pid, helper, what, subject, timeout_s)
+        if not is_over:
+            raise DeadlineExceeded(
+                f"`{what}` did not finish within {timeout_s:g} s.",
+                remedy="The machine may be overloaded or its disk may hang (`dmesg`).",
+                sandbox=subject,
+            )
+        code = process.wait()
     finally:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -66,6 +84,41 @@ def run_to_end(
             sandbox=subject,
             exit_code=code,
         )
+
+
+def _ends_within(pid: int, timeout_s: float) -> bool:
+    """Wait for a child to end, and notice it at once: ``Popen.wait`` with a deadline looks every 50 ms."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        return _is_over(descriptor, timeout_s)
+    finally:
+        os.close(descriptor)
+
+
+def _ends_with_help(pid: int, helper: str, what: str, subject: str, timeout_s: float) -> bool:
+    """Wait for a child that needs ``helper``. Raises RuntimeFailed once it has been without for too long."""
+    now_s = time.monotonic()
+    deadline_s, helped_s = now_s + timeout_s, now_s
+    while not _ends_within(pid, min(_HELP_LOOK_S, deadline_s - now_s)):
+        now_s = time.monotonic()
+        if now_s >= deadline_s:
+            return False
+        if any(is_at_work(descendant, helper) for descendant in process_tree([pid])):
+            helped_s = now_s
+        elif now_s - helped_s >= _HELPLESS_S:
+            raise RuntimeFailed(
+                f"`{what}` waits for {helper}, which does not run any more.",
+                remedy=f"Something killed {helper}: look for the out-of-memory killer in `dmesg`.",
+                sandbox=subject,
+            )
+    return True
+
+
+def _is_over(descriptor: int, timeout_s: float) -> bool:
+    """Whether the process of this pidfd ends in time."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
 def last_words(log: Path) -> str:
@@ -102,7 +155,8 @@ def find_program(name: str, called: str, *, variable: str, remedy: str) -> Path:
 def check_room(image: Path, sandbox_id: str, error: RuntimeFailed) -> None:
     """Raise ResourceExhausted if a checkpoint to ``image`` failed with ``error`` because the disk is full."""
     free_bytes = shutil.disk_usage(image.parent).free
-    if free_bytes < _FULL_BELOW_BYTES:
+    # The runtime may have removed what it had written by now, and said so itself.
+    if free_bytes < _FULL_BELOW_BYTES or os.strerror(errno.ENOSPC).lower() in error.message.lower():
         raise ResourceExhausted(
             f"The disk that holds {image.parent} is full: the memory of {sandbox_id} was not written.",
             remedy="Free some space (`glowplug snapshot rm ID`), or put GLOWPLUG_STATE on a larger disk.",
@@ -121,9 +175,7 @@ def kill_processes(is_wanted: Callable[[list[str]], bool]) -> int:
     deadline = time.monotonic() + _DYING_DEADLINE_S
     try:
         for descriptor in dying:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if not _is_over(descriptor, deadline - time.monotonic()):
                 raise DeadlineExceeded(
                     "A runtime command of an earlier agent does not die.",
                     remedy="Look for a disk that hangs (`dmesg`), or restart the machine.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from glowplug.types.identity import RuntimeIdentity
 
@@ -25,6 +25,31 @@ class SandboxMount:
 
 
 @dataclass(frozen=True)
+class DeviceNode:
+    """A device of the host shown inside at ``destination``. ``kind``: ``c`` or ``b``, as mknod(1) has it."""
+
+    source: Path
+    destination: str
+    kind: str
+    major: int
+    minor: int
+    access: str = "rw"
+
+
+@dataclass(frozen=True)
+class ContainerEdits:
+    """What a container is given to use the node's devices: see :mod:`glowplug.runtime.cdi`.
+
+    ``env`` yields to what a server says itself. ``hooks`` are those of the OCI runtime specification.
+    """
+
+    env: dict[str, str] = field(default_factory=dict)
+    mounts: tuple[SandboxMount, ...] = ()
+    nodes: tuple[DeviceNode, ...] = ()
+    hooks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Sandbox:
     """Everything a runtime needs to know about one container.
 
@@ -34,6 +59,10 @@ class Sandbox:
     ``host_changes_volumes``: files that are mounted may change from outside while it runs.
     ``extra_capabilities`` are granted, beyond the usual ones, by runtimes whose sandboxes have a kernel of
     their own; no other may grant them.
+    ``merges_pages``: pages that are the same in other such sandboxes may become one (KSM), which saves memory
+    and lets each of them find out, by the time that writing takes, what the others hold. For runtimes whose
+    applications have private memory of the host's; gVisor's is shared memory, which the kernel cannot merge.
+    ``edits`` are its devices, for runtimes that can give it any.
     ``root`` may be given missing mount points by the runtime. ``base`` is the same without the layer that
     takes those, and never written to: for a runtime that lays its own on top, as the kernel allows no third
     (``FILESYSTEM_MAX_STACK_DEPTH`` is 2, and an image index mounted from a file counts as one).
@@ -56,7 +85,9 @@ class Sandbox:
     cpu_weight: int = 100
     host_changes_volumes: bool = False
     extra_capabilities: tuple[str, ...] = ()
+    merges_pages: bool = False
     annotations: dict[str, str] = field(default_factory=dict)
+    edits: ContainerEdits | None = None
 
 
 class Runtime(Protocol):

@@ -9,6 +9,8 @@ For code that is trusted: faster than gVisor, and less of a wall. What is peculi
   copy's own log, which runc hands down as its standard output, takes its place (``inherit-fd``).
 * The pid that ``runc exec`` leaves is the host's; :meth:`Runc.signal` makes sure that it is still the
   container's before it is signalled.
+* Whether the kernel may merge a copy's pages is a flag of its address space, which is handed on from whoever
+  starts runc: CRIU and what it restores have it from there. A memory image never holds it, as only copies do.
 * A restored copy gets its host name from here, which needs no capability in the container.
 """
 
@@ -22,7 +24,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from glowplug.runtime.command import check_room, find_program, kill_processes, r
 from glowplug.runtime.port import Sandbox
 from glowplug.runtime.runc_bundle import PROFILE_VERSION, runc_config
 from glowplug.runtime.runc_image import FILES_ARCHIVE, check_empty, read_description, write_description
-from glowplug.runtime.runc_processes import check_one_tree, outside_files, set_hostname
+from glowplug.runtime.runc_processes import check_one_tree, drops_termination, outside_files, set_hostname
 from glowplug.runtime.writable import WritableFolders, unmount_below
 from glowplug.types.errors import RuntimeFailed, SystemUnfit
 from glowplug.types.identity import RuntimeIdentity
@@ -42,6 +44,8 @@ _QUICK_S = 30.0
 _MEMORY_S = 600.0
 _TERMINAL = "TERM=xterm-256color"
 _STDOUT = 1
+# Made of native/merge_pages.cpp when Glowplug is installed.
+_MERGE_PAGES = Path(__file__).with_name("_merge_pages")
 
 
 def find_runc() -> Path:
@@ -87,7 +91,12 @@ class Runc:
             command = ["restore", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file)]
             command += ["--image-path", str(image), "--work-path", str(self._folder(sandbox.id)), sandbox.id]
             self._run_criu(
-                command, sandbox.id, "restore.log", "Restore finished successfully", log=sandbox.log
+                command,
+                sandbox.id,
+                "restore.log",
+                "Restore finished successfully",
+                log=sandbox.log,
+                become=[str(_MERGE_PAGES)] if sandbox.merges_pages else [],
             )
             pid = int(pid_file.read_text())
             set_hostname(pid, sandbox.hostname)
@@ -110,8 +119,13 @@ class Runc:
         write_description(image, outside)
 
     def signal(self, sandbox_id: str, name: str, pid: int = 1) -> None:
-        """``runc kill`` for the first process, ourselves for what ``exec`` started."""
+        """``runc kill`` for the first process, ourselves for what ``exec`` started.
+
+        A first process that SIGTERM does not reach is killed: it would end anywhere but in a container.
+        """
         if pid == 1:
+            if name == "SIGTERM" and drops_termination(self._first_pid(sandbox_id)):
+                name = "SIGKILL"
             self._run(["kill", sandbox_id, name], sandbox_id)
             return
         try:
@@ -212,6 +226,13 @@ class Runc:
         except (ValueError, TypeError):
             raise RuntimeFailed(f"There is no container {sandbox_id}.", sandbox=sandbox_id) from None
 
+    def _first_pid(self, sandbox_id: str) -> int:
+        """The host's pid of the container's first process; 0 if there is none."""
+        try:
+            return int(json.loads(self._text([*self._command, "state", sandbox_id]))["pid"])
+        except (ValueError, TypeError, KeyError):
+            return 0
+
     def _text(self, argv: list[str]) -> str:
         try:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=_QUICK_S, check=False)
@@ -222,9 +243,20 @@ class Runc:
         return done.stdout
 
     def _run(
-        self, command: list[str], subject: str, *, log: Path | None = None, timeout_s: float = _QUICK_S
+        self,
+        command: list[str],
+        subject: str,
+        *,
+        log: Path | None = None,
+        become: Sequence[str] = (),
+        timeout_s: float = _QUICK_S,
+        helper: str | None = None,
     ) -> None:
-        """Run one runc command to its end: its own words to a JSON log, the application's to ``log``."""
+        """Run one runc command to its end: its own words to a JSON log, the application's to ``log``.
+
+        ``become`` is a program that becomes runc: what it sets for itself holds for the container too.
+        ``helper`` is a program that has to be at work below it.
+        """
         self._state.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             words = stack.enter_context(tempfile.NamedTemporaryFile(prefix="glowplug-runc-"))
@@ -233,22 +265,34 @@ class Runc:
                 output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 stack.callback(os.close, output)
             run_to_end(
-                [*self._command, f"--log={words.name}", "--log-format=json", *command],
+                [*become, *self._command, f"--log={words.name}", "--log-format=json", *command],
                 what=f"runc {command[0]}",
                 subject=subject,
                 words=Path(words.name),
                 output=output,
                 timeout_s=timeout_s,
+                helper=helper,
             )
 
     def _run_criu(
-        self, command: list[str], subject: str, log_name: str, success: str, *, log: Path | None = None
+        self,
+        command: list[str],
+        subject: str,
+        log_name: str,
+        success: str,
+        *,
+        log: Path | None = None,
+        become: Sequence[str] = (),
     ) -> None:
-        """Run a command that calls CRIU; CRIU's log ``log_name`` says how it went."""
+        """Run a command that calls CRIU; CRIU's log ``log_name`` says how it went.
+
+        A CRIU that is killed while it tries what the kernel can do leaves a stopped child with the socket at
+        whose other end runc waits (fork_and_ptrace_attach in criu/kerndat.c).
+        """
         criu_log = self._folder(subject) / log_name
         cause = None
         try:
-            self._run(command, subject, log=log, timeout_s=_MEMORY_S)
+            self._run(command, subject, log=log, become=become, timeout_s=_MEMORY_S, helper="criu")
         except RuntimeFailed as error:
             cause = error
         criu.check_log(f"runc {command[0]}", criu_log, subject, success=success, cause=cause)

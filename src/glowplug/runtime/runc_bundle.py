@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glowplug.runtime.bundle import CAPABILITIES, OPEN_FILES, bind, oci_config
-from glowplug.runtime.port import Sandbox
+from glowplug.runtime.port import ContainerEdits, Sandbox
 from glowplug.runtime.writable import WritableFolders
 
 # What a process may still ask of the host's kernel: the defaults of Docker's and Podman's profiles.
@@ -67,7 +67,24 @@ def runc_config(sandbox: Sandbox, writable: WritableFolders, criu_config: Path) 
     linux["maskedPaths"] = _MASKED_PATHS
     linux["readonlyPaths"] = _READ_ONLY_PATHS
     linux["seccomp"] = seccomp_profile()
+    if sandbox.edits is not None:
+        _edit(config, sandbox.edits)
     return config
+
+
+def _edit(config: dict[str, Any], edits: ContainerEdits) -> None:
+    """Device nodes are mounts too, like all else that comes from the host: a copy gets its own in place."""
+    process, linux = config["process"], config["linux"]
+    said = {entry.partition("=")[0] for entry in process["env"]}
+    process["env"] += [f"{name}={value}" for name, value in edits.env.items() if name not in said]
+    config["mounts"] += [bind(mount.source, mount.destination, mount.read_only) for mount in edits.mounts]
+    config["mounts"] += [bind(node.source, node.destination, False) for node in edits.nodes]
+    linux["resources"]["devices"] += [
+        {"allow": True, "type": node.kind, "major": node.major, "minor": node.minor, "access": node.access}
+        for node in edits.nodes
+    ]
+    if edits.hooks:
+        config["hooks"] = edits.hooks
 
 
 def seccomp_profile(machine: str = platform.machine()) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import signal
 import socket
 import threading
 from itertools import chain
@@ -33,6 +34,19 @@ def check_one_tree(pids: list[int], sandbox_id: str) -> None:
                     sandbox=sandbox_id,
                     pid=pid,
                 )
+
+
+def drops_termination(pid: int) -> bool:
+    """Whether the kernel would drop a SIGTERM because the first process of a container has no handler for it.
+
+    It would end any other process (pid_namespaces(7)).
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it ended
+        return False
+    masks = re.findall(r"^Sig(?:Blk|Ign|Cgt):\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return not any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in masks)
 
 
 def outside_files(pids: list[int], log: Path) -> list[criu.OutsideFile]:

@@ -8,21 +8,17 @@ shared memory of gigabytes, and unreadable for the search for secrets.)
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
+from glowplug.kernel import mounts
 from glowplug.types.errors import DeadlineExceeded, RuntimeFailed, SystemUnfit
 
-_MNT_DETACH = 2
-_MS_NOSUID, _MS_NODEV = 2, 4
-# Neither follow nor write the redirections that a folder made by somebody else may hold.
-_OVERLAY_OPTIONS = "index=off,metacopy=off,redirect_dir=nofollow"
 # Holes stay holes; whiteouts are devices and opaque folders attributes, both of which only root can write.
 _TAR_OPTIONS = ("--sparse", "--numeric-owner", "--xattrs", "--xattrs-include=*")
 _TAR_TIMEOUT_S = 600.0
@@ -43,14 +39,17 @@ class WritableFolders:
         for folder in (self.root, self._memory):
             folder.mkdir(parents=True, exist_ok=True)
         try:
-            _mount("tmpfs", self._memory, f"mode=0700,size={limit_bytes}")
+            with _as_unfit("tmpfs", self._memory):
+                flags = mounts.NOSUID | mounts.NODEV
+                mounts.mount("tmpfs", self._memory, f"mode=0700,size={limit_bytes}", flags)
             for folder in (self._upper, self._memory / "work"):
                 folder.mkdir()
             self._upper.chmod(base.stat().st_mode & 0o7777)
             for folder in self.binds.values():
                 folder.mkdir()
                 folder.chmod(0o1777)
-            self._mount_root(base)
+            with _as_unfit("overlay", self.root):
+                mounts.mount_overlay(base, self._upper, self._memory / "work", self.root, mounts.NODEV)
         except BaseException:
             unmount_below(self.folder)
             raise
@@ -73,29 +72,18 @@ class WritableFolders:
             str(self._memory),
         )
 
-    def _mount_root(self, base: Path) -> None:
-        with ExitStack() as stack:
-            # By descriptor, so that no character of a path can be read as a mount option.
-            lower, upper, work = (
-                stack.enter_context(_opened(folder)) for folder in (base, self._upper, self._memory / "work")
-            )
-            layers = (
-                f"lowerdir=/proc/self/fd/{lower},upperdir=/proc/self/fd/{upper},workdir=/proc/self/fd/{work}"
-            )
-            _mount("overlay", self.root, f"{layers},{_OVERLAY_OPTIONS}")
 
-
-def _mount(kind: str, target: Path, data: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV if kind == "tmpfs" else _MS_NODEV)
-    if libc.mount(b"glowplug", bytes(target), kind.encode(), flags, data.encode()) != 0:
-        code = ctypes.get_errno()
+@contextmanager
+def _as_unfit(kind: str, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         raise SystemUnfit(
-            f"A {kind} cannot be mounted at {target}: {os.strerror(code)}.",
+            f"{kind} cannot be mounted at {target}: {error.strerror}.",
             remedy="Run as root, with overlayfs and tmpfs in the kernel; `glowplug doctor` checks both.",
-            errno=code,
+            errno=error.errno,
             path=str(target),
-        )
+        ) from error
 
 
 def unmount_below(folder: Path) -> None:
@@ -103,17 +91,16 @@ def unmount_below(folder: Path) -> None:
 
     May be called at any time, and twice. Raises RuntimeFailed if something stays mounted.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     for target in reversed(_mounts_below(folder)):
-        if libc.umount2(bytes(target), _MNT_DETACH) != 0 and ctypes.get_errno() not in (
-            errno.EINVAL,
-            errno.ENOENT,
-        ):
-            raise RuntimeFailed(
-                f"{target} cannot be unmounted: {os.strerror(ctypes.get_errno())}.",
-                remedy="Run as root.",
-                path=str(target),
-            )
+        try:
+            mounts.unmount(target, mounts.DETACH)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOENT):  # it is gone
+                raise RuntimeFailed(
+                    f"{target} cannot be unmounted: {error.strerror}.",
+                    remedy="Run as root.",
+                    path=str(target),
+                ) from error
 
 
 def _mounts_below(folder: Path) -> list[Path]:
@@ -145,12 +132,3 @@ def _tar(*arguments: str) -> None:
             remedy="Look for a full disk; a damaged snapshot is captured anew.",
             said=words[-10:],
         )
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, Unpack
 from glowplug.sdk import lifecycle, options, validation
 from glowplug.sdk.code import code_spec
 from glowplug.sdk.options import DEFAULT_PORT, CodeOptions, ServerOptions
+from glowplug.sdk.recipe_choice import AUTO, Applied, apply_recipe, choose_recipe
 from glowplug.sdk.remote import DEFAULT_URL, URL_VARIABLE, Address, RemoteFunction
 from glowplug.sdk.snapshot import Request
 from glowplug.types.errors import InvalidInput
@@ -124,6 +125,12 @@ class App:
 
         return register
 
+    def recipes(self) -> dict[str, Applied]:
+        """Per server whose engine is known, the recipe it gets and what that fills in."""
+        servers = [definition for definition in self._definitions.values() if definition.kind == "server"]
+        applied = {d.name: _with_recipe(_command(d.target), d.options)[1] for d in servers}
+        return {name: recipe for name, recipe in applied.items() if recipe is not None}
+
     def to_spec(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The app as a JSON-ready ``AppSpec``, and the values of its secrets. Raises InvalidInput."""
         if not 1 <= len(self._definitions) <= MAX_SERVERS:
@@ -169,10 +176,13 @@ class App:
         return definition
 
     def _describe(self, definition: _Definition) -> tuple[dict[str, Any], dict[str, str]]:
+        if definition.kind == "server":
+            command = _command(definition.target)
+            keywords, _applied = _with_recipe(command, definition.options)
+            spec, secrets = options.describe(keywords, self._folder)
+            return {"version": 1, "name": definition.name, **spec, "command": command}, secrets
         spec, secrets = options.describe(definition.options, self._folder)
         spec = {"version": 1, "name": definition.name, **spec}
-        if definition.kind == "server":
-            return {**spec, "command": _command(definition.target)}, secrets
         _check_runner_fits(spec)
         if definition.file is None or "." in definition.target.__qualname__:
             raise InvalidInput(
@@ -222,6 +232,12 @@ def _check_runner_fits(spec: Mapping[str, Any]) -> None:
             f"Something is mounted at {CODE_MOUNT}, where the app's own folder lies.",
             remedy="Choose another path.",
         )
+
+
+def _with_recipe(command: list[str], given: Mapping[str, Any]) -> tuple[Mapping[str, Any], Applied | None]:
+    """The keywords of a server, with what the recipe for its engine fills in, if there is one."""
+    recipe = choose_recipe(command, given.get("recipe", AUTO))
+    return (given, None) if recipe is None else apply_recipe(recipe, command, given)
 
 
 def _command(function: Callable[[], object]) -> list[str]:

@@ -1,28 +1,29 @@
 """An app from a bare command, for ``glowplug run -- COMMAND``: no file, and as few flags as possible.
 
-What is not said is read from the command itself: the port from its ``--port``, the readiness path from the
-engine it starts, the virtual environment from where its program lies. Each guess can be overruled.
+What is not said is read from the command itself: the virtual environment from where its program lies, and
+all that the recipe for its engine knows (:mod:`glowplug.sdk.recipe_choice`), or else the port from its
+``--port``. Each guess can be overruled.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeGuard, Unpack
+from typing import Any, Unpack
 
 from glowplug.sdk import validation
 from glowplug.sdk.app import App
 from glowplug.sdk.image import Image
-from glowplug.sdk.options import DEFAULT_PORT, DEFAULT_READY, ReplicaOptions, ServerOptions
+from glowplug.sdk.options import DEFAULT_PORT, ReplicaOptions
+from glowplug.sdk.recipe import Recipe, is_port, is_python, value_of
+from glowplug.sdk.recipe_choice import AUTO, choose_recipe
 from glowplug.sdk.snapshot import Request, Snapshot
 from glowplug.types.errors import InvalidInput
 from glowplug.types.ids import RESERVED_NAMES, name_from_identifier
 
 DEFAULT_SERVER_NAME = "server"
 _SYSTEM_FOLDERS = ("/usr/", "/bin/", "/sbin/")
-_PYTHON = re.compile(r"python(3(\.\d+)?)?")
 _MAX_NAME_CHARACTERS = 48
 
 
@@ -36,6 +37,7 @@ def server_from_command(
     image: Image | None = None,
     env: Mapping[str, str] | None = None,
     snapshot: bool | Snapshot = True,
+    recipe: str | Recipe | None = AUTO,
     **options: Unpack[ReplicaOptions],
 ) -> App:
     """An app with the one server that ``command`` starts. Raises InvalidInput.
@@ -45,19 +47,24 @@ def server_from_command(
     """
     arguments = validation.command(command, "the command")
     app_name = app_name or guess_name(arguments)
+    chosen = choose_recipe(arguments, recipe)
     if image is None:
         arguments[0], image = _locate(arguments[0])
         image = in_current_folder(image)
     app = App(app_name, folder=Path())
-    keywords: ServerOptions = {
+    keywords: dict[str, Any] = {
         **options,
         "name": name,
         "image": image,
-        "port": guess_port(arguments) if port is None else port,
-        "ready": guess_ready(arguments) if ready is None else ready,
         "snapshot": snapshot,
         "env": env or {},
+        "recipe": chosen,
     }
+    # Left out unless said, so that the recipe's own come in.
+    if port is not None or chosen is None:
+        keywords["port"] = guess_port(arguments) if port is None else port
+    if ready is not None:
+        keywords["ready"] = ready
 
     def run_command() -> list[str]:
         return arguments
@@ -74,42 +81,23 @@ def in_current_folder(image: Image) -> Image:
 
 def guess_port(command: Sequence[str]) -> int:
     """The port a command says it listens on: ``--port N``, ``--port=N``, ``-p N``, a last bare number."""
-    found: str | None = None
-    for index, argument in enumerate(command[1:], start=1):
-        if argument in ("--port", "-p") and index + 1 < len(command):
-            found = command[index + 1]
-        elif argument.startswith("--port="):
-            found = argument.removeprefix("--port=")
-    if found is None and len(command) > 1:
-        found = command[-1]
-    return int(found) if _is_port(found) else DEFAULT_PORT
-
-
-def guess_ready(command: Sequence[str]) -> str:
-    """Where a command says that it is ready: ``/health`` for inference engines that have it, else ``/``."""
-    words = [Path(command[0]).name, *command[1:]]
-    is_vllm = words[:2] == ["vllm", "serve"] or any(word.startswith("vllm.entrypoints") for word in words)
-    is_sglang = any(word == "sglang" or word.startswith("sglang.") for word in words)
-    return "/health" if is_vllm or is_sglang else DEFAULT_READY
+    said = [value_of(command[1:], flag) for flag in ("-p", "--port")]
+    last = command[-1] if len(command) > 1 else None
+    found = next((value for value in reversed(said) if value is not None), last)
+    return int(found) if is_port(found) else DEFAULT_PORT
 
 
 def guess_name(command: Sequence[str]) -> str:
     """A name for the app: the module for ``python -m MODULE``, the file for ``python FILE``, the program."""
     words = list(command)
     subject = Path(words[0]).name
-    if _PYTHON.fullmatch(subject) and len(words) > 1:
+    if is_python(subject) and len(words) > 1:
         if words[1] == "-m" and len(words) > 2:
             subject = words[2]
         elif not words[1].startswith("-"):
             subject = Path(words[1]).stem
     name = name_from_identifier(subject)[:_MAX_NAME_CHARACTERS].strip("-")
     return f"{name}-app" if name in RESERVED_NAMES else name or "app"
-
-
-def _is_port(word: str | None) -> TypeGuard[str]:
-    return (
-        word is not None and word.isascii() and word.isdigit() and len(word) <= 5 and 1 <= int(word) <= 65535
-    )
 
 
 def _locate(program: str) -> tuple[str, Image]:

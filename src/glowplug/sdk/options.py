@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from glowplug.sdk import validation
 from glowplug.sdk.image import Image
@@ -21,8 +21,12 @@ from glowplug.sdk.snapshot import Request, Snapshot
 from glowplug.sdk.volume import Volume
 from glowplug.types.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from glowplug.sdk.recipe import Recipe
+
 DEFAULT_PORT = 8000
 RUNTIMES = ("auto", "runsc", "runc")
+PARKED_MEMORY = ("keep", "swap")
 DEFAULT_READY = "/"
 # The specification's own default; needed to tell whether min_replicas alone contradicts it.
 DEFAULT_MAX_REPLICAS = 4
@@ -34,6 +38,10 @@ class ReplicaOptions(TypedDict, total=False):
 
     ``runtime``: ``"runsc"`` (gVisor), ``"runc"`` (the host's own kernel: faster, less of a wall) or
     ``"auto"``: runc, where the node has it, for code that you vouch for with ``trusted=True``, else runsc.
+
+    Idle for ``scaledown_window_s`` a replica is parked (frozen: the next request wakes it within a tenth of a
+    second), and after ``parked_window_s`` more it is stopped; 0 stops it at once. ``parked_memory="swap"``
+    moves what a parked one holds to the node's swap at once instead of when memory is short.
     """
 
     gpu: str | None
@@ -45,6 +53,8 @@ class ReplicaOptions(TypedDict, total=False):
     max_replicas: int
     buffer_replicas: int
     scaledown_window_s: float
+    parked_window_s: float
+    parked_memory: str
     target_concurrency: int
     startup_timeout_s: float
     request_timeout_s: float
@@ -67,10 +77,15 @@ class CodeOptions(ReplicaOptions, total=False):
 
 
 class ServerOptions(CodeOptions, total=False):
-    """Keywords of ``@app.server``: where the command listens, and how to see that it is ready."""
+    """Keywords of ``@app.server``: where the command listens, and how to see that it is ready.
+
+    ``recipe`` fills in what is left out, by the engine that the command starts (docs/engines.md): ``"auto"``
+    recognises it, a name or a Recipe says which, ``"none"`` leaves everything as it is.
+    """
 
     port: int
     ready: str | Request
+    recipe: str | Recipe | None
 
 
 def check_keywords(given: Mapping[str, Any], known: type, usage: str) -> None:
@@ -118,7 +133,22 @@ def describe(options: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], 
         raise InvalidInput(
             'trusted=True changes nothing with runtime="runsc".', remedy="Leave one of them out."
         )
+    if spec["snapshot"].get("gpu"):
+        _check_gpu_snapshot(spec)
     return spec, secrets
+
+
+def _check_gpu_snapshot(spec: Mapping[str, Any]) -> None:
+    if "gpu" not in spec["resources"]:
+        raise InvalidInput(
+            "Snapshot(gpu=True) is for servers that use a GPU.",
+            remedy='Name one with gpu="H100", or leave it out.',
+        )
+    if not spec.get("trusted") and spec.get("runtime") != "runc":
+        raise InvalidInput(
+            "GPU memory can be captured in runc only (docs/gpu.md says what gVisor lacks).",
+            remedy='Write runtime="runc", or trusted=True.',
+        )
 
 
 def _resources(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,10 +175,11 @@ def _scaling(options: Mapping[str, Any]) -> dict[str, Any]:
         for name, (low, high) in bounds.items()
         if name in options
     }
-    if "scaledown_window_s" in options:
-        scaling["scaledown_window_s"] = validation.number(
-            options["scaledown_window_s"], "scaledown_window_s", low=0, high=366 * 86_400
-        )
+    for name in ("scaledown_window_s", "parked_window_s"):
+        if name in options:
+            scaling[name] = validation.number(options[name], name, low=0, high=366 * 86_400)
+    if "parked_memory" in options:
+        scaling["parked_memory"] = _parked_memory(options["parked_memory"])
     minimum = scaling.get("min_replicas", 0)
     if "max_replicas" not in scaling and minimum > DEFAULT_MAX_REPLICAS:
         # Somebody who asks for 8 replicas to be kept, and says no more, means 8.
@@ -166,6 +197,15 @@ def _runtime(value: object) -> str:
         raise InvalidInput(
             f"runtime cannot be {value!r}.",
             remedy='Write runtime="runsc", "runc" or "auto" (docs/runtimes.md).',
+        )
+    return str(value)
+
+
+def _parked_memory(value: object) -> str:
+    if value not in PARKED_MEMORY:
+        raise InvalidInput(
+            f"parked_memory cannot be {value!r}.",
+            remedy='Write parked_memory="keep" or "swap" (docs/node.md).',
         )
     return str(value)
 

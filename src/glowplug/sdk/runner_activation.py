@@ -6,15 +6,13 @@ Activation is idempotent within a phase, so the agent may repeat a request whose
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
-import random
 import socket
 import sys
 from dataclasses import dataclass
 from typing import Any
 
+from glowplug import hooks
 from glowplug.sdk.lifecycle import Moment
 from glowplug.sdk.runner_target import Target
 from glowplug.types.errors import InvalidInput
@@ -62,7 +60,7 @@ class Phases:
         os.environ.update(activation.env)
         if activation.hostname and activation.hostname != socket.gethostname():
             _set_hostname(activation.hostname)
-        reseed()
+        hooks.reseed()
         self._target.run_hooks(Moment.ENTER_AFTER_RESTORE)
         self._is_restored = activation.restored
         self._is_activated = True
@@ -73,8 +71,7 @@ class Phases:
         self._is_activated = False
         self._is_restored = False
         self._target.run_hooks(Moment.BEFORE_SNAPSHOT)
-        gc.collect()
-        _return_free_memory()
+        hooks.return_free_memory()
 
 
 def _is_variable(name: str, value: object) -> bool:
@@ -87,32 +84,9 @@ def _is_variable(name: str, value: object) -> bool:
     return True
 
 
-def reseed() -> None:
-    """Fresh randomness for the global generators of ``random``, NumPy and torch, where they are loaded.
-
-    Copies of one snapshot would otherwise draw the same numbers. Generators a user made before the snapshot
-    are theirs to reseed, in ``enter(snap=False)``.
-    """
-    random.seed(os.urandom(32))
-    numpy_random = getattr(sys.modules.get("numpy"), "random", None)
-    if numpy_random is not None:
-        numpy_random.seed(list(os.urandom(64)))
-    torch_seed = getattr(sys.modules.get("torch"), "manual_seed", None)
-    if torch_seed is not None:
-        # 63 bits: what torch accepts as a positive seed.
-        torch_seed(int.from_bytes(os.urandom(8), "big") >> 1)
-
-
 def _set_hostname(hostname: str) -> None:
     try:
         socket.sethostname(hostname)
     except OSError as error:
         # A sandbox may forbid it; nothing of ours depends on it.
         print(f"glowplug: the host name stays as it was: {error}", file=sys.stderr)
-
-
-def _return_free_memory() -> None:
-    """Give freed heap pages back: pages that are not there need not be captured, nor read at restore."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
-    if trim is not None:
-        trim(0)

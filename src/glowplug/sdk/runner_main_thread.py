@@ -16,6 +16,8 @@ from glowplug.types.errors import DeadlineExceeded
 
 T = TypeVar("T")
 
+_LOOK_EVERY_S = 1.0
+
 
 class MainThread:
     """A queue of work that the main thread does until it is told to stop."""
@@ -43,7 +45,7 @@ class MainThread:
 
     def serve(self) -> None:
         """Do what arrives, until :meth:`stop`. Called by the main thread."""
-        while (item := self._work.get()) is not None:
+        while (item := self._next()) is not None:
             work, future = item
             if not future.set_running_or_notify_cancel():
                 continue  # whoever asked has given up
@@ -51,6 +53,14 @@ class MainThread:
                 future.set_result(work())
             except (Exception, SystemExit) as error:  # noqa: BLE001 - it belongs to whoever asked
                 future.set_exception(error)
+
+    def _next(self) -> tuple[Callable[[], Any], Future[Any]] | None:
+        # A signal just before a wait begins does not end it: its handler runs when the wait is over.
+        while True:
+            try:
+                return self._work.get(timeout=_LOOK_EVERY_S)
+            except queue.Empty:
+                continue
 
     def stop(self) -> None:
         """Let :meth:`serve` return after the work already handed over. May be called in a signal handler."""

@@ -15,6 +15,7 @@ from glowplug.types.errors import InvalidInput
 
 METHODS = ("GET", "POST", "PUT")
 SIGNALS = ("SIGHUP", "SIGUSR1", "SIGUSR2")
+WEIGHTS = ("keep", "stream")
 _CALL = re.compile(r"\s*([A-Za-z]+)\s+(/\S*)(?:\s+(.*?))?\s*", re.DOTALL)
 _PATH = re.compile(r"/\S*")
 _CALL_REMEDY = 'Write \'GET /path\', \'POST /path {"json": 1}\' or gp.Request("POST", "/path", json={...}).'
@@ -102,7 +103,13 @@ class Hook:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How a server's memory is captured. ``snapshot=True`` is short for ``Snapshot()``."""
+    """How a server's memory is captured. ``snapshot=True`` is short for ``Snapshot()``.
+
+    ``gpu=True``: that of its GPUs too; a server with ``gpu=`` is not captured without. It has to run in runc
+    (``runtime="runc"`` or ``trusted=True``): docs/gpu.md.
+    ``weights="stream"`` leaves what ``glowplug.weights.load_into`` filled out of the snapshot: every copy
+    reads it again, in parallel, before it serves (docs/weights.md).
+    """
 
     enabled: bool = True
     gpu: bool = field(default=False, kw_only=True)
@@ -111,13 +118,9 @@ class Snapshot:
     before_snapshot: Hook | None = field(default=None, kw_only=True)
     after_restore: Hook | None = field(default=None, kw_only=True)
     secrets_in_snapshot: bool = field(default=False, kw_only=True)
+    weights: str = field(default="keep", kw_only=True)
 
     def __post_init__(self) -> None:
-        if validation.boolean(self.gpu, "gpu"):
-            raise InvalidInput(
-                "Snapshots of GPU memory are not available in this version.",
-                remedy="Leave gpu out of gp.Snapshot; the server itself may still use a GPU.",
-            )
         self.to_spec()
 
     @classmethod
@@ -134,6 +137,8 @@ class Snapshot:
     def to_spec(self) -> dict[str, Any]:
         """The ``SnapshotSpec``."""
         spec: dict[str, Any] = {"enabled": validation.boolean(self.enabled, "enabled")}
+        if validation.boolean(self.gpu, "gpu"):
+            spec["gpu"] = True
         for what, calls in (("warmup", self.warmup), ("canary", self.canary)):
             if isinstance(calls, str | Request) or not isinstance(calls, Sequence):
                 raise InvalidInput(f"{what} must be a list of requests.", remedy=f"Write {what}=[...].")
@@ -146,6 +151,12 @@ class Snapshot:
             spec[what] = hook.to_spec()
         if validation.boolean(self.secrets_in_snapshot, "secrets_in_snapshot"):
             spec["secrets_in_snapshot"] = True
+        if self.weights not in WEIGHTS:
+            raise InvalidInput(
+                f"weights cannot be {self.weights!r}.", remedy='Write weights="keep" or weights="stream".'
+            )
+        if self.weights != "keep":
+            spec["weights"] = self.weights
         return spec
 
 

@@ -48,15 +48,6 @@ def write_durably(path: Path, data: bytes) -> None:
         raise
 
 
-def sync_file(path: Path) -> None:
-    """Return once the content of the regular file at ``path`` is on disk."""
-    descriptor = open_regular(path)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_directory(path: Path) -> None:
     """Return once the names in the directory at ``path`` are on disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -11,32 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonpath
 from pathlib import Path
 
 from glowplug.snapshot.canonical import blake3_hex, canonical_json
+from glowplug.snapshot.gpu.inventory import Inventory
 from glowplug.types.errors import InvalidInput, SystemUnfit
 from glowplug.types.identity import RuntimeIdentity
+from glowplug.types.key_fields import KEY_FIELD_WORDS
 from glowplug.types.spec import ServerSpec
 
-FIELD_NAMES = (
-    "image",
-    "command",
-    "port",
-    "env",
-    "secrets",
-    "code",
-    "volumes",
-    "snapshot",
-    "resources",
-    "runtime",
-    "runtime_flags",
-    "cpu_model",
-    "cpu_features",
-    "kernel",
-    "gpu_chip",
-    "gpu_driver",
-)
-"""Every field of a key, in the order differences are told in: the user's own choices first."""
+FIELD_NAMES = tuple(KEY_FIELD_WORDS)
+"""Every field of a key, in the order differences are told in."""
 
 NONE = "none"
 """The value of a field that does not apply, such as the GPU of a server that uses none."""
@@ -45,6 +31,8 @@ Difference = tuple[str, str, str]
 """``(field, ours, theirs)``."""
 
 _SHOWN_CHARACTERS = 60
+_SHOWN_BEFORE = 20
+_SHOWN_FEATURES = 12
 
 
 @dataclass(frozen=True)
@@ -58,15 +46,15 @@ class MachineIdentity:
     gpu_driver: str = NONE
 
     @classmethod
-    def read(cls, proc: Path = Path("/proc")) -> MachineIdentity:
+    def read(cls, proc: Path = Path("/proc"), gpus: Inventory | None = None) -> MachineIdentity:
         """Ask the kernel. Raises SystemUnfit when it does not say what the processor can do."""
         model, features = _read_cpu(proc / "cpuinfo")
         return cls(
             cpu_model=model,
-            cpu_features=blake3_hex(" ".join(features).encode())[:16],
+            cpu_features=" ".join(features),
             kernel=_read_kernel(proc / "sys/kernel/osrelease"),
-            gpu_chip=_read_gpu_chips(proc / "driver/nvidia/gpus"),
-            gpu_driver=_read_gpu_driver(proc / "driver/nvidia/version"),
+            gpu_chip=_gpu_chips(gpus) if gpus else NONE,
+            gpu_driver=gpus.driver if gpus else NONE,
         )
 
 
@@ -125,7 +113,7 @@ class SnapshotKey:
             "snapshot": _snapshot_field(server),
             "resources": _text(server.resources.model_dump(mode="json")),
             "runtime": f"{runtime.name} {runtime.version}",
-            "runtime_flags": blake3_hex(canonical_json(list(runtime.flags)))[:16],
+            "runtime_flags": _text(list(runtime.flags)),
             "cpu_model": machine.cpu_model,
             "cpu_features": machine.cpu_features,
             "kernel": machine.kernel,
@@ -155,14 +143,38 @@ class SnapshotKey:
 
 
 def explain_differences(differences: Sequence[Difference]) -> str:
-    """One line for people: ``kernel is 6.18, was 6.12; image is ..``. Long values are cut."""
-    return "; ".join(f"{name} is {_short(ours)}, was {_short(theirs)}" for name, ours, theirs in differences)
+    """One line for people: ``kernel is 6.18, was 6.12; image is ..``.
+
+    Long values are cut to where they differ; of processor features only those that differ are named.
+    """
+    return "; ".join(_explain(*difference) for difference in differences)
 
 
-def _short(value: str) -> str:
-    if len(value) <= _SHOWN_CHARACTERS:
-        return value or "(absent)"
-    return value[: _SHOWN_CHARACTERS - 2] + ".."
+def _explain(name: str, ours: str, theirs: str) -> str:
+    if name == "cpu_features":
+        here, there = set(ours.split()), set(theirs.split())
+        changes = {"lacks": there - here, "also has": here - there}
+        return f"{name} " + ", ".join(f"{verb} {_listed(names)}" for verb, names in changes.items() if names)
+    shown_ours, shown_theirs = _cut_to_the_difference(ours, theirs)
+    return f"{name} is {shown_ours or '(absent)'}, was {shown_theirs or '(absent)'}"
+
+
+def _listed(features: set[str]) -> str:
+    words = sorted(features)
+    more = f" and {len(words) - _SHOWN_FEATURES} more" if len(words) > _SHOWN_FEATURES else ""
+    return " ".join(words[:_SHOWN_FEATURES]) + more
+
+
+def _cut_to_the_difference(ours: str, theirs: str) -> tuple[str, str]:
+    if max(len(ours), len(theirs)) <= _SHOWN_CHARACTERS:
+        return ours, theirs
+    start = max(len(commonpath([ours, theirs])) - _SHOWN_BEFORE, 0)
+    return _cut(ours, start), _cut(theirs, start)
+
+
+def _cut(value: str, start: int) -> str:
+    end = start + _SHOWN_CHARACTERS
+    return (".." if start else "") + value[start:end] + (".." if end < len(value) else "")
 
 
 def _text(value: object) -> str:
@@ -192,14 +204,17 @@ def _code_field(server: ServerSpec) -> str:
 def _snapshot_field(server: ServerSpec) -> str:
     """What is done to a replica before it is frozen; the canary too: it is asked then, and warms caches."""
     spec = server.snapshot
-    return _text(
-        {
-            "warmup": [call.model_dump(mode="json") for call in spec.warmup],
-            "canary": [call.model_dump(mode="json") for call in spec.canary],
-            "before_snapshot": spec.before_snapshot and spec.before_snapshot.model_dump(mode="json"),
-            "secrets_in_snapshot": spec.secrets_in_snapshot,
-        }
-    )
+    field: dict[str, object] = {
+        "warmup": [call.model_dump(mode="json") for call in spec.warmup],
+        "canary": [call.model_dump(mode="json") for call in spec.canary],
+        "before_snapshot": spec.before_snapshot and spec.before_snapshot.model_dump(mode="json"),
+        "secrets_in_snapshot": spec.secrets_in_snapshot,
+    }
+    if spec.gpu:  # left out by default, as the next: older snapshots keep their keys
+        field["gpu"] = True
+    if spec.weights != "keep":
+        field["weights"] = spec.weights
+    return _text(field)
 
 
 def _read_text(path: Path) -> str:
@@ -234,15 +249,7 @@ def _read_kernel(path: Path) -> str:
     return found.group() if found else release
 
 
-def _read_gpu_chips(directory: Path) -> str:
-    chips: set[str] = set()
-    for path in directory.glob("*/information"):
-        chips.update(re.findall(r"^Model:\s*(.+?)\s*$", _read_text(path), re.MULTILINE))
-    return " + ".join(sorted(chips)) or NONE
-
-
-def _read_gpu_driver(path: Path) -> str:
-    if not path.exists():
-        return NONE
-    found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", _read_text(path))
-    return found.group(1) if found else "unrecognised"
+def _gpu_chips(gpus: Inventory) -> str:
+    """Their names and memory; several kinds joined, for a replica may get any of them."""
+    chips = sorted({f"{device.chip} ({device.memory_bytes} bytes)" for device in gpus.devices})
+    return " + ".join(chips) or NONE

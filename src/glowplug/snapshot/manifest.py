@@ -1,9 +1,10 @@
 """What a snapshot says about itself, in a form that proves it was not altered.
 
-``manifest.json`` names every file with its length and hash, the key, the canary's answers and how the
-capture went. It holds a hash of itself and exists in exactly one encoding, so a single changed byte,
-anywhere, is noticed. The format is a written contract with a test vector: ``docs/snapshot-format.md``.
-Reading treats the bytes as hostile and raises SnapshotInvalid, never anything else.
+``manifest.json`` names every file with its length and hash, the content that they are kept as, the key, the
+canary's answers and how the capture went. It holds a hash of itself and exists in exactly one encoding, so a
+single changed byte, anywhere, is noticed. The format is a written contract with a test vector:
+``docs/snapshot-format.md``. Reading treats the bytes as hostile and raises SnapshotInvalid, never anything
+else.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from glowplug.snapshot.canonical import blake3_hex, canonical_json, parse_json
 from glowplug.snapshot.key import SnapshotKey
 from glowplug.types.errors import SnapshotInvalid
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MANIFEST_NAME = "manifest.json"
 STATUS_NAME = "status.json"
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILES = 1024
+MAX_GPUS = 64
 
 SNAPSHOT_ID_PATTERN = r"^sn-[0-9a-f]{16}$"
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -43,28 +46,45 @@ class FileEntry(_Part):
 
 
 class CaptureTimings(_Part):
-    """How the capture went: ``capture_s`` in all, of which the replica stood still for ``frozen_s``."""
+    """How the capture went: ``capture_s`` in all, of which the replica stood still for ``frozen_s``.
+
+    ``cold_s`` is how long its cold start took before, None if nobody measured it: what a restore has to beat.
+    """
 
     capture_s: Seconds = 0.0
     frozen_s: Seconds = 0.0
+    cold_s: Seconds | None = None
+
+
+class CapturedGpu(_Part):
+    """A GPU that was in the machine. The captured replica had it if ``is_given``, and held so much of it."""
+
+    uuid: str = Field(pattern=r"^GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+    chip: str = Field(max_length=256)
+    memory_bytes: int = Field(ge=0)
+    is_given: bool = False
+    held_bytes: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)
 class ManifestDraft:
-    """What whoever captured knows; key, files, time and integrity are added when it is sealed."""
+    """What whoever captured knows; key, files and integrity are added when it is sealed, the time if None."""
 
     app: str
     server: str
     deployment: str
     canary: list[CanaryAnswer] = field(default_factory=list)
+    hook_ports: list[int] = field(default_factory=list)
+    gpus: list[CapturedGpu] = field(default_factory=list)
     timings: CaptureTimings = field(default_factory=CaptureTimings)
     tools: dict[str, str] = field(default_factory=dict)
+    created_at: float | None = None
 
 
 class Manifest(_Part):
     """A parsed manifest: everything but the integrity hash, which only exists in the encoding."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     id: str = Field(pattern=SNAPSHOT_ID_PATTERN)
     app: str = Field(max_length=256)
     server: str = Field(max_length=256)
@@ -72,7 +92,11 @@ class Manifest(_Part):
     key: dict[str, str]
     created_at: Seconds
     files: dict[FileName, FileEntry] = Field(min_length=1, max_length=MAX_FILES)
+    content: Digest
+    deduplicated_bytes: int = Field(default=0, ge=0)
     canary: list[CanaryAnswer] = []
+    hook_ports: list[Port] = []
+    gpus: list[CapturedGpu] = Field(default=[], max_length=MAX_GPUS)
     timings: CaptureTimings = CaptureTimings()
     tools: dict[str, str] = {}
 
@@ -93,9 +117,27 @@ class Manifest(_Part):
         """The key this snapshot was captured under."""
         return SnapshotKey(self.key)
 
+    @property
+    def canary_words(self) -> list[str]:
+        """What each canary asks, and where it comes from, for people."""
+        done_before = self.key.get("snapshot", "")
+        is_declared = '"canary":[]' not in done_before
+        words = []
+        for answer in self.canary:
+            request = canonical_json(answer.request.model_dump(mode="json")).decode("ascii")
+            origin = "recorded at warm-up" if request in done_before else "the ready call"
+            words.append(
+                f"{answer.request.method} {answer.request.path} ({'declared' if is_declared else origin})"
+            )
+        return words
+
     def encode(self) -> bytes:
         """The one encoding: canonical JSON with ``integrity``, and a newline."""
         content = self.model_dump()
+        if self.timings.cold_s is None:
+            del content["timings"]["cold_s"]
+        if not self.gpus:
+            del content["gpus"]
         return canonical_json({**content, "integrity": blake3_hex(canonical_json(content))}) + b"\n"
 
     @classmethod

@@ -19,12 +19,17 @@ from glowplug.snapshot.manifest import STATUS_NAME
 QUARANTINE_AFTER_FAILURES = 3
 """Consecutive failures after which a snapshot is not tried again."""
 
+USERS_KEPT = 8
+
 _MAX_STATUS_BYTES = 64 << 10
 _MAX_REASON_CHARACTERS = 2000
 
 
 class RestoreStatus(BaseModel):
-    """Counters and the verdict. ``restores`` counts those that worked; ``reason`` is the last failure's."""
+    """Counters and the verdict. ``restores`` counts those that worked; ``reason`` is the last failure's.
+
+    ``used_by`` names servers (``app/server``) that were restored from it here, the latest first.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -34,12 +39,18 @@ class RestoreStatus(BaseModel):
     consecutive_failures: int = Field(default=0, ge=0)
     is_quarantined: bool = False
     reason: str | None = None
+    used_by: list[str] = Field(default=[], max_length=USERS_KEPT)
 
-    def after_success(self) -> RestoreStatus:
-        """The record with one more good restore. It does not lift a quarantine."""
-        reason = self.reason if self.is_quarantined else None
+    def after_success(self, server: str) -> RestoreStatus:
+        """The record with one more good restore, of ``server`` if named. It does not lift a quarantine."""
+        users = [server, *(user for user in self.used_by if user != server)] if server else self.used_by
         return self.model_copy(
-            update={"restores": self.restores + 1, "consecutive_failures": 0, "reason": reason}
+            update={
+                "restores": self.restores + 1,
+                "consecutive_failures": 0,
+                "reason": self.reason if self.is_quarantined else None,
+                "used_by": users[:USERS_KEPT],
+            }
         )
 
     def after_failure(self, reason: str) -> RestoreStatus:

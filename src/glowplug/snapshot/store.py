@@ -2,7 +2,8 @@
 
 Whatever is killed, or fills up, at whatever moment: a reader finds the older generation of a snapshot or the
 newer, complete and checked, and :meth:`SnapshotStore.sweep` removes the rest at the next start. One capture
-per id at a time; a generation in use outlives its removal or replacement until its last user is done.
+per id at a time; a generation in use outlives its removal or replacement until its last user is done. The
+files themselves are in the content store, and go when the last snapshot that needs them has gone.
 Reading methods touch nothing; all of it may be called from several threads and processes at once.
 """
 
@@ -12,29 +13,32 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from glowplug.snapshot.content import SnapshotContent
 from glowplug.snapshot.durable import (
     full_disk_as_resource_exhausted,
     io_error_as_snapshot_invalid,
-    read_limited,
     remove_tree,
     require_free_bytes,
     sync_directory,
+    write_durably,
 )
 from glowplug.snapshot.key import Difference, SnapshotKey, explain_differences
 from glowplug.snapshot.layout import Layout, is_snapshot_id, owner_of
 from glowplug.snapshot.locks import FileLock, HeldLock, own_directory
-from glowplug.snapshot.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, invalid
+from glowplug.snapshot.manifest import MANIFEST_NAME, invalid
+from glowplug.snapshot.references import ContentReferences, read_manifest
+from glowplug.snapshot.sealing.manifests import Manifests, StoredManifest
 from glowplug.snapshot.staging import Staging
 from glowplug.snapshot.status import RestoreStatus
-from glowplug.snapshot.stored import Snapshot
+from glowplug.snapshot.stored import Snapshot, unreadable_view
 from glowplug.types.clock import Clock, SystemClock
-from glowplug.types.errors import Conflict, DeadlineExceeded, NotFound, SnapshotInvalid
+from glowplug.types.errors import Conflict, DeadlineExceeded, KeyMissing, NotFound, SnapshotInvalid
 from glowplug.types.paths import StateDir
-from glowplug.types.replica import SnapshotStatus, SnapshotView
+from glowplug.types.replica import SnapshotView
 
 _log = logging.getLogger(__name__)
 
@@ -55,11 +59,24 @@ class Nearest:
 
 
 class SnapshotStore:
-    """All finished snapshots below one state directory, and the captures on their way to become one."""
+    """All finished snapshots below one state directory, and the captures on their way to become one.
 
-    def __init__(self, state: StateDir, clock: Clock | None = None) -> None:
+    ``manifests`` is told how this node writes and reads them; ``content`` seals if that does.
+    """
+
+    def __init__(
+        self,
+        state: StateDir,
+        content: SnapshotContent,
+        clock: Clock | None = None,
+        manifests: Manifests | None = None,
+    ) -> None:
+        self.manifests = manifests or Manifests()
         self._layout = Layout(state)
+        self._content = content
+        self._references = ContentReferences(self._layout, content)
         self._clock: Clock = clock or SystemClock()
+        self._has_left_something = False
 
     @contextmanager
     def begin(self, key: SnapshotKey, expected_bytes: int = 0) -> Iterator[Staging]:
@@ -68,32 +85,61 @@ class SnapshotStore:
         Raises Conflict while somebody else captures this key, ResourceExhausted when fewer than
         ``expected_bytes`` are free or the disk fills up inside the block.
         """
-        with full_disk_as_resource_exhausted(key.id), self._capture_lock(key.id):
-            path = self._staging_folder(key.id, expected_bytes)
-            try:
-                yield Staging(key, path, self._clock, self._publish)
-            finally:
-                self._remove_or_warn(path)
+        try:
+            with full_disk_as_resource_exhausted(key.id), self._capture_lock(key.id):
+                path = self._staging_folder(key.id, expected_bytes)
+                try:
+                    with self._content.capture_folder(path, expected_bytes) as files:
+                        yield self._staging(key, path, files)
+                finally:
+                    self._remove_or_warn(path)
+        finally:
+            self._references.drop_unneeded()
+
+    def adopt(self, stored: StoredManifest, fetch: Callable[[], None]) -> Snapshot:
+        """Publish a snapshot captured elsewhere; ``fetch`` sees to it that its content is known here.
+
+        It replaces one of its id. Raises Conflict while that is captured here, and what ``fetch`` raises.
+        """
+        manifest = stored.manifest
+        try:
+            with full_disk_as_resource_exhausted(manifest.id), self._capture_lock(manifest.id):
+                path = self._staging_folder(manifest.id, 0)
+                try:
+                    with self._references.adding(manifest.id):
+                        fetch()
+                        write_durably(path / MANIFEST_NAME, stored.raw)
+                        sync_directory(path)
+                    return self._publish(manifest.id, path)
+                finally:
+                    self._remove_or_warn(path)
+        finally:
+            self._references.drop_unneeded()
 
     def get(self, snapshot_id: str) -> Snapshot:
-        """The finished snapshot. Raises NotFound, or SnapshotInvalid if its manifest is not sound."""
+        """The finished snapshot. Raises NotFound; SnapshotInvalid for an unsound manifest; KeyMissing."""
         for _ in range(_READ_ATTEMPTS):
             self._require_present(snapshot_id)
             generation = self._layout.current(snapshot_id)
             if generation is None:
                 continue  # published this instant, or nothing this store made: the loop's end tells
             try:
-                return Snapshot(generation, _read_manifest(generation, snapshot_id), self._discard)
+                return self._snapshot(generation, snapshot_id)
             except SnapshotInvalid:
                 # Broken, or replaced and removed while we read it? Only then does the link point elsewhere.
                 if self._layout.current(snapshot_id) == generation:
                     raise
         raise invalid(snapshot_id, "is not what this store writes, or changes all the time", file=snapshot_id)
 
+    def has(self, snapshot_id: str) -> bool:
+        """Whether there is one of this id, whatever its state."""
+        return self._layout.current(snapshot_id) is not None
+
     def find(self, key: SnapshotKey) -> Snapshot | None:
         """The snapshot to restore for ``key``: None if there is none, or it is quarantined.
 
-        Raises SnapshotInvalid for one whose manifest is not sound. :meth:`nearest` tells why there is none.
+        Raises SnapshotInvalid for one whose manifest is not sound, KeyMissing for one locked here.
+        :meth:`nearest` tells why there is none.
         """
         try:
             snapshot = self.get(key.id)
@@ -129,15 +175,8 @@ class SnapshotStore:
         """One line of :meth:`list`. Raises NotFound."""
         try:
             return self.get(snapshot_id).view()
-        except SnapshotInvalid as error:
-            return SnapshotView(
-                id=snapshot_id,
-                app="",
-                server="",
-                status=SnapshotStatus.QUARANTINED,
-                key="",
-                reason=error.message,
-            )
+        except (SnapshotInvalid, KeyMissing) as error:
+            return unreadable_view(snapshot_id, error)
 
     def remove(self, snapshot_id: str, force: bool = False) -> None:
         """Forget a snapshot. Raises NotFound, and Conflict while it is in use.
@@ -164,21 +203,42 @@ class SnapshotStore:
         """Never restore this one again; it stays for inspection. Raises NotFound."""
         return self._update_status(snapshot_id, lambda status: status.quarantined(reason))
 
-    def record_restore(self, snapshot_id: str, ok: bool, reason: str = "") -> RestoreStatus:
-        """Count a restore. The third failure in a row quarantines. Raises NotFound."""
+    def record_damage(self, snapshot_id: str, reason: str) -> RestoreStatus:
+        """Bytes of it were wrong: forget those, and quarantine it unless the region can make it good.
+
+        Otherwise it is one more failed restore. Raises NotFound.
+        """
+        if self._content.drop_damage(self.get(snapshot_id).manifest.content):
+            return self.record_restore(snapshot_id, False, reason)
+        return self.quarantine(snapshot_id, reason)
+
+    def record_restore(self, snapshot_id: str, ok: bool, reason: str = "", server: str = "") -> RestoreStatus:
+        """Count a restore, of this server (``app/server``). The third failure in a row quarantines.
+
+        Raises NotFound.
+        """
         if ok:
-            return self._update_status(snapshot_id, RestoreStatus.after_success)
+            with suppress(SnapshotInvalid):  # it is told of by whoever looks for it next
+                self._content.note_use(self.get(snapshot_id).manifest.content)
+            return self._update_status(snapshot_id, lambda status: status.after_success(server))
         return self._update_status(snapshot_id, lambda status: status.after_failure(reason))
 
     def sweep(self) -> tuple[str, ...]:
         """Remove what killed processes left behind, and return its names. Captures under way are spared."""
         self._layout.create()
+        self._has_left_something = False
         removed: list[str] = []
         for path in [*self._layout.staging.iterdir(), *self._layout.generations.iterdir()]:
             owner = owner_of(path.name)
             if owner is not None and self._sweep_one(path, owner):
                 removed.append(path.name)
+        self._references.drop_unneeded()
         return tuple(sorted(removed))
+
+    def sweep_again(self) -> None:
+        """As :meth:`sweep` if something could not be removed, by a failing disk, since; else nothing."""
+        if self._has_left_something:
+            self.sweep()
 
     def _sweep_one(self, path: Path, owner: str) -> bool:
         """Remove one thing that belongs to no capture under way, no snapshot and no user."""
@@ -209,13 +269,22 @@ class SnapshotStore:
             require_free_bytes(self._layout.staging, expected_bytes, snapshot_id)
             return Path(tempfile.mkdtemp(prefix=f"{snapshot_id}.", dir=self._layout.staging))
 
+    def _staging(self, key: SnapshotKey, path: Path, files: Path) -> Staging:
+        return Staging(
+            key, path, files, self._clock, self._content, self._references, self.manifests, self._publish
+        )
+
+    def _snapshot(self, folder: Path, snapshot_id: str) -> Snapshot:
+        stored = self.manifests.decode(read_manifest(folder, snapshot_id), snapshot_id)
+        return Snapshot(folder, stored, self._content, self._discard)
+
     def _publish(self, snapshot_id: str, staged: Path) -> Snapshot:
         """Move a sealed folder in place; the link's rename is the moment it becomes the snapshot."""
         layout = self._layout
         generation = layout.generations / staged.name
         new_link = layout.staging / f"{staged.name}.link"
         link = layout.link(snapshot_id)
-        manifest = _read_manifest(staged, snapshot_id)
+        snapshot = self._snapshot(staged, snapshot_id)
         with self._change(snapshot_id):
             replaced = layout.current(snapshot_id)
             try:
@@ -232,7 +301,7 @@ class SnapshotStore:
             sync_directory(layout.root)
         if replaced is not None:
             self._discard(replaced)
-        return Snapshot(generation, manifest, self._discard)
+        return replace(snapshot, path=generation)
 
     def _discard(self, generation: Path) -> bool:
         """Remove a generation that is neither the current one nor in use; whether it was removed.
@@ -246,13 +315,16 @@ class SnapshotStore:
         if owned is None:
             return False
         with owned:
-            return self._remove_or_warn(generation)
+            is_removed = self._remove_or_warn(generation)
+        self._references.drop_unneeded()
+        return is_removed
 
     def _remove_or_warn(self, path: Path) -> bool:
         try:
             remove_tree(path)
         except OSError as error:
-            _log.warning("could not remove %s, the next start tries again: %s", path, error)
+            _log.warning("could not remove %s, the next sweep tries again: %s", path, error)
+            self._has_left_something = True
             return False
         return True
 
@@ -305,7 +377,7 @@ class SnapshotStore:
             snapshot = self.get(key.id)
         except NotFound:
             return None
-        except SnapshotInvalid as error:
+        except (SnapshotInvalid, KeyMissing) as error:
             return Nearest(key.id, [], error.message)
         status = snapshot.status
         if not status.is_quarantined:
@@ -316,7 +388,7 @@ class SnapshotStore:
         for snapshot_id in self._layout.ids():
             try:
                 yield self.get(snapshot_id)
-            except (NotFound, SnapshotInvalid) as error:
+            except (NotFound, SnapshotInvalid, KeyMissing) as error:
                 _log.debug("passing over snapshot %s: %s", snapshot_id, error.message)
 
     def _view_or_none(self, snapshot_id: str) -> SnapshotView | None:
@@ -335,13 +407,3 @@ class SnapshotStore:
             remedy="`glowplug snapshot ls` lists those there are.",
             snapshot_id=snapshot_id[:64],
         )
-
-
-def _read_manifest(directory: Path, snapshot_id: str) -> Manifest:
-    try:
-        raw = read_limited(directory / MANIFEST_NAME, MAX_MANIFEST_BYTES)
-    except FileNotFoundError as error:
-        raise invalid(snapshot_id, "is missing") from error
-    except OSError as error:
-        raise invalid(snapshot_id, f"cannot be read: {error.strerror}") from error
-    return Manifest.decode(raw, snapshot_id)

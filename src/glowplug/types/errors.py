@@ -90,6 +90,12 @@ class Unavailable(GlowplugError):
     http_status = 503
 
 
+class StartInterrupted(Unavailable):
+    """A part of Glowplug ended while a replica started: no fault of its server, which is started again."""
+
+    code = "start_interrupted"
+
+
 class DeadlineExceeded(GlowplugError):
     """A wait ran out; ``details['stage']`` names where it stuck."""
 
@@ -118,6 +124,13 @@ class RuntimeFailed(GlowplugError):
     http_status = 500
 
 
+class GpuFailed(GlowplugError):
+    """The GPU's driver refused or broke a call; ``details`` hold the call, the process and its state."""
+
+    code = "gpu_failed"
+    http_status = 500
+
+
 class SnapshotInvalid(GlowplugError):
     """A snapshot is missing pieces, corrupt, or answered wrongly. The caller falls back to a cold start."""
 
@@ -125,10 +138,18 @@ class SnapshotInvalid(GlowplugError):
     http_status = 500
 
 
+class KeyMissing(GlowplugError):
+    """A snapshot is sealed with a key that this node was not given. Nothing is wrong with it."""
+
+    code = "key_missing"
+    http_status = 409
+
+
 _BY_CODE: dict[str, type[GlowplugError]] = {
     kind.code: kind
     for kind in (
         GlowplugError, InvalidInput, Unauthorized, NotFound, Conflict, Overloaded, ReplicaFailed, Unavailable,
-        DeadlineExceeded, ResourceExhausted, SystemUnfit, RuntimeFailed, SnapshotInvalid,
+        StartInterrupted, DeadlineExceeded, ResourceExhausted, SystemUnfit, RuntimeFailed, GpuFailed,
+        SnapshotInvalid, KeyMissing,
     )
 }  # fmt: skip

@@ -72,6 +72,31 @@ class StateDir:
         return self.snapshots / ".staging"
 
     @property
+    def unsealed(self) -> Path:
+        """Memory that looks like folders: what is sealed on the disk, while it is captured or restored."""
+        return self.run / "unsealed"
+
+    @property
+    def superseded(self) -> Path:
+        """Content that the region is to forget, because it was sealed anew."""
+        return self.root / "superseded.json"
+
+    @property
+    def start_times(self) -> Path:
+        """How long starts take here, cold and restored."""
+        return self.root / "start-times.json"
+
+    @property
+    def probation(self) -> Path:
+        """Whether restores fail on this node, whatever is restored."""
+        return self.root / "restores.json"
+
+    @property
+    def pools(self) -> Path:
+        """The planner's: ledger, supply log, scarcity prices, metrics."""
+        return self.root / "pools"
+
+    @property
     def logs(self) -> Path:
         """Logs of our own processes."""
         return self.root / "logs"
@@ -90,6 +115,26 @@ class StateDir:
     def agent_socket(self) -> Path:
         """The node agent's HTTP socket."""
         return self.run / "agent.sock"
+
+    @property
+    def page_merging(self) -> Path:
+        """The host's own settings of the kernel's page merging, while an agent has changed them."""
+        return self.run / "page-merging.json"
+
+    @property
+    def large_pages(self) -> Path:
+        """The host's own sizes of pages, while an agent has changed them to restore."""
+        return self.run / "large-pages.json"
+
+    @property
+    def gpu_guard(self) -> Path:
+        """The journal of the node agent's GPU guard."""
+        return self.run / "gpu-guard"
+
+    @property
+    def gpu_check(self) -> Path:
+        """The journal of the guard that ``glowplug gpu check`` starts."""
+        return self.run / "gpu-check"
 
     @property
     def supervisor(self) -> Path:

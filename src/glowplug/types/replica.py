@@ -20,10 +20,14 @@ class Message(BaseModel):
 
 
 class ReplicaState(StrEnum):
-    """The life of a replica. Arrows: starting -> ready -> draining -> stopped; any -> failed."""
+    """The life of a replica. Arrows: starting -> ready -> draining -> stopped; any -> failed.
+
+    Ready and parked (frozen, its memory kept or swapped out) may follow each other any number of times.
+    """
 
     STARTING = "starting"
     READY = "ready"
+    PARKED = "parked"
     DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -78,7 +82,12 @@ class ErrorInfo(Message):
 
 
 class ReplicaView(Message):
-    """Everything the agent tells about one replica. Times are Unix seconds; stages map to seconds."""
+    """Everything the agent tells about one replica. Times are Unix seconds; stages map to seconds.
+
+    ``memory_bytes`` is what its cgroup is charged; ``proportional_bytes`` counts each page of its processes
+    by its share (PSS), so that a page which several copies share counts once in all.
+    ``gpus`` are the UUIDs of those that it was given, and ``device_bytes`` is what it holds of their memory.
+    """
 
     id: str
     app: str
@@ -93,14 +102,21 @@ class ReplicaView(Message):
     endpoint: Endpoint | None = None
     created_at: float
     ready_at: float | None = None
+    parked_at: float | None = None
+    is_pushed_out: bool = False
     ended_at: float | None = None
     pid: int | None = None
     memory_bytes: int | None = None
+    proportional_bytes: int | None = None
+    swapped_bytes: int | None = None
+    gpus: list[str] = []
+    device_bytes: int | None = None
     exit_code: int | None = None
     snapshot_id: str | None = None
     restored_bytes: int = 0
     mounted_as: str | None = None
     image_bytes_by_tier: dict[str, int] = {}
+    snapshot_bytes_by_tier: dict[str, int] = {}
     fallback_reason: str | None = None
     error: ErrorInfo | None = None
 
@@ -117,7 +133,10 @@ class StartReplica(Message):
 
 
 class NodeView(Message):
-    """A machine: what it has, what is taken, what its runtimes are."""
+    """A machine: what it has, what is taken, what its runtimes are.
+
+    ``quarantine`` says why it restores nothing.
+    """
 
     name: str
     agent_pid: int
@@ -130,6 +149,7 @@ class NodeView(Message):
     gpus_used: int = 0
     runtime: str
     replicas: int = 0
+    quarantine: str | None = None
 
 
 class BuildRequest(Message):
@@ -160,33 +180,81 @@ class BuildEvent(Message):
 
 
 class SnapshotStatus(StrEnum):
-    """Whether a snapshot may be restored."""
+    """Whether a snapshot may be restored. Opted out: it could be, but a cold start is as fast.
+
+    Locked: it is sealed with a key that the node was not given.
+    """
 
     CAPTURING = "capturing"
     GOOD = "good"
     QUARANTINED = "quarantined"
+    OPTED_OUT = "opted_out"
+    LOCKED = "locked"
 
 
 class SnapshotView(Message):
-    """A snapshot a node holds. ``key`` names what must match, ``key_fields`` spells it out."""
+    """A snapshot a node holds. ``key`` names what must match, ``key_fields`` spells it out.
+
+    ``canary`` says in words what a copy must answer as the captured replica did. ``content`` is the digest
+    of its files; ``here_bytes`` of them are on the node's disk, and ``deduplicated_bytes`` were before it was
+    captured. ``app`` and ``server`` are whose replica was captured, maybe on another node; ``used_by`` are
+    the servers (``app/server``) that were restored from it on this one, the latest first. ``sealed_with`` is
+    the id of the key that it is sealed with. ``used_at`` is when a restore was last tried here, or when it
+    came; None for one that cannot be read.
+    """
 
     id: str
     app: str
     server: str
+    used_by: list[str] = []
     status: SnapshotStatus
     bytes: int = 0
+    content: str = ""
+    sealed_with: str | None = None
+    here_bytes: int = 0
+    deduplicated_bytes: int = 0
+    is_in_region: bool = False
     created_at: float = 0.0
+    used_at: float | None = None
     capture_s: float | None = None
     frozen_s: float | None = None
     key: str
     key_fields: dict[str, str] = {}
+    canary: list[str] = []
     restores: int = 0
     failures: int = 0
     reason: str | None = None
 
+    @property
+    def servers(self) -> list[str]:
+        """Whose it is, as ``app/server``: who uses it here, or else who was captured."""
+        return self.used_by or [f"{self.app}/{self.server}"]
+
+    def is_of(self, app: str) -> bool:
+        """Whether a server of this app was captured, or uses it here."""
+        return app == self.app or any(user.startswith(f"{app}/") for user in self.used_by)
+
+
+class MemoryView(Message):
+    """A node's memory: what is free of it and of swap, and how much of the last 10 s went in waiting for it.
+
+    The waiting is pressure-stall information, in percent; 0 where the kernel does not tell.
+    """
+
+    total_bytes: int
+    available_bytes: int
+    swap_free_bytes: int = 0
+    some_waiting_percent: float = 0.0
+    all_waiting_percent: float = 0.0
+    is_short: bool = False
+
 
 class ReplicaEvent(Message):
-    """One line of the agent's watch stream. ``sync`` lines list what exists; ``synced`` ends that list."""
+    """One line of the agent's watch stream. ``sync`` lines list what exists; ``synced`` ends that list.
 
-    type: Literal["sync", "synced", "change", "heartbeat"]
+    ``memory`` lines come each second while memory is short, and once when it no longer is.
+    """
+
+    type: Literal["sync", "synced", "change", "heartbeat", "memory"]
     replica: ReplicaView | None = None
+    memory: MemoryView | None = None

@@ -130,6 +130,11 @@ class Resources(Spec):
             return 0
         return int(self.gpu.partition(":")[2] or 1)
 
+    @property
+    def gpu_chip(self) -> str:
+        """The chip that it names, such as ``H100``; "" without a GPU."""
+        return (self.gpu or "").partition(":")[0]
+
 
 class HttpCall(Spec):
     """One HTTP request to the replica itself: a warm-up, a canary, a hook.
@@ -159,23 +164,38 @@ class Hook(Spec):
 
 
 class SnapshotSpec(Spec):
-    """How a server's memory is captured and how a restored copy is proved right."""
+    """How a server's memory is captured and how a restored copy is proved right.
+
+    ``gpu``: that of its GPUs too (docs/gpu.md). Without it a server that uses a GPU is never captured.
+    ``weights``: those that ``glowplug.weights`` loaded are part of the memory (``keep``), or are let go
+    before it is captured and read again by every copy (``stream``).
+    """
 
     enabled: bool = True
+    gpu: bool = False
     warmup: list[HttpCall] = []
     canary: list[HttpCall] = []
     before_snapshot: Hook | None = None
     after_restore: Hook | None = None
     secrets_in_snapshot: bool = False
+    weights: Literal["keep", "stream"] = "keep"
 
 
 class Scaling(Spec):
-    """How many replicas, and when. ``target_concurrency``: requests one replica is meant to serve at once."""
+    """How many replicas, and when. ``target_concurrency``: requests one replica is meant to serve at once.
+
+    Idle for ``scaledown_window_s`` a replica is parked (frozen), for ``parked_window_s`` more it is stopped;
+    0 parks none. Five minutes by default: most servers that are asked again are asked within them, and it
+    costs nothing but memory that nobody else asks for: where that is short, parked replicas make way.
+    ``parked_memory``: ``keep`` what it holds in memory until that is short, or move it to ``swap`` at once.
+    """
 
     min_replicas: int = Field(default=0, ge=0, le=1000)
     max_replicas: int = Field(default=4, ge=1, le=1000)
     buffer_replicas: int = Field(default=0, ge=0, le=1000)
     scaledown_window_s: float = Field(default=60.0, ge=0)
+    parked_window_s: float = Field(default=300.0, ge=0)
+    parked_memory: Literal["keep", "swap"] = "keep"
     target_concurrency: int = Field(default=16, ge=1, le=100_000)
 
     @model_validator(mode="after")
@@ -246,7 +266,20 @@ class ServerSpec(Spec):
     def _no_contradiction(self) -> ServerSpec:
         if self.trusted and self.runtime == "runsc":
             raise ValueError('trusted=True changes nothing with runtime="runsc"; leave one of them out')
+        if self.snapshot.gpu and self.resources.gpu is None:
+            raise ValueError("snapshot.gpu needs a server that uses a GPU: name one with resources.gpu")
+        if self.snapshot.gpu and not (self.trusted or self.runtime == "runc"):
+            raise ValueError('snapshot.gpu needs runtime="runc", or trusted=True (docs/gpu.md)')
         return self
+
+    @property
+    def why_no_snapshot(self) -> str:
+        """Why no copy of it is made from memory; "" if copies are."""
+        if not self.snapshot.enabled:
+            return "snapshots are disabled for this server"
+        if self.resources.gpu is not None and not self.snapshot.gpu:
+            return "snapshots are disabled for this server: it has gpu=, and no Snapshot(gpu=True)"
+        return ""
 
 
 class AppSpec(Spec):

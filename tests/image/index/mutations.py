@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tests.image.index.trees import describe, directory, file, hole, symlink, tree_of
+from tests.image.index.trees import describe, directory, file, hole, memory, symlink, tree_of
 
 from glowplug.chunks.table import ChunkTable
 from glowplug.image.index.erofs_read import read_index
@@ -29,6 +29,7 @@ def seed_tree() -> Tree:
             b"empty": directory(uid=70_000),
             b"hole": hole(1 << 33),
             b"link": symlink(b"somewhere"),
+            b"memory": memory(3 << 12, -(2 << 12), 1 << 12, 5),
             b"long": symlink(b"l" * 4090),
             b"owned": file(9, uid=70_000, xattrs={b"user.a": b"b" * 30}),
         }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from tests.image.index.mutations import check_survives, mutate, seed_tree
-from tests.image.index.trees import describe, directory, file, names, symlink, tree_of, trees
+from tests.image.index.trees import describe, directory, file, memory, names, symlink, tree_of, trees
 
 from glowplug.chunks.table import ChunkTable
 from glowplug.image.index.erofs import BLOCK_BYTES, MAX_INDEX_BYTES, SLOT_BYTES, SUPER_OFFSET, Superblock
@@ -103,13 +103,14 @@ class Victim:
                 b"d": symlink(b"t" * 4090),
                 b"e": symlink(b"u" * 4090),
                 b"f": file((1 << 20) + 1),
+                b"g": memory(2 * BLOCK_BYTES, BLOCK_BYTES, 5),
             }
         )
         image, packed = write_index(tree)
         self.table = ChunkTable(packed)
         self.superblock = Superblock.parse(memoryview(image))
         self.records = list(scan_inodes(memoryview(image), self.superblock))
-        self.root, self.a, self.inner, self.b, self.c, self.d, self.e, self.f = self.records
+        self.root, self.a, self.inner, self.b, self.c, self.d, self.e, self.f, self.g = self.records
         self.image = bytearray(image)
 
     def nid(self, record: Record) -> int:
@@ -272,11 +273,40 @@ def later_inodes(victim: Victim) -> None:
     victim.put_superblock("<I", 40, victim.superblock.blocks)
 
 
+def half_a_chunk_of_pages(victim: Victim) -> None:
+    victim.put("<HHI", victim.g.tail[0] + 8, 0, 0, 0xFFFFFFFF)
+
+
+def starts_within_a_chunk(victim: Victim) -> None:
+    _device, block = struct.unpack_from("<HI", victim.image, victim.g.tail[0] + 2)
+    victim.put("<I", victim.g.tail[0] + 4, block + 1)
+
+
+def pages_that_skip(victim: Victim) -> None:
+    _device, block = struct.unpack_from("<HI", victim.image, victim.g.tail[0] + 10)
+    victim.put("<I", victim.g.tail[0] + 12, block + 1)
+
+
+def pages_of_a_device(victim: Victim) -> None:
+    victim.put("<H", victim.g.tail[0] + 10, 0)
+
+
+def short_chunk_in_the_middle(victim: Victim) -> None:
+    last = struct.unpack_from("<HHI", victim.image, victim.g.tail[0] + 24)
+    victim.put("<HHI", victim.g.tail[0] + 16, *last)
+
+
+def longer_memory(victim: Victim) -> None:
+    victim.put("<I", victim.g.start + 8, victim.g.size_bytes + 1)
+
+
 DAMAGES = [
     loop, cycle_of_two, root_below, nowhere, between_inodes, wrong_parent, wrong_self, one_lost, other_kind,
     twice, slash, null, too_many_entries, same_blocks, blocks_in_the_superblock, blocks_behind, more_links,
     no_links, longer_file, other_file, huge_file, other_device, index_as_device, advised,
     hole_in_a_device, plain_file, wide_chunks, no_chunk_bits, huge_xattrs,
+    half_a_chunk_of_pages, starts_within_a_chunk, pages_that_skip, pages_of_a_device,
+    short_chunk_in_the_middle, longer_memory,
     wrong_count, no_root, file_as_root, more_devices, bigger_device, mapped_device, later_inodes,
 ]  # fmt: skip
 

@@ -178,6 +178,25 @@ def test_content_that_does_not_fit_its_file_is_refused(size_bytes: int, extents:
         write_index(tree_of({b"a": file(size_bytes=size_bytes, extents=tuple(extents))}))
 
 
+@pytest.mark.parametrize(
+    ("size_bytes", "extents"),
+    [
+        (8192, [Extent(0, (chunk(1, 4097), chunk(2, 4095)))]),
+        (8192, [Extent(0, (chunk(1, 12288),))]),
+        (12288, [Extent(0, (chunk(1, 8192),)), Extent(4096, (chunk(2, 8192),))]),
+        (8192, [Extent(1, (chunk(1, 4096),))]),
+        (8192, [Extent(-4096, (chunk(1, 4096),))]),
+        (4 << 20, [Extent(0, (chunk(1, CHUNK_BYTES + 4096),))]),
+        (8192, [Extent(0, (Chunk(b"short", 4096),))]),
+    ],
+)
+def test_pages_that_do_not_fit_their_file_are_refused(size_bytes: int, extents: list[Extent]) -> None:
+    with pytest.raises(InvalidInput):
+        write_index(
+            tree_of({b"a": file(size_bytes=size_bytes, extents=tuple(extents), is_cut_at_pages=True)})
+        )
+
+
 def test_sparse_files_that_need_a_huge_index_are_refused_together() -> None:
     end = (chunk(1, CHUNK_BYTES),)
     size_bytes = 1 << 42

@@ -37,6 +37,16 @@ def file(content_bytes: int = 0, *, seed: int = 1, mode: int = 0o644, **attribut
     )
 
 
+def memory(*chunk_bytes: int, **attributes: Any) -> Inode:
+    """A file that is cut at pages, of chunks of these lengths; one below zero is a hole."""
+    extents, offset = [], 0
+    for number, size_bytes in enumerate(chunk_bytes):
+        if size_bytes > 0:
+            extents.append(Extent(offset, (chunk(100 + number, size_bytes),)))
+        offset += abs(size_bytes)
+    return file(size_bytes=offset, extents=tuple(extents), is_cut_at_pages=True, **attributes)
+
+
 def hole(size_bytes: int) -> Inode:
     """A file without content."""
     return file(extents=(), size_bytes=size_bytes)
@@ -63,6 +73,7 @@ def describe(tree: Tree) -> list[tuple[object, ...]]:
             inode.mtime_ns,
             sorted(inode.xattrs.items()),
             inode.size_bytes,
+            inode.is_cut_at_pages,
             _slots(inode),
             inode.target,
             inode.rdev,
@@ -73,11 +84,13 @@ def describe(tree: Tree) -> list[tuple[object, ...]]:
 
 
 def _slots(inode: Inode) -> list[tuple[int, Chunk]]:
-    return [
-        (extent.offset // CHUNK_BYTES + number, piece)
-        for extent in inode.extents
-        for number, piece in enumerate(extent.chunks)
-    ]
+    placed: list[tuple[int, Chunk]] = []
+    for extent in inode.extents:
+        offset = extent.offset
+        for piece in extent.chunks:
+            placed.append((offset, piece))
+            offset += piece.size_bytes
+    return placed
 
 
 names = st.one_of(
@@ -124,6 +137,24 @@ def files(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def paged_files(draw: st.DrawFn) -> dict[str, Any]:
+    """Files that are cut at pages, with content somewhere."""
+    pieces = draw(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=6))
+    offset = 0
+    extents = []
+    for hole_pages, seed in pieces:
+        offset += hole_pages * 4096
+        piece = chunk(seed, draw(st.sampled_from([1, 2, 16, 256])) * 4096)
+        extents.append(Extent(offset, (piece,)))
+        offset += piece.size_bytes
+    tail = draw(st.sampled_from(["none", "hole", "short"]))
+    if tail == "short":
+        extents.append(Extent(offset, (chunk(9, 4097),)))
+    offset += {"none": 0, "hole": 5000, "short": 4097}[tail]
+    return {"size_bytes": offset, "extents": tuple(extents), "is_cut_at_pages": True}
+
+
+@st.composite
 def trees(draw: st.DrawFn) -> Tree:
     """Any tree an index can hold, hard links and all."""
     root = directory(mtime_ns=draw(times), xattrs=draw(xattrs), uid=draw(owners))
@@ -156,7 +187,7 @@ def _inodes(draw: st.DrawFn) -> Inode:
     kind = draw(st.sampled_from([stat.S_IFREG, stat.S_IFDIR, *kinds]))
     inode = Inode(kind | draw(st.integers(0, 0o7777)), draw(owners), draw(owners), draw(times), draw(xattrs))
     if kind == stat.S_IFREG:
-        for key, value in draw(files()).items():
+        for key, value in draw(st.one_of(files(), files(), paged_files())).items():
             setattr(inode, key, value)
     elif kind == stat.S_IFLNK:
         target = draw(

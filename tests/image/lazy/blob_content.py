@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import blake3
 
-from glowplug.chunks.chunk import Chunk, aligned
+from glowplug.chunks.chunk import ALIGN_BYTES, Chunk, aligned
 from glowplug.chunks.ssd import SsdStore
 from glowplug.chunks.table import ChunkTable
 from glowplug.types.paths import StateDir
@@ -74,9 +76,9 @@ class BlobContent:
 
 
 @contextmanager
-def short_state() -> Iterator[StateDir]:
+def short_state(under: str = "/tmp") -> Iterator[StateDir]:
     """A state directory with a short path, since those of sockets end at 108 bytes."""
-    root = Path(tempfile.mkdtemp(prefix="gp-blob-", dir="/tmp"))
+    root = Path(tempfile.mkdtemp(prefix="gp-blob-", dir=under))
     try:
         state = StateDir(root)
         state.create()
@@ -84,3 +86,19 @@ def short_state() -> Iterator[StateDir]:
         yield state
     finally:
         shutil.rmtree(root)
+
+
+def cached_bytes(path: Path) -> int:
+    """What of a file is in page cache (cachestat, Linux 6.5)."""
+    everything, counts = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    with path.open("rb") as file:
+        assert ctypes.CDLL(None).syscall(451, file.fileno(), everything, counts, 0) == 0
+    return counts[0] * ALIGN_BYTES
+
+
+def forget_pages(path: Path) -> None:
+    """Have nothing of a file in page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert cached_bytes(path) == 0

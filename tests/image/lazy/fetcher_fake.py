@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from glowplug.chunks.fetch import Done, Outcome, PrefetchHandle, Priority, RemoteBlob
 from glowplug.chunks.fetch_stats import FetchStats
 from glowplug.chunks.ssd import SsdStore
+from glowplug.types.errors import Unavailable
 
 
 @dataclass
@@ -47,6 +48,11 @@ class FakeFetcher:
         self, blob: RemoteBlob, order: Iterable[int], when_given_up: Callable[[Sequence[int]], None]
     ) -> None:
         self.ahead.append(list(order))
+
+    def give_up(self, blob: RemoteBlob) -> None:
+        for _, index, done in [waiting for waiting in self._waiting if waiting[0] is blob]:
+            done(Unavailable(f"Chunk {index} was given up."))
+        self._waiting = [waiting for waiting in self._waiting if waiting[0] is not blob]
 
     def stats(self) -> FetchStats:
         return FetchStats()

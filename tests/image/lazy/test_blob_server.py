@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.image.lazy.blob_content import MIXED_SIZES, BlobContent
+from tests.image.lazy.blob_content import MIXED_SIZES, BlobContent, cached_bytes, forget_pages, short_state
 from tests.image.lazy.fetcher_fake import FakeFetcher
 
 from glowplug.chunks.chunk import ALIGN_BYTES
 from glowplug.chunks.ssd import SsdStore
-from glowplug.image.lazy.blob import VERIFIED, Blob, open_blob, place_word
+from glowplug.image.lazy.blob import NOWHERE, VERIFIED, Blob, open_blob, place_word
 from glowplug.image.lazy.blob_server import BlobServer
 from glowplug.image.lazy.fuse_session import Part, Scratch
 from glowplug.types.clock import SystemClock
@@ -81,6 +82,12 @@ class Bench:
         reply = Reply()
         self.server.read(blob, offset, size_bytes, Scratch(), reply)
         return reply
+
+    def forget_pages(self) -> Path:
+        """Have nothing of the only pack in page cache."""
+        (pack,) = (self.state.chunks / "packs").iterdir()
+        forget_pages(pack)
+        return pack
 
     def close(self) -> None:
         self.server.close()
@@ -399,3 +406,75 @@ def test_an_image_that_was_removed_while_mounted_is_found_by_what_the_mount_keep
     held.mkdir(parents=True)
     (folder / "chunks.bin").rename(held / "chunks.bin")
     assert open_blob(bench.state, CONTENT.digest).size_bytes == len(CONTENT.blob)
+
+
+# Reads past the page cache
+
+
+@pytest.fixture
+def disk_bench() -> Iterator[Bench]:
+    """On a disk: packs in memory (tmpfs) have no page cache to read past."""
+    with short_state(under="/var/tmp") as state:
+        bench = Bench(state.root)
+        yield bench
+        bench.close()
+
+
+def test_a_long_file_that_is_read_for_the_first_time_is_hashed_without_filling_the_packs_page_cache(
+    disk_bench: Bench,
+) -> None:
+    content = BlobContent.of_sizes([MIB] * 4)
+    blob = disk_bench.serve(content)
+    pack = disk_bench.forget_pages()
+
+    replies = [disk_bench.read(blob, index * MIB, MIB) for index in range(4)]
+
+    assert [reply.wait() for reply in replies] == list(content.bodies)
+    assert all(place & VERIFIED for place in blob.places)
+    assert cached_bytes(pack) < MIB
+
+
+def test_damage_that_is_found_past_the_page_cache_is_fetched_again(disk_bench: Bench) -> None:
+    content = BlobContent.of_sizes([MIB] * 2)
+    blob = disk_bench.serve(content)
+    location = disk_bench.ssd.locate(content.chunks[1])
+    assert location is not None
+    with disk_bench.ssd.pack_path(location.pack).open("r+b") as file:
+        file.seek(location.offset + 123_456)
+        file.write(b"wrong")
+    disk_bench.forget_pages()
+    disk_bench.fetcher.is_prompt = True
+
+    assert disk_bench.read(blob, MIB, MIB).wait() == content.bodies[1]
+
+    assert blob.counts().corrupt_chunks == 1
+
+
+def test_a_disk_whose_blocks_are_longer_than_ours_is_read_through_the_page_cache(
+    disk_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = BlobContent.of_sizes([MIB])
+    blob = disk_bench.serve(content)
+    disk_bench.forget_pages()
+    read, asked = os.preadv, []
+
+    def preadv(file: int, parts: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+            asked.append(offset)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return read(file, parts, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+
+    assert disk_bench.read(blob, 0, MIB).wait() == content.bodies[0]
+    assert asked
+
+
+def test_a_reader_in_order_asks_the_index_once_for_many_chunks(bench: Bench) -> None:
+    content = BlobContent.of_sizes([5000] * 40)
+    blob = bench.serve(content)
+
+    bench.read(blob, 0, 5000).wait()
+
+    assert NOWHERE not in blob.places[:32]
+    assert set(blob.places[32:]) == {NOWHERE}

@@ -6,7 +6,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from glowplug.image.lazy.daemon_metrics import metrics_text
 
-STATS: dict[str, Any] = {"blobs": {}, "rss_bytes": 1, "restarts": 2, "fetch": {"tiers": {}}, "zone": {}}
+FETCH = {"tiers": {}, "received_bytes": 0, "stalls": 0, "expired": 0, "given_up": 0}
+STATS: dict[str, Any] = {"blobs": {}, "rss_bytes": 1, "restarts": 2, "fetch": FETCH, "zone": {}}
 ZONE = {
     "reads": 1, "read_bytes": 10, "hits": 1, "misses": 0, "hedges": 0, "hedges_won": 0, "failures": 3,
     "skips": 1,

@@ -6,6 +6,7 @@ import itertools
 import os
 import struct
 import subprocess
+import tempfile
 import threading
 from array import array
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.image.lazy.blob_content import MIXED_SIZES, BlobContent
+from tests.image.lazy.blob_content import MIXED_SIZES, BlobContent, cached_bytes, forget_pages
 from tests.image.lazy.pump_bench import NODE, PumpBench, SharedBlob, read_request, request_of
 
 from glowplug.chunks.chunk import ALIGN_BYTES
@@ -241,3 +242,19 @@ def test_it_keeps_its_promises_under_sanitizers(tmp_path: Path) -> None:
     answered, handed_on = map(int, ran.stdout.split())
     assert answered > 1000
     assert handed_on > 1000
+
+
+def test_a_long_read_of_what_is_not_in_page_cache_leaves_nothing_there() -> None:
+    content = BlobContent.of_sizes([MIB] * 4)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # on a disk
+        bench = PumpBench(Path(folder, "packs"))
+        try:
+            bench.serve(content)
+            (pack,) = Path(folder, "packs").iterdir()
+            forget_pages(pack)
+
+            assert bench.read(MIB, MIB) == content.bodies[1]
+
+            assert cached_bytes(pack) == 0
+        finally:
+            bench.end()

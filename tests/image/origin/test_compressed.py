@@ -84,7 +84,9 @@ def test_zeros_may_follow(pack: Callable[[bytes], bytes]) -> None:
 
 
 @every_format
-@pytest.mark.parametrize("rest", [b"garbage", b"x", b"\0\0garbage", b"\x1f\x8b", gzip.compress(b"") + b"?"])
+@pytest.mark.parametrize(
+    "rest", [b"garbage", b"x", b"\0\0garbage", b"\x1f\x8b", gzip.compress(b"", mtime=0) + b"?"]
+)
 def test_nothing_else_may_follow(pack: Callable[[bytes], bytes], rest: bytes) -> None:
     with pytest.raises(InvalidInput, match="cannot be unpacked"):
         unpack(pack(b"content") + rest)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,3 +205,52 @@ def test_stream_and_file_give_what_was_put_in(
         assert from_stream == sink.add_file(file.fileno(), len(whole), ranges)
         assert from_stream == sink.add_file(file.fileno(), len(whole))
     assert store.content(file_of(len(whole), from_stream)) == whole
+
+
+PAGES = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 200)), max_size=8)
+
+
+def memory_of(pages: list[tuple[int, int]]) -> bytes:
+    """Runs of pages: of zeros, or of noise that is the same for the same number."""
+    runs = (bytes(4096 * count) if seed == 0 else noise(seed, 4096 * count) for seed, count in pages)
+    return b"".join(runs)
+
+
+def noise(seed: int, size_bytes: int) -> bytes:
+    return random.Random(seed).randbytes(size_bytes)
+
+
+def add_pages(sink: ChunkSink, folder: Path, content: bytes) -> Inode:
+    path = folder / "memory"
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        return file_of(len(content), sink.add_pages(file.fileno(), len(content)))
+
+
+@given(pages=PAGES, tail=st.integers(0, 4095))
+def test_a_file_cut_at_pages_is_whole(
+    tmp_path_factory: pytest.TempPathFactory, pages: list[tuple[int, int]], tail: int
+) -> None:
+    content = memory_of(pages) + noise(9, tail)
+    store = OpenStore()
+    with ChunkSink(store) as sink:
+        inode = add_pages(sink, tmp_path_factory.getbasetemp(), content)
+    assert store.content(inode) == content
+    sizes = [chunk.size_bytes for extent in inode.extents for chunk in extent.chunks]
+    assert all(size % 4096 == 0 for size in sizes[:-1])
+    assert all(size <= CHUNK_BYTES for size in sizes)
+
+
+def test_memory_that_moved_by_a_page_is_known(sink: ChunkSink, store: OpenStore, tmp_path: Path) -> None:
+    weights = noise(1, 24 << 20)
+    add_pages(sink, tmp_path, noise(2, 40 << 12) + weights + noise(3, 9 << 12))
+    before = sink.new_bytes
+    moved = add_pages(sink, tmp_path, noise(4, 41 << 12) + weights + noise(5, 100 << 12))
+    assert sink.new_bytes - before < len(weights) / 5
+    assert store.content(moved)[41 << 12 :].startswith(weights)
+
+
+def test_a_file_that_ends_while_it_is_cut_at_pages_is_refused(sink: ChunkSink, tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(bytes(5000))
+    with (tmp_path / "memory").open("rb") as file, pytest.raises(InvalidInput):
+        sink.add_pages(file.fileno(), 8192)

@@ -5,6 +5,7 @@ Environment: ``PORT`` and ``ADDRESS`` to listen on, ``STUBBORN`` to ignore SIGTE
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 signals: list[str] = []
 hooks: list[str] = []
 held: list[bytearray] = []
+throws = itertools.chain([6, 6, 6], itertools.cycle(range(1, 7)))
 STARTED = random.random()
 
 
@@ -60,6 +62,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def on_clock(self) -> object:
         return time.time_ns()
+
+    def on_die(self) -> object:
+        """A die that happens to throw sixes first."""
+        return next(throws)
 
     def on_say(self, text: str) -> object:
         print(text, flush=True)

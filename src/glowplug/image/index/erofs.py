@@ -41,6 +41,7 @@ HOLE = (0, 0, 0xFFFFFFFF)
 BLOB_SLOT = 1  # before graduation there is no other device
 CHUNK_INDEXES = 0x20  # format flag: entries are CHUNK_INDEX
 CHUNK_BITS = 8  # 1 MiB = BLOCK_BYTES << 8
+PAGE_BITS = 0  # of a file that is cut at pages: an entry per block
 MAX_CHUNK_BITS = 31
 NO_BLOCK = 0xFFFFFFFF  # of an inode without blocks
 

@@ -17,6 +17,7 @@ from glowplug.image.index.erofs import (
     MAX_FILE_BYTES,
     MAX_INDEX_BYTES,
     MAX_OWNER,
+    blocks_of,
     encode_device_number,
     too_big,
 )
@@ -40,7 +41,7 @@ class Node:
         self.name = name
         self.parent = parent
         self.nlink = 1
-        self.slots: tuple[Chunk | None, ...] = ()  # of a file, per mebibyte; None is a hole
+        self.slots: tuple[Chunk | None, ...] = ()  # of a file, per mebibyte or page; None is a hole
         self.xattrs = b""
         self.is_extended = False
         self.is_inline = False
@@ -134,12 +135,14 @@ def _check(node: Node) -> None:
 
 
 def _file_slots(node: Node) -> tuple[Chunk | None, ...]:
-    """What is in each mebibyte of a file; only one that has content somewhere has slots."""
+    """What is in each mebibyte (or page) of a file; only one that has content somewhere has slots."""
     inode = node.inode
     size_bytes = inode.size_bytes
     if not 0 <= size_bytes <= MAX_FILE_BYTES:
         raise node.unfit("has a size that cannot be kept")
     extents = inode.extents
+    if inode.is_cut_at_pages:
+        return _page_slots(node)
     if len(extents) == 1 and extents[0].offset == 0 and len(extents[0].chunks) == 1:
         chunk = extents[0].chunks[0]  # most files: one chunk
         if chunk.size_bytes == size_bytes <= CHUNK_BYTES and size_bytes and len(chunk.id) == ID_BYTES:
@@ -158,4 +161,27 @@ def _file_slots(node: Node) -> tuple[Chunk | None, ...]:
                 raise node.unfit("has a chunk that is not as long as its place")
             slots[slot] = chunk
         end = first + len(extent.chunks)
+    return tuple(slots)
+
+
+def _page_slots(node: Node) -> tuple[Chunk | None, ...]:
+    """The chunk that each page of a file is in."""
+    size_bytes = node.inode.size_bytes
+    if not any(extent.chunks for extent in node.inode.extents):
+        return ()
+    slots: list[Chunk | None] = [None] * blocks_of(size_bytes)
+    end_bytes = 0
+    for extent in node.inode.extents:
+        if extent.offset % BLOCK_BYTES or extent.offset < end_bytes:
+            raise node.unfit("has extents that overlap or lie outside of it")
+        end_bytes = extent.offset
+        for chunk in extent.chunks:
+            left_bytes = size_bytes - end_bytes
+            is_whole_pages = chunk.size_bytes % BLOCK_BYTES == 0 or chunk.size_bytes == left_bytes
+            is_chunk = 0 < chunk.size_bytes <= CHUNK_BYTES and len(chunk.id) == ID_BYTES
+            if not is_chunk or not is_whole_pages or chunk.size_bytes > left_bytes:
+                raise node.unfit("has a chunk that is not as long as its place")
+            first, pages = end_bytes // BLOCK_BYTES, blocks_of(chunk.size_bytes)
+            slots[first : first + pages] = [chunk] * pages
+            end_bytes += chunk.size_bytes
     return tuple(slots)

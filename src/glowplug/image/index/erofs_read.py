@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from typing_extensions import Buffer
 
-from glowplug.chunks.chunk import CHUNK_BYTES
+from glowplug.chunks.chunk import CHUNK_BYTES, Chunk
 from glowplug.chunks.table import ChunkTable
 from glowplug.image.index.erofs import (
     BLOCK_BYTES,
@@ -23,7 +23,7 @@ from glowplug.image.index.erofs import (
     decode_device_number,
 )
 from glowplug.image.index.erofs_dirs import decode_blocks
-from glowplug.image.index.erofs_scan import BlobMap, Record, data_blocks, scan_inodes
+from glowplug.image.index.erofs_scan import BlobMap, Record, data_blocks, is_cut_at_pages, scan_inodes
 from glowplug.image.index.erofs_xattrs import SharedXattrs
 from glowplug.image.index.tree import Extent, Inode, Tree
 
@@ -77,6 +77,7 @@ class _IndexReader:
         if kind == stat.S_IFREG:
             inode.size_bytes = record.size_bytes
             inode.extents = self._read_extents(record)
+            inode.is_cut_at_pages = is_cut_at_pages(record)
         elif kind == stat.S_IFLNK:
             inode.target = b"".join(data_blocks(self._image, record))
             if b"\0" in inode.target:
@@ -87,18 +88,16 @@ class _IndexReader:
 
     def _read_extents(self, record: Record) -> tuple[Extent, ...]:
         """Extents as long as they can be."""
-        runs: list[tuple[int, list[int]]] = []
-        before = -1
-        for slot, index in enumerate(self._blob.chunks_of(self._image, record)):
-            if index >= 0:
-                if before < 0:
-                    runs.append((slot, []))
-                runs[-1][1].append(index)
-            before = index
-        return tuple(
-            Extent(slot * CHUNK_BYTES, tuple(self._table[index] for index in indexes))
-            for slot, indexes in runs
-        )
+        unit_bytes = BLOCK_BYTES if is_cut_at_pages(record) else CHUNK_BYTES
+        runs: list[tuple[int, list[Chunk]]] = []
+        end_bytes = -1
+        for slot, index in self._blob.chunks_of(self._image, record):
+            chunk = self._table[index]
+            if slot * unit_bytes != end_bytes:
+                runs.append((slot * unit_bytes, []))
+            runs[-1][1].append(chunk)
+            end_bytes = slot * unit_bytes + chunk.size_bytes
+        return tuple(Extent(offset, tuple(chunks)) for offset, chunks in runs)
 
     def _fill_directory(self, nid: int, parent: int) -> list[tuple[int, int]]:
         """Hang a directory's entries into it; returns the directories among them, with their parent."""

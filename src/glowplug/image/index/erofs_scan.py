@@ -28,6 +28,7 @@ from glowplug.image.index.erofs import (
     MAX_CHUNK_BITS,
     MAX_FILE_BYTES,
     MAX_OWNER,
+    PAGE_BITS,
     PLAIN,
     SLOT_BYTES,
     Superblock,
@@ -126,12 +127,13 @@ def _find_tail(
 
 def _find_chunk_index(size_bytes: int, chunk_format: int, end: int) -> tuple[int, int]:
     bits = chunk_format & ~CHUNK_INDEXES
-    if not chunk_format & CHUNK_INDEXES or not CHUNK_BITS <= bits <= MAX_CHUNK_BITS:
+    is_known = bits == PAGE_BITS or CHUNK_BITS <= bits <= MAX_CHUNK_BITS
+    if not chunk_format & CHUNK_INDEXES or not is_known:
         raise damaged("a file is cut in an impossible way")
     start = padded(end, CHUNK_INDEX_BYTES)
     chunk_bytes = BLOCK_BYTES << bits
     entries = (size_bytes + chunk_bytes - 1) // chunk_bytes
-    if bits != CHUNK_BITS and entries != 1:
+    if bits > CHUNK_BITS and entries != 1:
         raise damaged("a file is cut in an impossible way")
     return start, start + entries * CHUNK_INDEX_BYTES
 
@@ -177,19 +179,46 @@ class BlobMap:
         }
         self._sizes = table.sizes
 
-    def chunks_of(self, image: memoryview, record: Record) -> list[int]:
-        """A regular file's chunks by index, one per entry of its chunk index, -1 for a hole.
+    def chunks_of(self, image: memoryview, record: Record) -> list[tuple[int, int]]:
+        """A regular file's chunks: the number of its (first) entry in the chunk index, and which it is.
 
-        Every chunk is exactly as long as its place in the file: no byte of another chunk can be read.
+        Entries that none of them has are holes. Every chunk is exactly as long as its place in the file: no
+        byte of another chunk can be read.
         """
         start, end = record.tail
-        found: list[int] = []
-        left_bytes = record.size_bytes
-        for entry in CHUNK_INDEX.iter_unpack(image[start:end]):
-            found.append(-1 if entry == HOLE else self._chunk(entry, min(left_bytes, CHUNK_BYTES)))
-            left_bytes -= CHUNK_BYTES
-        if record.layout == CHUNKED and record.union != CHUNK_BITS | CHUNK_INDEXES and found != [-1]:
+        entries = list(CHUNK_INDEX.iter_unpack(image[start:end]))
+        if is_cut_at_pages(record):
+            return self._chunks_at_pages(entries, record.size_bytes)
+        found = [
+            (slot, self._chunk(entry, min(record.size_bytes - slot * CHUNK_BYTES, CHUNK_BYTES)))
+            for slot, entry in enumerate(entries)
+            if entry != HOLE
+        ]
+        if record.layout == CHUNKED and record.union != CHUNK_BITS | CHUNK_INDEXES and found:
             raise damaged("a file is cut in an impossible way")
+        return found
+
+    def _chunks_at_pages(self, entries: list[tuple[int, ...]], size_bytes: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        page = 0
+        while page < len(entries):
+            if entries[page] == HOLE:
+                page += 1
+                continue
+            left_bytes = size_bytes - page * BLOCK_BYTES
+            index = self._index_of.get(entries[page], -1)
+            chunk_bytes = self._sizes[index] if index >= 0 else left_bytes + 1
+            if chunk_bytes > left_bytes or (chunk_bytes % BLOCK_BYTES and chunk_bytes != left_bytes):
+                raise damaged("a file's chunk is not in its table")
+            _, _, block = entries[page]
+            pages = blocks_of(chunk_bytes)
+            if any(
+                entry != (0, BLOB_SLOT, block + number)
+                for number, entry in enumerate(entries[page : page + pages])
+            ):
+                raise damaged("a file's chunk is not whole")
+            found.append((page, index))
+            page += pages
         return found
 
     def _chunk(self, entry: tuple[int, ...], size_bytes: int) -> int:
@@ -197,3 +226,8 @@ class BlobMap:
         if index < 0 or self._sizes[index] != size_bytes:
             raise damaged("a file's chunk is not in its table")
         return index
+
+
+def is_cut_at_pages(record: Record) -> bool:
+    """Whether a regular file has an entry per page, and chunks of any number of those."""
+    return record.layout == CHUNKED and record.union == PAGE_BITS | CHUNK_INDEXES

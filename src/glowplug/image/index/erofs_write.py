@@ -33,6 +33,7 @@ from glowplug.image.index.erofs import (
     MAX_BLOCKS,
     MAX_INDEX_BYTES,
     NO_BLOCK,
+    PAGE_BITS,
     PLAIN,
     SLOT_BYTES,
     UUID_OFFSET,
@@ -198,15 +199,19 @@ class _IndexWriter:
             )  # fmt: skip
 
     def _write_chunk_index(self, node: Node, behind: int) -> int:
-        """Fill in where each mebibyte is; returns the chunk format."""
+        """Fill in where each mebibyte, or page, is; returns the chunk format."""
         at = padded(behind, CHUNK_INDEX_BYTES)
         if not node.slots:
             CHUNK_INDEX.pack_into(self._image, at, *HOLE)
             return _hole_bits(node.inode.size_bytes) | CHUNK_INDEXES
+        is_cut_at_pages = node.inode.is_cut_at_pages
+        page = 0  # within its chunk
         for slot, chunk in enumerate(node.slots):
-            entry = HOLE if chunk is None else (0, BLOB_SLOT, self._block_of[chunk.id])
+            entry = HOLE if chunk is None else (0, BLOB_SLOT, self._block_of[chunk.id] + page)
             CHUNK_INDEX.pack_into(self._image, at + slot * CHUNK_INDEX_BYTES, *entry)
-        return CHUNK_BITS | CHUNK_INDEXES
+            if is_cut_at_pages and chunk is not None:
+                page = (page + 1) % blocks_of(chunk.size_bytes)
+        return (PAGE_BITS if is_cut_at_pages else CHUNK_BITS) | CHUNK_INDEXES
 
     def _write_data(self, node: Node, behind: int, blocks: list[bytes]) -> tuple[int, int, int]:
         """Put a directory's or link's data where it was placed; returns layout, size and first block."""

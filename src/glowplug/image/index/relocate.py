@@ -23,6 +23,7 @@ from glowplug.image.index.erofs import (
     MAX_BLOCKS,
     SLOT_BYTES,
     Superblock,
+    blocks_of,
     damaged,
     head_blocks,
 )
@@ -32,6 +33,7 @@ from glowplug.image.index.erofs_scan import (
     BlobMap,
     Record,
     data_blocks,
+    is_cut_at_pages,
     scan_inodes,
 )
 from glowplug.types.errors import InvalidInput
@@ -62,6 +64,7 @@ class _Relocation:
         self._blob = BlobMap(self._old, table)
         self._shift = head_blocks(len(packs)) - self._old.first_block
         self._devices = tuple(packs[number] for number in sorted(packs))
+        self._sizes = table.sizes
         self._entries = _new_entries(place, table, packs)
         self._moved = bytearray()
 
@@ -95,11 +98,13 @@ class _Relocation:
         return bytes(self._moved)
 
     def _move_file(self, record: Record) -> None:
-        at = record.tail[0] + self._shift * BLOCK_BYTES
-        for index in self._blob.chunks_of(self._image, record):
-            if index >= 0:
-                self._moved[at : at + CHUNK_INDEX_BYTES] = self._entries[index]
-            at += CHUNK_INDEX_BYTES
+        first = record.tail[0] + self._shift * BLOCK_BYTES
+        has_pages = is_cut_at_pages(record)
+        for slot, index in self._blob.chunks_of(self._image, record):
+            device, block = self._entries[index]
+            at = first + slot * CHUNK_INDEX_BYTES
+            for page in range(blocks_of(self._sizes[index]) if has_pages else 1):
+                CHUNK_INDEX.pack_into(self._moved, at + page * CHUNK_INDEX_BYTES, 0, device, block + page)
 
     def _move_data(self, record: Record) -> None:
         """Blocks of directories and links move by what the device table grew."""
@@ -116,10 +121,10 @@ class _Relocation:
             raise damaged("a name leads to no inode")
 
 
-def _new_entries(place: Place, table: ChunkTable, packs: Mapping[int, int]) -> list[bytes]:
-    """What each chunk's entries become."""
+def _new_entries(place: Place, table: ChunkTable, packs: Mapping[int, int]) -> list[tuple[int, int]]:
+    """Where each chunk will be: the slot of its device, and the block in that."""
     slots = {number: slot for slot, number in enumerate(sorted(packs), 1)}
-    entries: list[bytes] = []
+    entries: list[tuple[int, int]] = []
     for index, size_bytes in enumerate(table.sizes):
         pack, offset_bytes = place(index)
         end_bytes = offset_bytes + aligned(size_bytes)
@@ -127,7 +132,7 @@ def _new_entries(place: Place, table: ChunkTable, packs: Mapping[int, int]) -> l
             raise _unplaced(f"chunk {index} has no place")
         if end_bytes > packs[pack] * BLOCK_BYTES:
             raise _unplaced(f"chunk {index} lies behind the end of pack {pack}")
-        entries.append(CHUNK_INDEX.pack(0, slots[pack], offset_bytes // BLOCK_BYTES))
+        entries.append((slots[pack], offset_bytes // BLOCK_BYTES))
     return entries
 
 

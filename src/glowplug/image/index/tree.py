@@ -24,8 +24,9 @@ MAX_XATTR_VALUE_BYTES = 65535
 class Extent:
     """A run of a file's content: ``chunks`` placed one after the other from byte ``offset`` of the file.
 
-    Every chunk but a file's last is CHUNK_BYTES long and starts at a multiple of it. What no extent covers
-    is a hole and reads as zeros.
+    Every chunk but a file's last is CHUNK_BYTES long and starts at a multiple of it; in a file that is cut at
+    pages, every chunk but the last is some multiple of ALIGN_BYTES long. What no extent covers is a hole and
+    reads as zeros.
     """
 
     offset: int
@@ -39,6 +40,7 @@ class Inode:
     ``xattrs`` maps full names (``b"security.capability"``) to values. ``rdev`` is an ``os.makedev`` number
     and matters for devices only, ``target`` for symlinks only, ``extents`` and ``size_bytes`` for regular
     files only, ``children`` (by name, unordered) for directories only. ``nlink`` is derived, not stored.
+    ``is_cut_at_pages`` matters for regular files with content only.
     """
 
     mode: int
@@ -48,6 +50,7 @@ class Inode:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     size_bytes: int = 0
     extents: tuple[Extent, ...] = ()
+    is_cut_at_pages: bool = False
     target: bytes = b""
     rdev: int = 0
     children: dict[bytes, Inode] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from glowplug.types.errors import GlowplugError, Unavailable
 _log = logging.getLogger(__name__)
 
 _DISK_THREADS = 8  # reads in flight to the SSD
+_LOCATED_AHEAD = 32  # chunks
 
 ReadDone = Callable[[Sequence[Part] | GlowplugError], None]
 """Called once: with the bytes as parts (good until it returns), or with what went wrong."""
@@ -48,6 +49,10 @@ class ChunkFetcher(Protocol):
         self, blob: RemoteBlob, order: Iterable[int], when_given_up: Callable[[Sequence[int]], None]
     ) -> None:
         """Fetch these soon, for somebody who may want them next."""
+        ...
+
+    def give_up(self, blob: RemoteBlob) -> None:
+        """Nobody wants it any more: tell who waits."""
         ...
 
     def stats(self) -> FetchStats:
@@ -158,7 +163,7 @@ class BlobServer:
         """The answer: what arrived as it came if that is all of it, else put in between what was read."""
         if len(read.arrived) == len(pieces):
             return [part for piece in pieces for part in read.arrived[piece.chunk]]
-        answer = memoryview(scratch.answer)
+        answer = scratch.answer
         for piece in pieces:
             at = piece.start - read.start
             for part in read.arrived.get(piece.chunk, ()):
@@ -173,7 +178,12 @@ class BlobServer:
         unknown = [
             piece.chunk for piece in pieces if piece.place == NOWHERE and piece.chunk not in read.arrived
         ]
-        if not unknown or not self._locate(blob, unknown):
+        if not unknown:
+            return pieces
+        # One look-up for many: who reads in order asks for those behind next.
+        behind = range(pieces[-1].chunk + 1, min(len(blob.table), pieces[-1].chunk + _LOCATED_AHEAD))
+        unknown += [index for index in behind if blob.places[index] == NOWHERE]
+        if not self._locate(blob, unknown):
             return pieces
         return pieces_of(blob, read.start, read.end)
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from glowplug.image.lazy.control import CONTROL_VERSION, LineReader, parse_line
 from glowplug.image.lazy.orders import pack_order, unpack_order
 from glowplug.types.clock import Clock, SystemClock
+from glowplug.types.content import Fetching
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, InvalidInput, Unavailable
 
 TIMEOUT_S = 10.0
@@ -89,6 +90,7 @@ class DaemonStats:
     restarts: int
     uptime_s: float
     rss_bytes: int
+    fetching: Fetching
     tiers: dict[str, TierShare]
     blobs: dict[str, BlobStats]
 
@@ -141,6 +143,10 @@ class DaemonClient:
         """Fetch no more of it. Raises NotFound if nothing was prefetched."""
         return _typed(PrefetchProgress, self._call({"op": "prefetch_cancel", "digest": digest}))
 
+    def give_up(self, digest: str) -> bool:
+        """Fetch no more of it, and fail the reads that wait for it; False if it is not attached."""
+        return self._call({"op": "give_up", "digest": digest}).get("is_attached") is True
+
     def trace(self, digest: str) -> array[int]:
         """Chunk indices in the order of their first read, since the image was attached or the trace reset."""
         return unpack_order(self._call({"op": "trace_get", "digest": digest}).get("order"))
@@ -153,8 +159,11 @@ class DaemonClient:
         """All numbers."""
         answer = self._call({"op": "stats"})
         blobs = {digest: _blob_stats(blob) for digest, blob in _object(answer, "blobs").items()}
-        tiers = _tiers(_object(answer, "fetch"))
-        return _typed(DaemonStats, {**answer, "tiers": tiers, "blobs": blobs})
+        fetch = _object(answer, "fetch")
+        tiers = _tiers(fetch)
+        invalid = sum(tier.invalid for tier in tiers.values())
+        found = {"fetching": _typed(Fetching, {**fetch, "invalid": invalid}), "tiers": tiers, "blobs": blobs}
+        return _typed(DaemonStats, {**answer, **found})
 
     def metrics(self) -> str:
         """All numbers as Prometheus text."""

@@ -28,6 +28,12 @@ _TIER_COUNTERS = {
     "errors": "Requests that a tier did not answer.",
     "fallbacks": "Requests to a tier after another one failed.",
 }
+_FETCH_COUNTERS = {
+    "received_bytes": ("received_bytes", "Bytes from other machines, as they come."),
+    "stalls": ("stalls", "Attempts at a read that brought next to nothing, and were made again."),
+    "expired": ("expired_waits", "Waits for a chunk that took too long."),
+    "given_up": ("given_up_waits", "Waits for a chunk that nobody wanted any more."),
+}
 _ZONE_COUNTERS = {
     "reads": "Parts of ranges that were read through the zone.",
     "read_bytes": "Bytes that were read through the zone.",
@@ -57,6 +63,8 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
     for field, words in _TIER_COUNTERS.items():
         samples = {f'{{tier="{tier}"}}': counts[field] for tier, counts in tiers.items()}
         yield from _metric(f"tier_{field}_total", "counter", words, samples)
+    for field, (name, words) in _FETCH_COUNTERS.items():
+        yield from _metric(f"{name}_total", "counter", words, {"": stats["fetch"][field]})
     zone = stats["zone"]
     if zone:
         for field, words in _ZONE_COUNTERS.items():

@@ -39,6 +39,11 @@ class DaemonPaths:
         return self.state.lazy / "holder.lock"
 
     @property
+    def minding_lock(self) -> Path:
+        """Locked by the holder from when it has the descriptors: the worker may die then, not before."""
+        return self.state.lazy / "minding.lock"
+
+    @property
     def worker_lock(self) -> Path:
         """Locked by the worker."""
         return self.state.lazy / "worker.lock"

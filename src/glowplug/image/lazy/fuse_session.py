@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -30,13 +31,16 @@ Part = bytes | bytearray | memoryview
 
 
 class Scratch:
-    """A thread's own room for the content of answers: two buffers, which cost memory once they are used."""
+    """A thread's own room for the content of answers: two buffers, which cost memory once they are used.
+
+    Aligned to pages, as reads past the page cache ask for.
+    """
 
     __slots__ = ("answer", "chunk")
 
     def __init__(self) -> None:
-        self.answer = bytearray(MAX_READ_BYTES)
-        self.chunk = bytearray(MAX_READ_BYTES)
+        self.answer = memoryview(mmap.mmap(-1, MAX_READ_BYTES))
+        self.chunk = memoryview(mmap.mmap(-1, MAX_READ_BYTES))
 
 
 class Request:

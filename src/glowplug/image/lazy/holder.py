@@ -62,7 +62,6 @@ class Holder:
         self._socket_path = os.path.join(self._folder, "control.sock")
         self._worker_command = worker
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._lock = -1
         self._restarts = 0
         self._failing_since_s: float | None = None
         self._pause_s = _FIRST_PAUSE_S
@@ -73,7 +72,7 @@ class Holder:
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit code."""
-        if not self._take_lock():
+        if not self._take_lock("holder.lock"):
             say("another holder runs already")
             return EXIT_ALREADY_RUNNING
         adopted = self._adopt()
@@ -81,6 +80,7 @@ class Holder:
             self._clear_leftovers()
             descriptors = self._mount(), self._listen()
             adopted = descriptors, self._start_worker(descriptors, is_first=True)
+        self._take_lock("minding.lock")  # from here on the worker may die
         try:
             return self._supervise(*adopted)
         finally:
@@ -139,12 +139,11 @@ class Holder:
             poll.poll(_STOP_TIMEOUT_S * 1000)
         reap()
 
-    def _take_lock(self) -> bool:
-        self._lock = os.open(
-            os.path.join(self._folder, "holder.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+    def _take_lock(self, name: str) -> bool:
+        """Hold it until this process ends; False if another process does."""
+        lock = os.open(os.path.join(self._folder, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
         return True

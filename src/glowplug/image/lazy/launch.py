@@ -43,7 +43,7 @@ def ensure_daemon(
             if now_s >= next_start_s:
                 _start_holder(paths, worker or worker_command(state))
                 next_start_s = now_s + _NEXT_START_S
-        elif _answers(client, min(_PING_TIMEOUT_S, deadline_s - now_s)):
+        elif lock_owner(paths.minding_lock) and _answers(client, min(_PING_TIMEOUT_S, deadline_s - now_s)):
             _check_mount(paths)
             return client
         time.sleep(_PAUSE_S)

@@ -19,6 +19,7 @@ from glowplug.chunks.chunk import ALIGN_BYTES, Chunk, ChunkInvalid, aligned
 from glowplug.chunks.ssd_packs import Location
 from glowplug.image.lazy.blob import VERIFIED, Blob, pack_and_block
 from glowplug.image.lazy.fuse_session import Scratch
+from glowplug.image.lazy.page_cache import is_cached
 from glowplug.types.errors import Unavailable
 
 _ZEROS = bytes(ALIGN_BYTES)
@@ -32,8 +33,11 @@ class LocalChunks(Protocol):
         """Where each chunk lies."""
         ...
 
-    def open_pack(self, pack: int) -> int:
-        """A descriptor that stays open as long as the returned object is held. Raises Unavailable."""
+    def open_pack(self, pack: int, *, past_cache: bool = False) -> int:
+        """A descriptor that stays open as long as the returned object is held. Raises Unavailable.
+
+        ``past_cache``: reads of whole blocks to aligned memory need not fill the page cache.
+        """
         ...
 
     def forget_corrupt(self, chunk: Chunk) -> bool:
@@ -60,6 +64,9 @@ class Piece(NamedTuple):
 
 
 STREAM_BYTES = 256 << 10
+"""Whoever wants this much of the disk at once reads a long file in order. It is read past the page cache:
+the image has one of its own, where it is kept."""
+
 READ_AHEAD_BYTES = 8 << 20
 
 
@@ -95,7 +102,7 @@ class _Reading:
     ) -> None:
         self.chunks = chunks
         self.blob = blob
-        self.answer = memoryview(scratch.answer)
+        self.answer = scratch.answer
         self.misread: list[Piece] = []
         self._start = start
         self._scratch = scratch
@@ -126,7 +133,14 @@ class _Reading:
                 self._read_chunk(file, first, shift)
                 return
             into = self.answer[first.start - self._start : run[-1].end - self._start]
-            read_end = first.start + self._read_at(file, into, first.start + shift)
+            offset = first.start + shift
+            if self._is_stream(first, into) and not is_cached(file, offset, len(into)):
+                if not self._may_block:
+                    raise WouldBlock
+                got = _read_past_cache(self.chunks, pack, offset // ALIGN_BYTES, into)
+            else:
+                got = self._read_at(file, into, offset)
+            read_end = first.start + got
         except (Unavailable, OSError) as problem:
             _raise_unless_lost(problem)
             self.misread.extend(run)
@@ -155,7 +169,8 @@ class _Reading:
             self.blob.verified(index, place)
         elif wanted_end > start:
             page = max(start, (wanted_end - 1) // ALIGN_BYTES * ALIGN_BYTES)
-            if self._scratch.answer.startswith(_ZEROS[: wanted_end - page], page - self._start):
+            last_page = bytes(self.answer[page - self._start : wanted_end - self._start])
+            if last_page == _ZEROS[: len(last_page)]:
                 return False
         if end > content_end:
             padding = max(content_end, start)
@@ -167,7 +182,11 @@ class _Reading:
         index, start, end, content_end, place = piece
         chunk_start = self.blob.starts[index] * ALIGN_BYTES
         size_bytes = content_end - chunk_start
-        whole = memoryview(self._scratch.chunk)[: aligned(size_bytes)]
+        whole = self._scratch.chunk[: aligned(size_bytes)]
+        if self._may_block and size_bytes >= STREAM_BYTES:
+            # Somebody reads a file piece by piece, from page cache if it is there. The kernel does not see
+            # that by itself: reads that must not wait do not count for its own read-ahead.
+            os.posix_fadvise(file, chunk_start + shift, size_bytes + READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
         got = self._read_at(file, whole[:size_bytes], chunk_start + shift)
         if got < size_bytes or not _is_chunk(self.blob, index, whole[:size_bytes]):
             self.misread.append(piece)
@@ -176,6 +195,11 @@ class _Reading:
         whole[size_bytes:] = _ZEROS[: len(whole) - size_bytes]
         into = self.answer[start - self._start : end - self._start]
         into[:] = whole[start - chunk_start : end - chunk_start]
+
+    def _is_stream(self, first: Piece, into: memoryview) -> bool:
+        """Worth reading past the page cache, and aligned as that must be (scratch memory begins aligned)."""
+        is_aligned = first.start % ALIGN_BYTES == self._start % ALIGN_BYTES == len(into) % ALIGN_BYTES == 0
+        return is_aligned and len(into) >= STREAM_BYTES
 
     def _can_be_read_in_place(self, piece: Piece) -> bool:
         """It is of a verified chunk, or all of one."""
@@ -202,6 +226,20 @@ class _Reading:
         return got
 
 
+def _read_past_cache(chunks: LocalChunks, pack: int, block: int, into: memoryview) -> int:
+    """Fill ``into``, aligned memory of whole blocks, from that block on, or up to the pack's end.
+
+    Raises Unavailable, OSError.
+    """
+    offset = block * ALIGN_BYTES
+    try:
+        return _read_waiting(chunks.open_pack(pack, past_cache=True), into, offset)
+    except OSError as problem:
+        if problem.errno != errno.EINVAL:  # the disk's own blocks are longer
+            raise
+        return _read_waiting(chunks.open_pack(pack), into, offset)
+
+
 def _raise_unless_lost(problem: Exception) -> None:
     """A pack that is gone, or that the disk cannot read, is a chunk not here; anything else is an error."""
     if isinstance(problem, OSError) and problem.errno != errno.EIO:
@@ -210,15 +248,11 @@ def _raise_unless_lost(problem: Exception) -> None:
 
 def _read_waiting(file: int, into: memoryview, offset: int) -> int:
     filled = 0
-    if len(into) >= STREAM_BYTES:
-        # Large requests are a file read from end to end. The kernel does not see that by itself, because
-        # reads that must not wait do not count for its own read-ahead.
-        os.posix_fadvise(file, offset, len(into) + READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
     while filled < len(into):
         got = os.preadv(file, (into[filled:],), offset + filled)
-        if got == 0:
-            break
         filled += got
+        if got == 0 or filled % ALIGN_BYTES:
+            break  # the file's end; past the page cache there is no reading on from between blocks
     return filled
 
 

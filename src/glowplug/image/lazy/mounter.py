@@ -162,6 +162,10 @@ class LazyMounts:
         folder = self._catalog.get(digest)
         return graduate(folder, self._ssd, can_gather=self._can_gather, clock=self._clock)
 
+    def probe(self) -> None:
+        """Find out how this kernel mounts, before the first mount has to."""
+        mount_support(self._state)
+
     def sweep(self) -> Swept:
         """Clean up after killed processes, and containers that ended since. Never waits for others."""
         swept = Swept()

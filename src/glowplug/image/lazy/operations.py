@@ -71,6 +71,7 @@ class Operations:
             "prefetch": self._prefetch,
             "prefetch_status": self._prefetch_status,
             "prefetch_cancel": self._prefetch_cancel,
+            "give_up": self._give_up,
             "trace_get": self._trace_get,
             "trace_reset": self._trace_reset,
             "stats": self._stats,
@@ -128,6 +129,12 @@ class Operations:
         handle = self._handle(fields)
         handle.cancel()
         return Answer(_progress(handle))
+
+    def _give_up(self, fields: Fields) -> Answer:
+        blob = self._blobs.find(_digest(fields))
+        if blob is not None:
+            self._fetcher.give_up(blob.remote)
+        return Answer({"is_attached": blob is not None})
 
     def _trace_get(self, fields: Fields) -> Answer:
         self._catch_up()

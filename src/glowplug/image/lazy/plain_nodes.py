@@ -40,7 +40,8 @@ class PlainNodes:
     children: dict[int, dict[bytes, int]] = field(default_factory=dict)  # of folders, in byte order
     targets: dict[int, bytes] = field(default_factory=dict)  # of links
     xattrs: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
-    _slots: dict[int, array[int]] = field(default_factory=dict)  # of files: a chunk's index per CHUNK_BYTES
+    # Of files: bytes of a slot, and the page of the blob that each slot begins at.
+    _slots: dict[int, tuple[int, array[int]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tree: Tree, table: ChunkTable) -> PlainNodes:
@@ -84,12 +85,12 @@ class PlainNodes:
             yield merged
 
     def _pieces(self, node: int, offset: int, end: int) -> Iterator[Span]:
-        slots = self._slots.get(node, array("I"))
+        slot_bytes, slots = self._slots.get(node, (CHUNK_BYTES, array("I")))
         while offset < end:
-            slot, inside = divmod(offset, CHUNK_BYTES)
-            size_bytes = min(end - offset, CHUNK_BYTES - inside)
-            index = slots[slot] if slot < len(slots) else _HOLE
-            start = None if index == _HOLE else self.table.starts[index] * ALIGN_BYTES + inside
+            slot, inside = divmod(offset, slot_bytes)
+            size_bytes = min(end - offset, slot_bytes - inside)
+            page = slots[slot] if slot < len(slots) else _HOLE
+            start = None if page == _HOLE else page * ALIGN_BYTES + inside
             yield Span(start, size_bytes)
             offset += size_bytes
 
@@ -102,7 +103,7 @@ class PlainNodes:
             size_bytes = len(inode.target)
             self.targets[number] = inode.target
         elif inode.extents:
-            self._slots[number] = _slots(inode, chunks)
+            self._slots[number] = _slots(inode, chunks, self.table)
         self.attributes[number] = Attributes(
             inode=number,
             mode=inode.mode,
@@ -120,13 +121,17 @@ class PlainNodes:
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 
 
-def _slots(inode: Inode, chunks: dict[bytes, int]) -> array[int]:
-    slots = array("I", [_HOLE]) * -(-inode.size_bytes // CHUNK_BYTES)
+def _slots(inode: Inode, chunks: dict[bytes, int], table: ChunkTable) -> tuple[int, array[int]]:
+    slot_bytes = ALIGN_BYTES if inode.is_cut_at_pages else CHUNK_BYTES
+    slots = array("I", [_HOLE]) * -(-inode.size_bytes // slot_bytes)
     for extent in inode.extents:
-        first = extent.offset // CHUNK_BYTES
-        for at, chunk in enumerate(extent.chunks):
-            slots[first + at] = chunks[chunk.id]
-    return slots
+        offset = extent.offset
+        for chunk in extent.chunks:
+            first, start = offset // slot_bytes, table.starts[chunks[chunk.id]]
+            for number in range(-(-chunk.size_bytes // slot_bytes)):
+                slots[first + number] = start + number
+            offset += chunk.size_bytes
+    return slot_bytes, slots
 
 
 def _follows(before: Span, after: Span) -> bool:

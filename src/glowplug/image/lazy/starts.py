@@ -18,12 +18,14 @@ from glowplug.image.lazy.client import DaemonClient, PrefetchProgress
 from glowplug.image.lazy.mount_table import mounted_at, read_mount_table
 from glowplug.image.lazy.mounter import LazyMounts, Mounted
 from glowplug.image.mount import MountUse
+from glowplug.types.content import Fetching
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, Unavailable
 
 _log = logging.getLogger(__name__)
 
 STATS_TIMEOUT_S = 0.5  # between a replica and its readiness
 _PREFETCH_WAIT_S = 1.0
+SSD_TIER = "ssd"
 
 
 class LazyStarts:
@@ -53,10 +55,10 @@ class LazyStarts:
         # While the kernel mounts it the first bytes are on their way.
         is_early = self.kind(digest) is None and not folder.graduated_record_path.exists()
         if is_early:
-            self._fetch_ahead(digest, command)
+            self.fetch_ahead(digest, command)
         mounted = self._mounts.mount(digest, direct=is_known)
         if mounted.kind == "lazy" and mounted.is_new and not is_early:
-            self._fetch_ahead(digest, command)
+            self.fetch_ahead(digest, command)
         return mounted.path
 
     def unmount(self, digest: str) -> None:
@@ -76,7 +78,7 @@ class LazyStarts:
         if blob is None:
             return MountUse(kind)
         counts = {tier: share.bytes for tier, share in blob.tiers.items() if share.bytes}
-        return MountUse(kind, {"ssd": blob.ssd_bytes, **counts} if blob.ssd_bytes else counts)
+        return MountUse(kind, {SSD_TIER: blob.ssd_bytes, **counts} if blob.ssd_bytes else counts)
 
     def keep_trace(self, digest: str, command: Sequence[str]) -> None:
         """Remember what was read since the image was attached, unless this command has a trace.
@@ -96,6 +98,22 @@ class LazyStarts:
         except (GlowplugError, OSError) as problem:
             _log.warning("the access trace of image %s was not kept: %s", digest[:16], problem)
 
+    def graduate(self, digest: str) -> bool:
+        """Let it be mounted from local packs from now on, if every chunk is here; whether it will be."""
+        try:
+            return self._mounts.graduate(digest)
+        except (GlowplugError, OSError) as problem:
+            _log.warning("%s is mounted through the blob daemon: %s", digest[:16], problem)
+            return False
+
+    def prepare(self) -> None:
+        """Do what the first mount would otherwise wait for: start the daemon, try the kernel's ways to mount.
+
+        Raises Unavailable.
+        """
+        self._mounts.probe()
+        self._daemon()
+
     def metrics(self) -> str:
         """The daemon's numbers as Prometheus text; empty while none runs."""
         try:
@@ -104,8 +122,14 @@ class LazyStarts:
             return ""
 
     def sweep(self) -> None:
-        """Put right what killed processes left, and release what ended containers held."""
+        """Put right what killed processes left, and release what ended containers held.
+
+        What was fetched completely since it was mounted is mounted without the daemon the next time.
+        """
         self._mounts.sweep()
+        for mounted in self._mounts.mounted():
+            if mounted.kind == "lazy":
+                self.graduate(mounted.digest)
 
     def release_all(self) -> None:
         """Unmount whatever nobody uses, and what :meth:`mount_by_hand` showed elsewhere."""
@@ -171,11 +195,26 @@ class LazyStarts:
         except GlowplugError:  # no daemon runs: it will read what is there when it does
             return
 
+    def fetching(self) -> Fetching:
+        """What the daemon fetches now, for all; nothing if none runs."""
+        try:
+            return self._running(STATS_TIMEOUT_S).stats().fetching
+        except GlowplugError:
+            return Fetching()
+
+    def give_up(self, digest: str) -> None:
+        """Fetch no more of it, and fail the reads that wait for that; a failure to do so is logged."""
+        try:
+            self._running(STATS_TIMEOUT_S).give_up(digest)
+        except GlowplugError as problem:
+            _log.warning("image %s goes on being fetched: %s", digest[:16], problem.message)
+
     def kind(self, digest: str) -> str | None:
         """How it is mounted; None if it is not."""
         return next((m.kind for m in self._mounts.mounted() if m.digest == digest), None)
 
-    def _fetch_ahead(self, digest: str, command: Sequence[str]) -> None:
+    def fetch_ahead(self, digest: str, command: Sequence[str]) -> None:
+        """Begin to fetch what ``command`` reads; a failure is logged: it is read, or not, when it is."""
         try:
             folder = self._catalog.get(digest)
             found = trace.best(folder.path, command, folder.table())

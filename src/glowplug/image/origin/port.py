@@ -48,6 +48,15 @@ class ContentSink(Protocol):
         """The first ``size_bytes`` of an open file here. Raises InvalidInput if it is shorter."""
         ...
 
+    def add_pages(
+        self, descriptor: int, size_bytes: int, cuts: Sequence[int] | None = None
+    ) -> tuple[Extent, ...]:
+        """As :meth:`add_file`, for a file that ``is_cut_at_pages``: memory, whose pages move about.
+
+        ``cuts`` are its chunks' lengths, whole pages each, where the content (sealed) does not tell them.
+        """
+        ...
+
     def missing(self, chunks: Iterable[Chunk]) -> set[Chunk]:
         """Those that the store does not hold; the others need not be read and added again."""
         ...

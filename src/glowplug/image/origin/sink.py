@@ -16,13 +16,13 @@ from types import TracebackType
 
 from typing_extensions import Buffer
 
-from glowplug.chunks.chunk import CHUNK_BYTES, Chunk
+from glowplug.chunks.chunk import CHUNK_BYTES, Chunk, is_zero
+from glowplug.chunks.cutting import checksum_ends, first_cut
 from glowplug.chunks.store import WriteStore
 from glowplug.image.index.tree import Extent
 from glowplug.image.origin.port import ByteStream, Range
 from glowplug.types.errors import InvalidInput
 
-_ZEROS = bytes(CHUNK_BYTES)
 _AHEAD = 2  # chunks in flight per thread: one being worked on, one waiting for it
 
 
@@ -65,7 +65,7 @@ class ChunkSink:
 
     def add_contents(self, contents: Sequence[bytes]) -> list[tuple[Extent, ...]]:
         """See :class:`~glowplug.image.origin.port.ContentSink`."""
-        chunks = [None if _is_zero(content) else Chunk.of(content) for content in contents]
+        chunks = [None if is_zero(content) else Chunk.of(content) for content in contents]
         bodies = {chunk: body for chunk, body in zip(chunks, contents, strict=True) if chunk is not None}
         for chunk in self._claim(bodies):
             self._store.put(chunk, bodies[chunk])
@@ -82,7 +82,7 @@ class ChunkSink:
         def work() -> Iterator[tuple[int, Callable[[], Chunk | None]]]:
             for index, pieces in cut(size_bytes, data_ranges):
                 body = _assemble(index, pieces, size_bytes, read)
-                yield index, lambda body=body: self._keep(body)  # type: ignore[misc]
+                yield index * CHUNK_BYTES, lambda body=body: self._keep(body)  # type: ignore[misc]
 
         return self._run(work())
 
@@ -99,7 +99,21 @@ class ChunkSink:
 
         def work() -> Iterator[tuple[int, Callable[[], Chunk | None]]]:
             for index, pieces in cut(size_bytes, data_ranges):
-                yield index, lambda index=index, pieces=pieces: keep(index, pieces)  # type: ignore[misc]
+                yield index * CHUNK_BYTES, lambda index=index, pieces=pieces: keep(index, pieces)  # type: ignore[misc]
+
+        return self._run(work())
+
+    def add_pages(
+        self, descriptor: int, size_bytes: int, cuts: Sequence[int] | None = None
+    ) -> tuple[Extent, ...]:
+        """See :class:`~glowplug.image.origin.port.ContentSink`."""
+
+        def read(offset: int, length: int) -> bytes:
+            return _pread_all(descriptor, offset, length)
+
+        def work() -> Iterator[tuple[int, Callable[[], Chunk | None]]]:
+            for offset, body in cut_at_pages(size_bytes, read) if cuts is None else cut_as_told(cuts, read):
+                yield offset, lambda body=body: self._keep(body)  # type: ignore[misc]
 
         return self._run(work())
 
@@ -115,25 +129,25 @@ class ChunkSink:
         return absent
 
     def _run(self, work: Iterable[tuple[int, Callable[[], Chunk | None]]]) -> tuple[Extent, ...]:
-        """Do the work on the pool, in order and with bounded run-ahead."""
+        """Do the work (a chunk's offset, and what makes it) on the pool, in order, not far ahead."""
         extents = _Extents()
         waiting: deque[tuple[int, Future[Chunk | None]]] = deque()
         try:
-            for index, task in work:
+            for offset, task in work:
                 self._check()
                 if len(waiting) >= _AHEAD * self._workers:
                     extents.append(waiting[0][0], waiting[0][1].result())
                     waiting.popleft()
-                waiting.append((index, self._pool.submit(task)))
-            for index, future in waiting:
-                extents.append(index, future.result())
+                waiting.append((offset, self._pool.submit(task)))
+            for offset, future in waiting:
+                extents.append(offset, future.result())
         except BaseException:
             _settle(future for _, future in waiting)
             raise
         return extents.finish()
 
     def _keep(self, body: Buffer) -> Chunk | None:
-        if _is_zero(body):
+        if is_zero(body):
             return None
         chunk = Chunk.of(body)
         for new in self._claim([chunk]):
@@ -161,16 +175,18 @@ class _Extents:
     def __init__(self) -> None:
         self._done: list[Extent] = []
         self._start = 0
+        self._end = 0
         self._run: list[Chunk] = []
 
-    def append(self, index: int, chunk: Chunk | None) -> None:
+    def append(self, offset: int, chunk: Chunk | None) -> None:
         if chunk is None:
             return
-        if self._run and index != self._start + len(self._run):
+        if self._run and offset != self._end:
             self._close()
         if not self._run:
-            self._start = index
+            self._start = offset
         self._run.append(chunk)
+        self._end = offset + chunk.size_bytes
 
     def finish(self) -> tuple[Extent, ...]:
         self._close()
@@ -178,7 +194,7 @@ class _Extents:
 
     def _close(self) -> None:
         if self._run:
-            self._done.append(Extent(self._start * CHUNK_BYTES, tuple(self._run)))
+            self._done.append(Extent(self._start, tuple(self._run)))
             self._run = []
 
 
@@ -191,6 +207,24 @@ def cut(size_bytes: int, data_ranges: Sequence[Range] | None) -> Iterator[tuple[
     pieces = _split_at_chunks(size_bytes, ranges)
     for index, group in groupby(pieces, key=lambda piece: piece[0] // CHUNK_BYTES):
         yield index, list(group)
+
+
+def cut_at_pages(size_bytes: int, read: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes]]:
+    """Chunks that end where the content of a page says so (:mod:`glowplug.chunks.cutting`)."""
+    offset = 0
+    while offset < size_bytes:
+        body = read(offset, min(CHUNK_BYTES, size_bytes - offset))
+        end = first_cut(body, checksum_ends)
+        yield offset, body[:end]
+        offset += end
+
+
+def cut_as_told(cuts: Sequence[int], read: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes]]:
+    """Chunks of these lengths: of content that does not tell any more where it is to be cut."""
+    offset = 0
+    for length in cuts:
+        yield offset, read(offset, length)
+        offset += length
 
 
 def _split_at_chunks(size_bytes: int, ranges: Sequence[Range]) -> Iterator[Range]:
@@ -253,17 +287,6 @@ def _ended_early(missing_bytes: int) -> InvalidInput:
         remedy="It was cut off on its way, or changed while it was read: get it again and try again.",
         missing_bytes=missing_bytes,
     )
-
-
-def _is_zero(body: Buffer) -> bool:
-    """Looks at the ends first: content that is not all zeros is rarely zero there."""
-    view = memoryview(body)
-    if not len(view):
-        return True
-    if view[0] or view[-1]:
-        return False
-    zeros = _ZEROS if len(view) == CHUNK_BYTES else bytes(len(view))
-    return body == zeros
 
 
 def _settle(futures: Iterable[Future[Chunk | None]]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from glowplug.node.netns_socket import NamespaceSockets
+from glowplug.kernel.netns_socket import NamespaceSockets
 
 SERVER = """
 import socket, subprocess, sys
@@ -89,7 +89,7 @@ def test_a_file_that_is_no_namespace_is_an_os_error_and_we_stay_at_home(tmp_path
 def test_not_being_able_to_return_home_is_fatal(namespace: str) -> None:
     script = f"""
 import os, socket
-from glowplug.node.netns_socket import NamespaceSockets
+from glowplug.kernel.netns_socket import NamespaceSockets
 class Lost(NamespaceSockets):
     def _enter(self, fd):
         if self.calls:

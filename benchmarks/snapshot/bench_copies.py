@@ -1,0 +1,174 @@
+"""Eight copies of one snapshot at once: how long until the last one answers, and how much memory they take.
+
+    .venv/bin/python benchmarks/snapshot/bench_copies.py --runs 9
+
+A PyTorch server (`make engine` installs PyTorch) with 200 MB of weights, in both runtimes, image in the page
+cache and caches dropped; beside it, what reading one image from the disk takes. Then memory, the proportional
+share (PSS) of a copy: at once, and after the kernel has merged equal pages. Writes copies.json and copies.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "coldstart"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import report
+from storage import sequential_read_bytes_per_s
+from tests.e2e.engines import ENGINE
+from tests.node.cases import captured
+from tests.node.live_agent import LiveAgent
+
+RUNTIMES = ("runsc", "runc")
+MEMORY_BYTES = 1 << 30
+SETTLED_DEADLINE_S = 120.0
+SERVER = """
+import http.server, torch
+torch.set_num_threads(1)
+weights = torch.randn({megabytes} << 18)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(str(float(weights[::4096].sum())).encode())
+    def log_message(self, *words): pass
+
+http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
+"""
+
+
+class Copies:
+    """The copies of one server in one runtime."""
+
+    def __init__(self, agent: LiveAgent, runtime: str, count: int, megabytes: int) -> None:
+        self._agent = agent
+        self._count = count
+        self._server = agent.server(
+            *("python3", "-c", SERVER.format(megabytes=megabytes)),
+            name=f"copies-{runtime}",
+            runtime=runtime,
+            trusted=runtime == "runc",
+            snapshot={},
+            resources={"memory_bytes": MEMORY_BYTES},
+        )
+        self.snapshot = captured(agent, self._server)
+
+    def start(self) -> tuple[float, list[dict[str, Any]]]:
+        """Start all at once; seconds until the last one answers, and their views."""
+        ids = [self._agent.begin(self._server) for _ in range(self._count)]
+        views = [self._agent.settled(one) for one in ids]
+        assert all(view["path"] == "cpu_snapshot" and view["state"] == "ready" for view in views), views
+        return max(view["ready_at"] for view in views) - min(view["created_at"] for view in views), views
+
+    def stop(self, views: list[dict[str, Any]]) -> None:
+        """Stop them."""
+        for view in views:
+            self._agent.stop(view["id"], grace_s=0)
+
+    def share_bytes(self, views: list[dict[str, Any]]) -> float:
+        """The mean proportional share of a copy."""
+        return statistics.mean(self._agent.view(view["id"])["proportional_bytes"] for view in views)
+
+    def settled_share_bytes(self, views: list[dict[str, Any]]) -> float:
+        """The share once it no longer falls: readings are up to five seconds old."""
+        last = self.share_bytes(views)
+        deadline_s = time.monotonic() + SETTLED_DEADLINE_S
+        unchanged = 0
+        while unchanged < 2 and time.monotonic() < deadline_s:
+            time.sleep(8.0)
+            now = self.share_bytes(views)
+            unchanged = unchanged + 1 if now > 0.99 * last else 0
+            last = now
+        return last
+
+
+def drop_caches() -> None:
+    """Write out and forget what files hold."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def measure(runs: int, count: int, megabytes: int) -> dict[str, Any]:
+    """Everything, the two runtimes in turns."""
+    machine = report.machine()
+    with tempfile.TemporaryDirectory(prefix="gpb-", dir="/var/tmp") as made:
+        agent = LiveAgent(Path(made), venv=ENGINE)
+        try:
+            cases = {runtime: Copies(agent, runtime, count, megabytes) for runtime in RUNTIMES}
+            packs = (path for path in agent.state.chunks.rglob("*") if path.is_file())
+            rate = sequential_read_bytes_per_s(max(packs, key=lambda path: path.stat().st_size))
+            found: dict[str, dict[str, Any]] = {
+                runtime: {"bytes": case.snapshot["bytes"], "warm_s": [], "dropped_s": []}
+                for runtime, case in cases.items()
+            }
+            for _ in range(runs):
+                for runtime, case in cases.items():
+                    for caches in ("warm_s", "dropped_s"):
+                        if caches == "dropped_s":
+                            drop_caches()
+                        seconds, views = case.start()
+                        found[runtime][caches].append(seconds)
+                        case.stop(views)
+            for runtime, case in cases.items():
+                _, views = case.start()
+                found[runtime]["share_bytes"] = case.share_bytes(views)
+                found[runtime]["merged_share_bytes"] = case.settled_share_bytes(views)
+                case.stop(views)
+        finally:
+            agent.close()
+    return {"machine": machine, "runs": runs, "copies": count, "storage_bytes_per_s": rate, "runtimes": found}
+
+
+def page(result: dict[str, Any]) -> list[str]:
+    """What people read."""
+    rows = []
+    for runtime, case in result["runtimes"].items():
+        before, after = case["share_bytes"], case["merged_share_bytes"]
+        rows.append(
+            [
+                runtime,
+                f"{case['bytes'] / 1e6:.0f} MB",
+                report.spread(case["warm_s"], 2),
+                report.spread(case["dropped_s"], 2),
+                f"{case['bytes'] / result['storage_bytes_per_s']:.2f}",
+                f"{before / 1e6:.0f} MB",
+                f"{after / 1e6:.0f} MB",
+                f"{1 - after / before:.0%}",
+            ]
+        )
+    header = ["", "image", "last of all, warm", "caches dropped", "disk alone", "share", "merged", "saved"]
+    return [
+        f"{result['copies']} copies at once: {result['machine']}, {result['runs']} runs, "
+        "median (least-most) in s",
+        "",
+        *report.table(header, rows),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--copies", type=int, default=8)
+    parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
+    options = parser.parse_args(arguments)
+    result = measure(options.runs, options.copies, options.megabytes)
+    report.write(options.output, "copies", result, page(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

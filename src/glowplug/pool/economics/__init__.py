@@ -1,0 +1,1 @@
+"""Where rented GPU-seconds and their money went: by app and by pool."""

@@ -1,0 +1,1 @@
+"""How many slots will be needed at most until a new machine could be here, and how sure that is."""

@@ -1,0 +1,178 @@
+"""Demand as the router has it right now: requests in flight and waiting, from the control plane's metrics.
+
+Read every second, kept as the most in each step, and written down, so that a restart knows yesterday. While
+the control plane does not answer, demand is taken to be what it was: a hole would look like quiet hours.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from glowplug.pool.forecast.series import DemandSeries
+from glowplug.pool.plan_file import LiveRequests, PlanFile
+from glowplug.types.errors import GlowplugError, SystemUnfit, Unavailable
+
+RECORD_NAME = "demand.jsonl"
+_GAUGES = ("glowplug_in_flight_requests", "glowplug_held_requests")
+_EVERY_S = 1.0
+_KEPT_S = 30 * 86_400.0
+_log = logging.getLogger(__name__)
+
+
+class _Steps:
+    """The most slots in each step, from step number ``first`` on, without holes."""
+
+    def __init__(self, step_s: float) -> None:
+        self.step_s = step_s
+        self.first = 0
+        self.slots: list[float] = []
+
+    def add(self, at_s: float, slots: float) -> bool:
+        """Take in a reading; says whether a step is over by it. One of before the last step is left out: the
+        clock was set back.
+        """
+        number = math.floor(at_s / self.step_s)
+        if not self.slots:
+            self.first, self.slots = number, [slots]
+            return False
+        last = self.first + len(self.slots) - 1
+        if number < last:
+            return False
+        if number == last:
+            self.slots[-1] = max(self.slots[-1], slots)
+            return False
+        most = math.ceil(_KEPT_S / self.step_s)
+        hole = min(number - last - 1, most)
+        self.slots += [self.slots[-1]] * hole + [slots]
+        self.first = number - len(self.slots) + 1
+        if len(self.slots) > most:
+            self.first += len(self.slots) - most
+            del self.slots[:-most]
+        return True
+
+
+class LiveDemand:
+    """The demand of every entry that has ``live``. ``fetch`` returns the control plane's metrics as text, or
+    raises GlowplugError. :meth:`series` may be asked from another thread than the one that samples.
+    """
+
+    def __init__(
+        self, file: PlanFile, fetch: Callable[[], str], wall: Callable[[], float], folder: Path
+    ) -> None:
+        self._entries: dict[int, LiveRequests] = {
+            place: entry.live for place, entry in enumerate(file.demand) if entry.live is not None
+        }
+        self._names = {
+            place: f"{file.demand[place].gpu} x{file.demand[place].gpus}" for place in self._entries
+        }
+        self._fetch = fetch
+        self._wall = wall
+        self._record = folder / RECORD_NAME
+        self._lock = threading.Lock()
+        self._steps = {place: _Steps(entry.step_s) for place, entry in self._entries.items()}
+        self.problem = ""
+        """Why the last reading failed; empty if it did not."""
+        self._load()
+
+    def sample(self) -> None:
+        """One reading. What fails is kept in :attr:`problem`."""
+        try:
+            counts = requests_now(self._fetch())
+            self._take(counts)
+        except GlowplugError as failure:
+            if not self.problem:
+                _log.warning("demand cannot be read: %s", failure)
+            self.problem = f"Demand cannot be read, and is taken to be as it was: {failure.message}"
+        else:
+            self.problem = ""
+
+    def run(self, ended: threading.Event) -> None:
+        """Read every second, until ``ended``; return at once if no entry wants it."""
+        while self._entries and not ended.wait(_EVERY_S):
+            self.sample()
+
+    def series(self, place: int, now_s: float) -> DemandSeries:
+        """The demand of an entry so far; until now, if the last reading is old."""
+        with self._lock:
+            steps = self._steps[place]
+            if not steps.slots:
+                return DemandSeries(now_s, steps.step_s, np.empty(0))
+            missing = math.floor(now_s / steps.step_s) - (steps.first + len(steps.slots))
+            held = [steps.slots[-1]] * min(max(missing, 0), math.ceil(_KEPT_S / steps.step_s))
+            return DemandSeries(steps.first * steps.step_s, steps.step_s, np.array(steps.slots + held))
+
+    def _take(self, counts: Mapping[str, float]) -> None:
+        now_s = self._wall()
+        lines = []
+        with self._lock:
+            for place, entry in self._entries.items():
+                requests = sum(counts.get(app, 0.0) for app in entry.apps)
+                steps = self._steps[place]
+                before = steps.first + len(steps.slots) - 1, steps.slots[-1] if steps.slots else 0.0
+                if steps.add(now_s, math.ceil(requests / entry.requests_per_slot)):
+                    number, most = before
+                    lines.append({"at_s": number * steps.step_s, "of": self._names[place], "slots": most})
+        if lines:
+            self._write("".join(json.dumps(line) + "\n" for line in lines), "a")
+
+    def _write(self, text: str, mode: str) -> None:
+        try:
+            with self._record.open(mode) as file:
+                file.write(text)
+        except OSError as problem:
+            raise SystemUnfit(
+                f"Demand cannot be written down in {self._record}: {problem}.",
+                remedy="Check the disk and who may write there.",
+            ) from problem
+
+    def _load(self) -> None:
+        """What was written down; lines that are torn, or of no entry any more, are left out and not kept."""
+        if not self._record.exists():
+            return
+        places = {name: place for place, name in self._names.items()}
+        kept = []
+        for line in self._record.read_text(errors="replace").splitlines():
+            try:
+                found = json.loads(line)
+                place, at_s, slots = places[found["of"]], float(found["at_s"]), float(found["slots"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            if self._wall() - _KEPT_S <= at_s <= self._wall() and 0 <= slots < math.inf:
+                # The middle of the step: its start, divided and multiplied, may be of the one before.
+                self._steps[place].add(at_s + self._steps[place].step_s / 2, slots)
+                kept.append(line + "\n")
+        self._write("".join(kept), "w")
+
+
+def requests_now(metrics: str) -> dict[str, float]:
+    """Requests in flight and waiting, by ``APP`` and by ``APP/SERVER``. Raises Unavailable for what are no
+    metrics of ours.
+    """
+    counts: dict[str, float] = {}
+    try:
+        families = list(text_string_to_metric_families(metrics))
+    except (ValueError, KeyError, IndexError) as problem:
+        raise Unavailable(
+            f"The control plane's metrics cannot be read: {problem}.",
+            remedy="Is it Glowplug at that address?",
+        ) from problem
+    found = [sample for family in families if family.name in _GAUGES for sample in family.samples]
+    if not any(family.name in _GAUGES for family in families):
+        raise Unavailable(
+            "There are no requests in the control plane's metrics.", remedy="Is it Glowplug at that address?"
+        )
+    for sample in found:
+        if not (math.isfinite(sample.value) and sample.value >= 0):
+            continue
+        app, server = sample.labels.get("app", ""), sample.labels.get("server", "")
+        counts[app] = counts.get(app, 0.0) + sample.value
+        counts[f"{app}/{server}"] = counts.get(f"{app}/{server}", 0.0) + sample.value
+    return counts

@@ -1,0 +1,59 @@
+"""From a pool file's ``run.providers`` to who gives machines of each cloud, and who checks them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from glowplug.pool.plan_file import PlanFile
+from glowplug.pool.providers.health import ShellInspector
+from glowplug.pool.providers.own import OwnProvider
+from glowplug.pool.providers.port import Supplier
+from glowplug.pool.providers.simulated import Market, SimulatedInspector, SimulatedProvider
+from glowplug.pool.providers.skypilot import SkyPilotProvider
+from glowplug.pool.run_settings import OwnEntry, SimulatedEntry, SkyPilotEntry
+from glowplug.types.errors import InvalidInput
+
+
+def suppliers(file: PlanFile, folder: Path, wall: Callable[[], float]) -> dict[str, Supplier]:
+    """One for each of the file's ``run.providers``; what they remember lies in ``folder``.
+
+    Raises InvalidInput when a cloud has none, or when machines cost money and there is no spend limit.
+    """
+    clouds = sorted({entry.cloud for entry in file.pools})
+    missing = [cloud for cloud in clouds if cloud not in file.run.providers]
+    if missing:
+        raise InvalidInput(
+            f"Nobody gives machines of {', '.join(missing)}.",
+            remedy="Name a provider for each under run.providers; docs/pools.md lists them.",
+        )
+    if file.budget_usd_per_h is None and any(entry.price_usd_per_h != 0 for entry in file.pools):
+        raise InvalidInput(
+            "Machines that cost money are rented within a limit only.",
+            remedy="Set budget_usd_per_h: requests and grants together never cost more.",
+        )
+    through_sky = [entry.cloud for entry in file.run.providers.values() if isinstance(entry, SkyPilotEntry)]
+    if len(set(through_sky)) < len(through_sky):
+        raise InvalidInput(
+            "Two of run.providers are the same cloud of SkyPilot.",
+            remedy="Give all its pools one `cloud`: each would send the other's machines back.",
+        )
+    return {cloud: _supplier(cloud, file, folder, wall) for cloud in file.run.providers}
+
+
+def _supplier(cloud: str, file: PlanFile, folder: Path, wall: Callable[[], float]) -> Supplier:
+    entry = file.run.providers[cloud]
+    if isinstance(entry, SimulatedEntry):
+        market = Market(
+            entry.lead_time_s, entry.lead_time_spread, entry.grant_probability, entry.interruptions_per_h,
+            entry.capacity, entry.unfit_probability,
+        )  # fmt: skip
+        paper = SimulatedProvider(
+            cloud, wall, market, seed=entry.seed, file=folder / f"simulated-{cloud}.json"
+        )
+        return Supplier(paper, SimulatedInspector(paper))
+    if isinstance(entry, OwnEntry):
+        own = OwnProvider(cloud, entry, folder / f"own-{cloud}.json")
+        return Supplier(own, ShellInspector(own.shell_of))
+    sky = SkyPilotProvider(cloud, entry, folder / f"skypilot-{cloud}.json")
+    return Supplier(sky, ShellInspector(sky.shell_of))

@@ -1,0 +1,96 @@
+"""The part of a pool file that ``glowplug pool run`` adds: how the loop behaves, and who gives machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Span = Annotated[float, Field(gt=0, le=2_592_000, allow_inf_nan=False)]
+Chance = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SimulatedEntry(_Part):
+    """Machines that exist on paper only: for trying a pool file, and for tests. Nothing is rented."""
+
+    kind: Literal["simulated"]
+    seed: int = 0
+    lead_time_s: Span = 60.0
+    lead_time_spread: float = Field(default=0.3, ge=0, le=3)
+    grant_probability: Chance = 1.0
+    interruptions_per_h: float = Field(default=0.0, ge=0, le=1e6)
+    capacity: int = Field(default=1_000_000, ge=0)
+    unfit_probability: Chance = 0.0
+
+
+class OwnMachine(_Part):
+    """One machine of one's own: where it is, and which pool (``region``, ``machine``) it is of."""
+
+    host: Name
+    region: Name
+    machine: Name
+    user: str = "root"
+    port: int = Field(default=22, ge=1, le=65_535)
+    is_local: bool = False
+    """This machine: commands are run without SSH."""
+
+
+class OwnEntry(_Part):
+    """Machines that the user lists, reached by SSH with the user's own keys and known hosts."""
+
+    kind: Literal["own"]
+    machines: tuple[OwnMachine, ...] = Field(min_length=1, max_length=10_000)
+    ssh_key: Path | None = None
+    known_hosts: Path | None = None
+
+
+class SkyPilotEntry(_Part):
+    """Clouds through SkyPilot's API server. ``cloud`` is SkyPilot's name for it (gcp, aws, lambda, ..)."""
+
+    kind: Literal["skypilot"]
+    cloud: Name
+    disk_gb: int | None = Field(default=None, ge=10, le=65_536)
+    image: str | None = None
+    setup: str = Field(default="", max_length=100_000)
+    """Shell that makes a machine ready, once it is up: installs Glowplug, joins it."""
+
+
+ProviderEntry = Annotated[SimulatedEntry | OwnEntry | SkyPilotEntry, Field(discriminator="kind")]
+
+
+class RunSettings(_Part):
+    """How the rolling loop behaves. ``fleet`` names its machines: all that carry this tag are its own."""
+
+    fleet: str = Field(default="glowplug", pattern=r"^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$")
+    every_s: float = Field(default=15.0, ge=1, le=600)
+    solve_s: float = Field(default=5.0, gt=0, le=300)
+    """Seconds that each of the two solvers may take."""
+    release_after_s: float = Field(default=120.0, ge=0, le=86_400)
+    """A machine is drained when every plan for so long wanted it gone."""
+    drain_s: float = Field(default=600.0, ge=0, le=86_400)
+    """Its work has so long to end before it is given back."""
+    give_up_s: Span = 3_600.0
+    """A request that was neither granted nor refused for so long is cancelled."""
+    lost_after_s: Span = 60.0
+    """A machine that its provider does not list for so long is lost."""
+    plan_stands_s: float = Field(default=900.0, ge=0, le=86_400)
+    """How long the last plan is followed when the solver fails."""
+    buffer_share: float = Field(default=0.2, ge=0, le=10)
+    """Then: what is needed now, so large a share more, and at least one slot."""
+    recalibrate_s: float = Field(default=600.0, ge=0, le=86_400)
+    """Forecasts are calibrated anew so often; in between their baselines move on."""
+    watch_nodes: bool = False
+    """Ask the control plane which machines (by their address, as its nodes are named) have replicas."""
+    health_check: bool = True
+    bad_for_s: Span = 604_800.0
+    """Hardware that was found unfit is not taken for so long."""
+    call_s: float = Field(default=60.0, gt=0, le=3_600)
+    """A call to a provider is given up after so long."""
+    providers: dict[Name, ProviderEntry] = {}
+    """By the ``cloud`` of the pools."""

@@ -1,0 +1,1 @@
+"""Whom the simulator compares: how many replicas, and which machines for them."""

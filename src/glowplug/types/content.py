@@ -1,0 +1,37 @@
+"""What rooms tell each other about files kept by digest, without knowing each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class KeptFiles:
+    """Files that were put into the content store. ``deduplicated_bytes`` of them were there already."""
+
+    digest: str
+    deduplicated_bytes: int
+
+
+@dataclass(frozen=True)
+class ContentUsage:
+    """How much of some kept files this machine holds, and whether the region has all of them."""
+
+    here_bytes: int = 0
+    missing_bytes: int = 0
+    is_complete: bool = False
+    is_in_region: bool = False
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """What comes from other machines now: bytes as they come, chunks on their way, attempts that stalled.
+
+    ``failed`` chunks nobody gave so far; ``invalid`` ones came with other bytes than they should have.
+    """
+
+    received_bytes: int = 0
+    in_flight: int = 0
+    stalls: int = 0
+    failed: int = 0
+    invalid: int = 0

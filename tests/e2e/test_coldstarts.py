@@ -1,0 +1,24 @@
+"""What a user sees of the starts that really were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import Apps
+from tests.e2e.live import Live
+
+pytestmark = pytest.mark.sandbox
+
+
+def test_cold_and_restored_starts_are_two_curves(live: Live, apps: Apps, tmp_path: Path) -> None:
+    app = apps.deploy(word="curves")
+    app.ask()
+    live.wait_for_snapshot(app.name)
+    live.rest(app.name)
+    app.ask()
+    shown = live.cli("coldstarts", app.name, "--plot", "--svg", str(tmp_path / "cdf.svg")).stdout
+    assert "● cold          n = 1" in shown
+    assert "▲ cpu_snapshot  n = 1" in shown
+    assert "100% ┤" in shown
+    assert (tmp_path / "cdf.svg").read_text().lstrip().startswith("<?xml")

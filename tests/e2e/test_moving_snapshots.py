@@ -1,0 +1,219 @@
+"""A snapshot captured on one node is restored on another that has an empty cache, by way of the region."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.chunks.servers import free_port
+from tests.e2e.cloud import running_cloud
+from tests.e2e.live import TOOLBOX, Live
+from tests.snapshot.kept_files import flip_a_bit
+
+from glowplug.types.coldstart import ColdStartRecord
+from glowplug.types.replica import SnapshotStatus, StartPath
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(300)]
+
+APP_FILE = """
+import glowplug as gp
+
+app = gp.App("moving")
+
+
+@app.server(
+    image=gp.Image.host_python(), memory="256MiB", scaledown_window_s=60, snapshot=True, env={env!r}
+)
+def web():
+    return {command!r}
+"""
+
+
+@pytest.fixture
+def region(tmp_path: Path) -> str:
+    folder = tmp_path / "region"
+    folder.mkdir()
+    return str(folder)
+
+
+@pytest.fixture
+def first(region: str) -> Iterator[Live]:
+    with Live(GLOWPLUG_REGION=region) as live:
+        yield live
+
+
+def deploy(live: Live, folder: Path) -> str:
+    """The same server wherever it is deployed, and no other test's."""
+    file = folder / "app.py"
+    command = ["python3", "-c", TOOLBOX.read_text()]
+    file.write_text(APP_FILE.format(command=command, env={"GLOWPLUG_TEST": str(folder)}))
+    name = live.new_name("moving")
+    live.deploy(file, name)
+    return name
+
+
+def test_a_pushed_snapshot_is_restored_by_a_node_that_never_ran_the_server(
+    first: Live, region: str, tmp_path: Path
+) -> None:
+    name = deploy(first, tmp_path)
+    first.get(f"/{name}/web/who")
+    snapshot = first.wait_for_snapshot(name)
+    assert not first.listing("snapshot", "show", snapshot.id)["is_in_region"]
+    assert first.listing("snapshot", "push", snapshot.id)["sent_bytes"] > 0
+    assert first.listing("snapshot", "push", snapshot.id)["sent_bytes"] == 0, "what is there is not sent"
+    assert first.listing("snapshot", "show", snapshot.id)["is_in_region"]
+    with Live(GLOWPLUG_REGION=region) as other:
+        assert other.listing("snapshot", "pull", snapshot.id)["bytes"] == 0
+        [known] = other.listing("snapshot", "ls")
+        assert (known["id"], known["status"], known["here_bytes"]) == (snapshot.id, "good", 0)
+        same = deploy(other, tmp_path)
+        assert other.get(f"/{same}/web/who")["restored"] is True
+        assert other.cold_starts(same)[0].path is StartPath.CPU_SNAPSHOT
+        [restored] = other.listing("snapshot", "ls")
+        assert restored["here_bytes"] > restored["bytes"] * 0.9, "the memory has come with the restore"
+        other.wait_for(lambda: other.listing("snapshot", "ls")[0]["restores"] == 1, "the restore is noted")
+
+
+def fetched_bytes(record: ColdStartRecord) -> int:
+    return sum(count for tier, count in record.bytes_by_tier.items() if tier != "ssd")
+
+
+def test_a_server_is_restored_from_the_region_without_anybody_asking(region: str, tmp_path: Path) -> None:
+    with Live(GLOWPLUG_REGION=region, GLOWPLUG_SHARE_SNAPSHOTS="push") as first:
+        name = deploy(first, tmp_path)
+        first.get(f"/{name}/web/who")
+        snapshot = first.wait_for_snapshot(name)
+        first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
+    with Live(GLOWPLUG_REGION=region) as other:
+        same = deploy(other, tmp_path)
+        assert other.get(f"/{same}/web/who")["restored"] is True, "its first start on this node"
+        (record,) = other.cold_starts(same)
+        assert (record.path, record.snapshot_id) == (StartPath.CPU_SNAPSHOT, snapshot.id)
+        assert fetched_bytes(record) > snapshot.bytes * 0.9
+        assert "region" in other.cli("coldstarts", same).stdout
+        [known] = other.listing("snapshot", "ls", same)
+        assert (known["app"], known["used_by"]) == (name, [f"{same}/web"]), "listed for whoever uses it here"
+        other.rest(same)
+        assert other.get(f"/{same}/web/who")["restored"] is True
+        assert fetched_bytes(other.cold_starts(same)[0]) == 0, "by now it is here"
+
+
+def test_an_empty_node_restores_through_the_zone_cache(tmp_path: Path) -> None:
+    with running_cloud("gp-snapshots") as cloud:
+        with Live(**cloud.node, GLOWPLUG_SHARE_SNAPSHOTS="push") as first:
+            name = deploy(first, tmp_path)
+            first.get(f"/{name}/web/who")
+            snapshot = first.wait_for_snapshot(name)
+            first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
+        with Live(**cloud.node) as other:
+            same = deploy(other, tmp_path)
+            assert other.get(f"/{same}/web/who")["restored"] is True
+            (record,) = other.cold_starts(same)
+            assert record.bytes_by_tier["zone"] > snapshot.bytes * 0.9
+            assert "region" not in record.bytes_by_tier
+        cloud.server.kill()
+        with Live(**cloud.node) as third:
+            cold = deploy(third, tmp_path)
+            assert third.get(f"/{cold}/web/who")["restored"] is False, "nobody tells which snapshot it is"
+
+
+def test_a_snapshot_captured_before_the_region_was_there_is_brought_there_later(
+    region: str, tmp_path: Path
+) -> None:
+    with Live(GLOWPLUG_REGION=region) as first:
+        name = deploy(first, tmp_path)
+        first.get(f"/{name}/web/who")
+        snapshot = first.wait_for_snapshot(name)
+        first.cli("down")
+        first.environment["GLOWPLUG_SHARE_SNAPSHOTS"] = "push"
+        first.cli("up", "--port", "0")
+        first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
+
+
+@pytest.mark.parametrize("sharing", ["pull", "off"])
+def test_a_start_does_not_depend_on_the_region(region: str, tmp_path: Path, sharing: str) -> None:
+    with Live(GLOWPLUG_REGION=f"http://127.0.0.1:{free_port()}", GLOWPLUG_SHARE_SNAPSHOTS=sharing) as live:
+        name = deploy(live, tmp_path)
+        assert live.get(f"/{name}/web/who")["restored"] is False
+        (record,) = live.cold_starts(name)
+        assert (record.fallback_reason or "").startswith("The region was asked") is (sharing == "pull")
+
+
+def test_a_pull_with_content_restores_without_the_region(first: Live, region: str, tmp_path: Path) -> None:
+    name = deploy(first, tmp_path)
+    first.get(f"/{name}/web/who")
+    snapshot = first.wait_for_snapshot(name)
+    first.cli("snapshot", "push", snapshot.id)
+    with Live(GLOWPLUG_REGION=region) as other:
+        pulled = other.listing("snapshot", "pull", snapshot.id, "--content")
+        [known] = other.listing("snapshot", "ls")
+        assert 0 < pulled["bytes"] == known["here_bytes"]
+        Path(region).rename(Path(region).with_name("gone"))
+        same = deploy(other, tmp_path)
+        assert other.get(f"/{same}/web/who")["restored"] is True
+
+
+def test_damage_on_the_disk_is_made_good_from_the_region(first: Live, tmp_path: Path) -> None:
+    name = deploy(first, tmp_path)
+    first.get(f"/{name}/web/who")
+    snapshot = first.wait_for_snapshot(name)
+    first.cli("snapshot", "push", snapshot.id)
+    first.rest(name)
+    flip_a_bit(first.state, snapshot.id)
+    assert first.get(f"/{name}/web/who")["restored"] is False
+    record = first.cold_starts(name)[0]
+    assert "was altered" in (record.fallback_reason or "")
+    [view] = first.snapshots(name)
+    assert (view.status, view.failures) == (SnapshotStatus.GOOD, 1)
+    first.rest(name)
+    assert first.get(f"/{name}/web/who")["restored"] is True
+    assert first.snapshots(name)[0].created_at == snapshot.created_at, "it was not captured again"
+
+
+def test_the_region_lists_and_forgets_snapshots(first: Live, tmp_path: Path) -> None:
+    name = deploy(first, tmp_path)
+    first.get(f"/{name}/web/who")
+    snapshot = first.wait_for_snapshot(name)
+    assert first.listing("snapshot", "ls", "--region") == []
+    first.cli("snapshot", "push", snapshot.id)
+    [there] = first.listing("snapshot", "ls", "--region")
+    same = ("id", "app", "bytes", "content", "key", "created_at")
+    assert {field: there[field] for field in same} == {field: getattr(snapshot, field) for field in same}
+    first.cli("snapshot", "rm", snapshot.id)
+    [there] = first.listing("snapshot", "ls", "--region")
+    assert there["here_bytes"] == 0
+    collect = ("snapshot", "gc", "--region", "--grace", "0")
+    assert first.listing(*collect) == {"removed": 0, "waiting": 0}
+    first.cli("snapshot", "rm", "--region", snapshot.id)
+    assert first.listing("snapshot", "ls", "--region") == []
+    assert first.listing(*collect) == {"removed": 0, "waiting": 0}, "nothing of it was left"
+    assert "collect their own" in first.cli("snapshot", "gc", code=None).stderr
+    assert "no snapshot" in first.cli("snapshot", "rm", "--region", snapshot.id, code=None).stderr
+
+
+def test_collecting_garbage_spares_what_snapshots_and_images_need(first: Live, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "file").write_bytes(os.urandom(3 << 20))
+    first.cli("image", "import", str(root), "kept:1")
+    name = deploy(first, tmp_path)
+    first.get(f"/{name}/web/who")
+    snapshot = first.wait_for_snapshot(name)
+    first.rest(name)
+    first.cli("image", "gc")
+    first.cli("image", "gc", "--region")
+    first.cli("snapshot", "verify", snapshot.id)
+    assert first.get(f"/{name}/web/who")["restored"] is True
+    first.rest(name)
+    first.cli("snapshot", "rm", snapshot.id)
+    [image] = first.listing("image", "ls")["indexes"]
+    assert image["is_complete"], "what a removed snapshot had is not what an image has"
+    assert first.listing("image", "verify", "kept:1")["damaged"] == 0
+
+
+def test_what_cannot_be_moved_says_why(first: Live) -> None:
+    missing = "sn-0123456789abcdef"
+    assert "no snapshot" in first.cli("snapshot", "push", missing, code=None).stderr
+    assert "no snapshot" in first.cli("snapshot", "pull", missing, code=None).stderr

@@ -1,0 +1,35 @@
+"""A swap file for as long as a test or a benchmark needs one. Needs root and a real disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_COMMAND_TIMEOUT_S = 120
+
+
+@contextmanager
+def swap_file(size_bytes: int) -> Iterator[Path]:
+    """Swap of that size, taken away again; what lies in it then comes back into memory."""
+    with tempfile.TemporaryDirectory(prefix="gp-swap-") as folder:
+        file = Path(folder) / "swap"
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size_bytes)
+        finally:
+            os.close(descriptor)
+        _run("mkswap", file)
+        _run("swapon", file)
+        try:
+            yield file
+        finally:
+            _run("swapoff", file)
+
+
+def _run(program: str, file: Path) -> None:
+    argv = [f"/sbin/{program}", str(file)]
+    subprocess.run(argv, check=True, capture_output=True, timeout=_COMMAND_TIMEOUT_S)
