@@ -49,7 +49,7 @@ lint: setup ## Style, types and import contracts
 	$(BIN)/lint-imports
 
 test: lint engines services ## All of lint, then every test (PYTEST_ARGS="-k router")
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 nightly: engines services ## Tests that take minutes: engines on both runtimes, ranks, the benchmark of GPUs (PYTEST_ARGS="-k sglang"); prints docs/engines.md's figures
 	@scripts/setup_engines.sh sglang two-ranks
