@@ -31,6 +31,7 @@ def test_an_agent_removes_what_nobody_used_for_long(
                 os.utime(file, times=(time.time() - HOUR_S,) * 2)
         agent.start_again()
         eventually(lambda: not os.path.lexists(folder_of(agent, unused)), "the unused one is gone", 30)
-        eventually(lambda: "glowplug_snapshots_expired_total 1.0" in agent.client.get("/metrics").text, "counted")
+        one = "glowplug_snapshots_expired_total 1.0"
+        eventually(lambda: one in agent.client.get("/metrics").text, "it is counted")
         assert folder_of(agent, kept).exists()
         agent.stop(view["id"], grace_s=0)
