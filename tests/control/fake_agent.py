@@ -61,6 +61,7 @@ class FakeAgent:
         self.orders: list[StartReplica] = []
         self.stops: list[tuple[str, float]] = []
         self.builds = 0
+        self._revision = time.time_ns()
         self._watchers: set[asyncio.Queue[ReplicaEvent]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: QuietServer | None = None
@@ -98,10 +99,7 @@ class FakeAgent:
 
     def change(self, replica_id: str, **fields: Any) -> ReplicaView:
         """Move a replica, and tell everybody who watches."""
-        view = self.views[replica_id].model_copy(update=fields)
-        self.views[replica_id] = view
-        self._tell(ReplicaEvent(type="change", replica=view))
-        return view
+        return self._put(self.views[replica_id].model_copy(update=fields))
 
     async def kill_replica(self, replica_id: str, *, tell: bool = True) -> None:
         """As SIGKILL of its sandbox; with ``tell`` the agent notices."""
@@ -127,7 +125,12 @@ class FakeAgent:
             state=ReplicaState.READY, created_at=time.time(),
             endpoint=Endpoint(host="127.0.0.1", port=replica.port),
         )  # fmt: skip
-        self.views[replica_id] = view
+        return self._put(view)
+
+    def _put(self, view: ReplicaView) -> ReplicaView:
+        self._revision += 1
+        view = view.model_copy(update={"revision": self._revision})
+        self.views[view.id] = view
         self._tell(ReplicaEvent(type="change", replica=view))
         return view
 
@@ -208,8 +211,7 @@ class FakeAgent:
                 deployment_id=order.deployment_id, state=ReplicaState.STARTING, stage=Stage.ALLOCATE,
                 created_at=time.time(),
             )  # fmt: skip
-            self.views[view.id] = view
-            self._tell(ReplicaEvent(type="change", replica=view))
+            view = self._put(view)
             self._spawn(self._run(order))
             return view
 

@@ -43,6 +43,8 @@ class Live:
         # Not below /tmp, which is memory on many machines; and short, for the names of Unix sockets.
         self.state = StateDir(Path(tempfile.mkdtemp(prefix="gp-e2e-", dir="/var/tmp")))
         self.environment = {k: v for k, v in os.environ.items() if k not in _VARIABLES_OF_OURS}
+        # Three tests at once on two cores: what is asked of a region may take its time.
+        self.environment |= {"GLOWPLUG_REGION_WAIT": "30"}
         self.environment |= {"GLOWPLUG_STATE": str(self.state.root), **environment}
         self.apps: set[str] = set()
         self.url = ""
@@ -114,6 +116,13 @@ class Live:
         answer = self.http.get(path)
         assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
         return answer.json()
+
+    def restored(self, app: str) -> ColdStartRecord:
+        """Ask the toolbox that serves ``app``, which is at zero, and must be restored; the start's record."""
+        answer = self.get(f"/{app}/web/who")
+        record = self.cold_starts(app)[0]
+        assert answer["restored"] is True, f"{record.path}: {record.fallback_reason}"
+        return record
 
     def replicas(self, app: str) -> list[ReplicaView]:
         """Serving replicas of ``app`` that are not over."""

@@ -100,7 +100,7 @@ def test_a_network_that_fails_on_the_way_costs_a_cold_start(
         server.behaviour = FolderServer(region)
         live.cli("snapshot", "pull", "--content", snapshot["id"])
         live.rest(name)
-        assert live.get(f"/{name}/web/who")["restored"] is True, "the network is back"
+        live.restored(name)  # the network is back
         live.cli("snapshot", "verify", snapshot["id"])
 
 
@@ -122,7 +122,7 @@ def test_a_daemon_killed_on_the_way_costs_a_cold_start_at_most(
         live.get(f"/{name}/web/who")
         assert killed.locked()
         live.rest(name)
-        assert live.get(f"/{name}/web/who")["restored"] is True
+        live.restored(name)
         live.cli("snapshot", "verify", live.listing("snapshot", "ls")[0]["id"])
 
 
@@ -147,7 +147,7 @@ def test_a_region_that_falls_silent_or_crawls_costs_seconds_and_is_left_alone_fo
         took_s = time.monotonic() - began_s
         (record,) = live.cold_starts(name)
         assert " failed: the region sen" in (record.fallback_reason or "")
-        assert took_s < 10, "each read alone took 30 s to fail"
+        assert took_s < 25, "each read alone took 30 s to fail"
         assert 'glowplug_fallbacks_total{reason_class="region"} 1.0' in live.http.get("/metrics").text
         (snapshot,) = live.listing("snapshot", "ls")
         assert (snapshot["status"], snapshot["failures"]) == ("good", 0), "it is not the snapshot's fault"
@@ -158,4 +158,4 @@ def test_a_region_that_falls_silent_or_crawls_costs_seconds_and_is_left_alone_fo
         pull = ("snapshot", "pull", "--content", snapshot["id"])
         live.wait_for(lambda: "Pulled" in live.cli(*pull, code=None).stderr or None, "the pull", 20)
         live.rest(name)
-        assert live.get(f"/{name}/web/who")["restored"] is True, "all of it is here by now"
+        live.restored(name)  # all of it is here by now

@@ -69,7 +69,7 @@ def test_a_pushed_snapshot_is_restored_by_a_node_that_never_ran_the_server(
         [known] = other.listing("snapshot", "ls")
         assert (known["id"], known["status"], known["here_bytes"]) == (snapshot.id, "good", 0)
         same = deploy(other, tmp_path)
-        assert other.get(f"/{same}/web/who")["restored"] is True
+        other.restored(same)
         assert other.cold_starts(same)[0].path is StartPath.CPU_SNAPSHOT
         [restored] = other.listing("snapshot", "ls")
         assert restored["here_bytes"] > restored["bytes"] * 0.9, "the memory has come with the restore"
@@ -88,7 +88,7 @@ def test_a_server_is_restored_from_the_region_without_anybody_asking(region: str
         first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
     with Live(GLOWPLUG_REGION=region) as other:
         same = deploy(other, tmp_path)
-        assert other.get(f"/{same}/web/who")["restored"] is True, "its first start on this node"
+        other.restored(same)  # its first start on this node
         (record,) = other.cold_starts(same)
         assert (record.path, record.snapshot_id) == (StartPath.CPU_SNAPSHOT, snapshot.id)
         assert fetched_bytes(record) > snapshot.bytes * 0.9
@@ -96,7 +96,7 @@ def test_a_server_is_restored_from_the_region_without_anybody_asking(region: str
         [known] = other.listing("snapshot", "ls", same)
         assert (known["app"], known["used_by"]) == (name, [f"{same}/web"]), "listed for whoever uses it here"
         other.rest(same)
-        assert other.get(f"/{same}/web/who")["restored"] is True
+        other.restored(same)
         assert fetched_bytes(other.cold_starts(same)[0]) == 0, "by now it is here"
 
 
@@ -109,7 +109,7 @@ def test_an_empty_node_restores_through_the_zone_cache(tmp_path: Path) -> None:
             first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
         with Live(**cloud.node) as other:
             same = deploy(other, tmp_path)
-            assert other.get(f"/{same}/web/who")["restored"] is True
+            other.restored(same)
             (record,) = other.cold_starts(same)
             assert record.bytes_by_tier["zone"] > snapshot.bytes * 0.9
             assert "region" not in record.bytes_by_tier
@@ -152,7 +152,7 @@ def test_a_pull_with_content_restores_without_the_region(first: Live, region: st
         assert 0 < pulled["bytes"] == known["here_bytes"]
         Path(region).rename(Path(region).with_name("gone"))
         same = deploy(other, tmp_path)
-        assert other.get(f"/{same}/web/who")["restored"] is True
+        other.restored(same)
 
 
 def test_damage_on_the_disk_is_made_good_from_the_region(first: Live, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_damage_on_the_disk_is_made_good_from_the_region(first: Live, tmp_path: 
     [view] = first.snapshots(name)
     assert (view.status, view.failures) == (SnapshotStatus.GOOD, 1)
     first.rest(name)
-    assert first.get(f"/{name}/web/who")["restored"] is True
+    first.restored(name)
     assert first.snapshots(name)[0].created_at == snapshot.created_at, "it was not captured again"
 
 
@@ -205,7 +205,7 @@ def test_collecting_garbage_spares_what_snapshots_and_images_need(first: Live, t
     first.cli("image", "gc")
     first.cli("image", "gc", "--region")
     first.cli("snapshot", "verify", snapshot.id)
-    assert first.get(f"/{name}/web/who")["restored"] is True
+    first.restored(name)
     first.rest(name)
     first.cli("snapshot", "rm", snapshot.id)
     [image] = first.listing("image", "ls")["indexes"]

@@ -78,5 +78,5 @@ def test_an_image_that_is_mounted_from_an_index_is_restored_too(
     assert live.get(f"/{name}/web/")["version"] == "1"
     live.wait_for_snapshot(name)
     live.rest(name)
-    assert live.get(f"/{name}/web/who")["restored"] is True
+    live.restored(name)
     assert live.cold_starts(name)[0].path is StartPath.CPU_SNAPSHOT

@@ -105,7 +105,7 @@ def test_a_sealed_snapshot_is_restored_with_its_key_and_is_nothing_without(
         assert snapshot.sealed_with == KeyRing.read(keys).first.id
         first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
         first.rest(name)
-        assert first.get(f"/{name}/web/who")["restored"] is True
+        first.restored(name)
         assert newest(first, name).path is StartPath.CPU_SNAPSHOT
         assert files_with(marker(tmp_path), first.state.root) == []
         assert objects_with(marker(tmp_path), ObstoreObjects(cloud.region, cloud.server.options)) == []
@@ -136,7 +136,7 @@ def test_a_sealed_snapshot_is_restored_with_its_key_and_is_nothing_without(
 
     with Live(**cloud.node, GLOWPLUG_SNAPSHOT_KEYS_FILE=str(keys)) as other:
         same = deploy(other, tmp_path)
-        assert other.get(f"/{same}/web/who")["restored"] is True, "its first start on this node"
+        other.restored(same)  # its first start on this node
         assert newest(other, same).snapshot_id == snapshot.id
         assert other.listing("snapshot", "reseal") == {"resealed": [], "region": [], "left": []}
         other.rest(same)
@@ -144,4 +144,4 @@ def test_a_sealed_snapshot_is_restored_with_its_key_and_is_nothing_without(
         assert other.get(f"/{same}/web/who")["restored"] is False
         assert "is corrupt" in (newest(other, same).fallback_reason or "")
         other.rest(same)
-        assert other.get(f"/{same}/web/who")["restored"] is True, "made good from the region"
+        other.restored(same)  # made good from the region

@@ -316,6 +316,14 @@ async def test_a_watcher_that_falls_behind_is_cut_off_and_others_are_not() -> No
         await anext(quick)
 
 
+def test_what_is_told_later_has_a_larger_revision_also_by_a_later_agent() -> None:
+    table = ReplicaTable()
+    told = [table.put(_view("r1")), table.put(_view("r2")), table.change("r1", memory_bytes=1)]
+    assert table.get("r1") == told[-1]
+    told.append(ReplicaTable().put(told[0]))
+    assert [view.revision for view in told] == sorted({view.revision for view in told})
+
+
 def test_only_the_last_of_the_dead_are_remembered() -> None:
     table = ReplicaTable()
     for number in range(500):

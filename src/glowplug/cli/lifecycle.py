@@ -16,6 +16,8 @@ from glowplug.cli.session import Session
 from glowplug.cli.text import format_age
 from glowplug.control.messages import NodeStatus, StatusView
 from glowplug.engine import embedded
+from glowplug.node.snapshot_search import VARIABLE as WAIT_VARIABLE
+from glowplug.node.snapshot_search import wait_from_environment
 from glowplug.observe.waterfall import format_bytes
 from glowplug.snapshot.expiry import VARIABLE as TTL_VARIABLE
 from glowplug.snapshot.expiry import ttl_from_environment
@@ -92,6 +94,16 @@ def up(
             envvar=TTL_VARIABLE,
         ),
     ] = None,
+    region_wait_s: Annotated[
+        float | None,
+        typer.Option(
+            "--region-wait",
+            parser=duration,
+            metavar="DURATION",
+            help="How long a start waits for the region to say what snapshot it has (default: 2s).",
+            envvar=WAIT_VARIABLE,
+        ),
+    ] = None,
 ) -> None:
     """Start Glowplug on this machine, unless it runs already, and wait until it answers."""
     session = session_of(context)
@@ -102,12 +114,14 @@ def up(
         "GLOWPLUG_SSD_BYTES": ssd_bytes,
         "GLOWPLUG_SHARE_SNAPSHOTS": share_snapshots,
         TTL_VARIABLE: snapshot_ttl_s,
+        WAIT_VARIABLE: region_wait_s,
         FILE_VARIABLE: None if snapshot_keys is None else snapshot_keys.absolute(),
     }
     os.environ |= {name: str(value) for name, value in settings.items() if value is not None}
     RemoteSettings.from_environment()  # what is wrong with them is said here, not in the agent's log
     KeyRing.from_environment()
     ttl_from_environment()
+    wait_from_environment()
 
     def announce(address: embedded.Address) -> None:
         text = f"Glowplug answers at {address.url} (state: {session.state.root})"

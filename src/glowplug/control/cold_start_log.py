@@ -8,6 +8,7 @@ first is added to ``allocate``, the last to ``first_answer``, so that the stages
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import Counter
@@ -24,6 +25,7 @@ from glowplug.types.replica import ReplicaView, Stage, StartPath
 log = logging.getLogger(__name__)
 
 _UNSAVED_LIMIT = 10_000
+_SAVED_WITHIN_S = 5.0
 
 
 class RecordStore(Protocol):
@@ -100,6 +102,12 @@ class ColdStartLog:
         while True:
             await self._save(await self._closed.get())
 
+    async def saved(self) -> None:
+        """Wait until the store holds what is closed by now, a few seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SAVED_WITHIN_S):
+                await self._closed.join()
+
     async def flush(self) -> None:
         """Save what is closed and not saved yet, and send its spans."""
         while not self._closed.empty():
@@ -147,6 +155,8 @@ class ColdStartLog:
             await self._store.add_cold_start(record)
         except GlowplugError as error:
             log.error("cold-start record %s is lost: %s", record.id, error)
+        finally:
+            self._closed.task_done()
 
 
 def _bytes_by_tier(view: ReplicaView | None) -> dict[str, int]:

@@ -108,11 +108,22 @@ class Fleet:
         self._remove(replica)
         self._changed()
 
-    def apply(self, node: str, view: ReplicaView) -> None:
-        """The agent of ``node`` says what this replica is now."""
+    def answered(self, node: str, view: ReplicaView) -> None:
+        """The agent of ``node`` has answered a call about this replica, which may have ended since."""
+        if view.id in self.replicas:
+            self.apply(node, view)
+
+    def apply(self, node: str, view: ReplicaView, *, is_listed: bool = False) -> None:
+        """The agent of ``node`` says what this replica is now.
+
+        Its events and its answers to calls come on different ways: what is older than what is known is
+        dropped, unless it ``is_listed`` at the beginning of a stream, which whatever is newer follows.
+        """
         if view.purpose is Purpose.CAPTURE:
             return
         replica = self.replicas.get(view.id)
+        if replica is not None and view.revision < replica.view.revision and not is_listed:
+            return
         if replica is None:
             if view.state.is_final:
                 return

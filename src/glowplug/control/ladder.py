@@ -102,8 +102,7 @@ class HeatLadder:
             self._not_woken(target, replica, error)
         else:
             target.counters.heat_steps["woken"] += 1
-            if replica.is_waking:  # else its events were faster than the answer
-                self._fleet.apply(link.name, view)
+            self._fleet.answered(link.name, view)
 
     def _not_woken(self, target: Target, replica: Replica, error: GlowplugError) -> None:
         """It stays parked or has ended; whoever waited for it is served by a start."""
@@ -164,8 +163,7 @@ class HeatLadder:
             self._fleet.drain(replica, target.version.spec.request_timeout_s)
         else:
             target.counters.heat_steps["parked"] += 1
-            if replica.is_parking:  # else its events were faster than the answer
-                self._fleet.apply(link.name, view)
+            self._fleet.answered(link.name, view)
 
     def _stop(self, target: Target, replica: Replica) -> None:
         target.counters.heat_steps["cooled"] += 1

@@ -62,6 +62,7 @@ class NodeLink:
             self.memory = event.memory
         if event.replica is None:
             return
-        if event.type == "sync":
+        is_listed = event.type == "sync"
+        if is_listed:
             present.add(event.replica.id)
-        self._fleet.apply(self.name, event.replica)
+        self._fleet.apply(self.name, event.replica, is_listed=is_listed)

@@ -199,8 +199,7 @@ class Reconciler:
                 self._fleet.forget(replica)
                 target.start_failed(replica, error_info(error))
         else:
-            if replica.accepted_at_s is None:
-                self._fleet.apply(link.name, view)
+            self._fleet.answered(link.name, view)
 
     def _refused(self, target: Target, replica: Replica, error: GlowplugError) -> None:
         if replica.accepted_at_s is not None:
@@ -239,8 +238,7 @@ class Reconciler:
         except GlowplugError as error:
             log.warning("replica %s cannot be stopped now: %s", replica.id, error)
         else:
-            if replica.id in self._fleet.replicas and replica.view.state is not ReplicaState.DRAINING:
-                self._fleet.apply(link.name, view)
+            self._fleet.answered(link.name, view)
 
     def _call(self, call: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(call)

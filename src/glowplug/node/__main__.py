@@ -30,7 +30,7 @@ from glowplug.node.gpus import Gpus
 from glowplug.node.runtimes import Runtimes
 from glowplug.node.snapshot_moves import SnapshotMoves
 from glowplug.node.snapshot_publishing import SnapshotPublishing
-from glowplug.node.snapshot_search import SnapshotSearch
+from glowplug.node.snapshot_search import SnapshotSearch, wait_from_environment
 from glowplug.observe.metrics import Metrics
 from glowplug.snapshot.expiry import ttl_from_environment
 from glowplug.snapshot.region import RegionSnapshots
@@ -86,6 +86,7 @@ async def _serve(state: StateDir) -> None:
     snapshots = SnapshotStore(state, content, manifests=manifests)
     region = functools.cache(lambda: RegionSnapshots(open_region(state).objects, manifests))
     moves = SnapshotMoves(snapshots, images.files, region, clock)
+    wait_s = wait_from_environment()
     sharing = Sharing.from_environment() if RemoteSettings.from_environment().region_url else Sharing.OFF
     agent = Agent(
         state=state,
@@ -96,7 +97,9 @@ async def _serve(state: StateDir) -> None:
         clock=clock,
         version=version("glowplug"),
         gpus=await asyncio.to_thread(Gpus, metrics.registry, clock),
-        search=None if sharing is Sharing.OFF else SnapshotSearch(moves.bring, clock, metrics.count_search),
+        search=None
+        if sharing is Sharing.OFF
+        else SnapshotSearch(moves.bring, clock, metrics.count_search, wait_s),
         publishing=SnapshotPublishing(moves, metrics.count_push) if sharing is Sharing.PUSH else None,
         snapshot_ttl_s=ttl_from_environment(),
     )

@@ -61,7 +61,7 @@ class Replica:
             server=request.server,
             image_id=request.image_id,
         )
-        self._table.put(self.file.view)
+        self.file.view = self._table.put(self.file.view)
 
     @property
     def id(self) -> str:
@@ -85,8 +85,7 @@ class Replica:
 
     def change(self, **changes: object) -> None:
         """Change the view, tell the watchers, and write it down if a successor of the agent needs to know."""
-        self.file.view = self.file.view.model_copy(update=changes)
-        self._table.put(self.file.view)
+        self.file.view = self._table.put(self.file.view.model_copy(update=changes))
         if not changes.keys() - _TOLD_ONLY:
             return
         try:

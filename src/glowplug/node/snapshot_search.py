@@ -1,8 +1,9 @@
 """Looking for a server's snapshot in the region when this node has none, without ever costing a start much.
 
-A start waits at most :data:`WAIT_S`, whatever the region does; what comes later is there for the next one.
-That the region has none is remembered for :data:`ABSENT_S`. A region that fails, or is slow, is left alone
-for :data:`FAILED_S`, by all servers: starts are as cold as they would be without a region, and no slower.
+A start waits at most :data:`WAIT_S` (``GLOWPLUG_REGION_WAIT``), whatever the region does; what comes later
+is there for the next one. That the region has none is remembered for :data:`ABSENT_S`. A region that fails
+or is slow is left alone for :data:`FAILED_S`, by all servers: starts are as cold as they would be without a
+region, and no slower.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
 
 from glowplug.snapshot.key import SnapshotKey
 from glowplug.snapshot.stored import Snapshot
 from glowplug.types.clock import Clock
+from glowplug.types.environment import seconds_from
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, Unavailable
 
+VARIABLE = "GLOWPLUG_REGION_WAIT"
 WAIT_S = 2.0
 """Some five small objects are read one after the other; then the snapshot is known here."""
 
@@ -28,6 +31,12 @@ _REMEMBERED = 1024
 _THREADS = 4
 
 _log = logging.getLogger(__name__)
+
+
+def wait_from_environment(environ: Mapping[str, str] | None = None) -> float:
+    """Seconds. Raises InvalidInput."""
+    wait_s = seconds_from(VARIABLE, environ, what="a start waits for the region's answer", least_s=0.1)
+    return WAIT_S if wait_s is None else wait_s
 
 
 class SearchOutcome(StrEnum):

@@ -7,6 +7,7 @@ list again, which is cheaper for everybody than remembering what it missed.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Any
@@ -26,9 +27,12 @@ class ReplicaTable:
         self._views: OrderedDict[str, ReplicaView] = OrderedDict()
         self._watchers: set[asyncio.Queue[ReplicaEvent | None]] = set()
         self._memory: MemoryView | None = None
+        self._revision = time.time_ns()  # so that a later agent's are larger than an earlier one's
 
     def put(self, view: ReplicaView) -> ReplicaView:
-        """Add or replace one replica and tell the watchers."""
+        """Add or replace one replica and tell the watchers; as it is told, with its revision."""
+        self._revision += 1
+        view = view.model_copy(update={"revision": self._revision})
         self._views[view.id] = view
         self._views.move_to_end(view.id)
         self._forget_old()

@@ -8,13 +8,12 @@ been scaled to zero. What the region holds is not touched.
 from __future__ import annotations
 
 import logging
-import math
-import os
 from collections.abc import Callable, Mapping, Set
 
 from glowplug.snapshot.store import SnapshotStore
 from glowplug.types.clock import Clock
-from glowplug.types.errors import GlowplugError, InvalidInput
+from glowplug.types.environment import seconds_from
+from glowplug.types.errors import GlowplugError
 
 VARIABLE = "GLOWPLUG_SNAPSHOT_TTL"
 LEAST_TTL_S = 60.0
@@ -24,19 +23,7 @@ _log = logging.getLogger(__name__)
 
 def ttl_from_environment(environ: Mapping[str, str] | None = None) -> float | None:
     """Seconds, or None for ever. Raises InvalidInput."""
-    text = (os.environ if environ is None else environ).get(VARIABLE, "").strip()
-    if not text:
-        return None
-    try:
-        ttl_s = float(text)
-    except ValueError:
-        ttl_s = math.nan
-    if not LEAST_TTL_S <= ttl_s < math.inf:
-        raise InvalidInput(
-            f"{VARIABLE} is {text[:50]!r}.",
-            remedy=f"Unset it, or say for how many seconds snapshots are kept, {LEAST_TTL_S:g} at least.",
-        )
-    return ttl_s
+    return seconds_from(VARIABLE, environ, what="snapshots are kept", least_s=LEAST_TTL_S)
 
 
 class Expiry:

@@ -87,9 +87,11 @@ class ReplicaView(Message):
     ``memory_bytes`` is what its cgroup is charged; ``proportional_bytes`` counts each page of its processes
     by its share (PSS), so that a page which several copies share counts once in all.
     ``gpus`` are the UUIDs of those that it was given, and ``device_bytes`` is what it holds of their memory.
+    Of two views of one replica the one with the larger ``revision`` is newer, whichever came first.
     """
 
     id: str
+    revision: int = 0
     app: str
     server: str
     deployment_id: str

@@ -1,0 +1,59 @@
+"""What an agent tells on two ways, as events and as answers: the newer of two views of a replica holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from glowplug.control.cold_start_log import ColdStartLog
+from glowplug.control.fleet import Fleet
+from glowplug.control.timings import Timings
+from glowplug.observe.metrics import Metrics
+from glowplug.types.clock import ManualClock
+from glowplug.types.coldstart import ColdStartRecord
+from glowplug.types.replica import ReplicaState, ReplicaView
+
+NODE = "node-1"
+
+
+class NoStore:
+    """Records go nowhere."""
+
+    async def add_cold_start(self, record: ColdStartRecord) -> None:
+        raise AssertionError(f"nobody asked for a replica: {record}")
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    clock = ManualClock()
+    return Fleet(clock=clock, timings=Timings(), cold_starts=ColdStartLog(NoStore(), clock, Metrics()))
+
+
+def view(state: ReplicaState, revision: int) -> ReplicaView:
+    return ReplicaView(
+        id="r1", app="shop", server="web", deployment_id="d", state=state, created_at=0.0, revision=revision
+    )
+
+
+def test_an_event_that_comes_after_a_newer_answer_is_dropped(fleet: Fleet) -> None:
+    fleet.apply(NODE, view(ReplicaState.PARKED, 5))
+    fleet.answered(NODE, view(ReplicaState.READY, 7))
+    fleet.apply(NODE, view(ReplicaState.PARKED, 6))
+    assert fleet.replicas["r1"].view == view(ReplicaState.READY, 7)
+    fleet.apply(NODE, view(ReplicaState.PARKED, 8))
+    assert fleet.replicas["r1"].is_parked
+
+
+def test_an_answer_that_comes_after_newer_events_is_dropped(fleet: Fleet) -> None:
+    fleet.apply(NODE, view(ReplicaState.READY, 5))
+    fleet.apply(NODE, view(ReplicaState.PARKED, 6))
+    fleet.answered(NODE, view(ReplicaState.READY, 5))
+    assert fleet.replicas["r1"].is_parked
+    fleet.apply(NODE, view(ReplicaState.STOPPED, 7))
+    fleet.answered(NODE, view(ReplicaState.READY, 6))
+    assert not fleet.replicas, "it has ended, and no answer brings it back"
+
+
+def test_what_is_listed_holds_though_the_agents_clock_was_put_back(fleet: Fleet) -> None:
+    fleet.apply(NODE, view(ReplicaState.READY, 5))
+    fleet.apply(NODE, view(ReplicaState.PARKED, 2), is_listed=True)
+    assert fleet.replicas["r1"].is_parked
