@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.chunks.servers import Behaviour, Conversation, HttpServer, free_port, http_server, stalling
+from tests.chunks.servers import Behaviour, Conversation, HttpServer, http_server, stalling
+from tests.ports import free_port
 
 from glowplug.chunks import zone as zone_module
 from glowplug.chunks.objects import Objects

@@ -19,10 +19,10 @@ from tests.chunks.servers import (
     Conversation,
     HttpServer,
     S3Server,
-    free_port,
     http_server,
     serving,
 )
+from tests.ports import free_port
 
 from glowplug.chunks.http_objects import HttpObjects
 from glowplug.chunks.packed_store import PackedStore
