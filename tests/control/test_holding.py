@@ -243,7 +243,8 @@ async def test_the_records_stages_add_up_to_what_the_caller_waited(
     assert record.replica_id == agent.ready[0].id
     assert (record.snapshot_id, record.bytes_by_tier) == ("snap-1", {"ssd": 4096})
     assert set(record.stages_s) == {Stage.ALLOCATE, Stage.HOST_INIT, Stage.FIRST_ANSWER}
-    assert sum(record.stages_s.values()) == pytest.approx(record.total_s, abs=0.5)  # the ways between the processes are no stage
+    # The ways between the processes are no stage: half of the wait, at least, must be one.
+    assert sum(record.stages_s.values()) == pytest.approx(record.total_s, abs=0.5)
     assert await control.metric("glowplug_cold_starts_total") == 1
 
 
