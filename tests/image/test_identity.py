@@ -12,7 +12,7 @@ from glowplug.types.errors import InvalidInput
 from glowplug.types.paths import StateDir
 from glowplug.types.spec import BuildImage, BuildStep, DirectoryImage, ImageSpec, LocalDir
 
-IN_ORDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+IN_ORDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 WORD = st.text(alphabet="abcxyz0189=<> \"'\\$\né", min_size=1, max_size=12)
 STEP = st.one_of(
     st.builds(BuildStep, op=st.just("run"), args=st.lists(WORD, min_size=1, max_size=3)),

@@ -38,7 +38,7 @@ def bench(tmp_path: Path) -> Iterator[PumpBench]:
     bench.end()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     reads=st.lists(
         st.tuples(st.integers(0, len(CONTENT.blob) + 5000), st.integers(0, MIB)), min_size=1, max_size=8

@@ -45,7 +45,7 @@ FILE: dict[str, Any] = {
     "pools": [{**POOL, "lead_time_s": 1.0}],
     "demand": [{**DEMAND, "floor": 3}],
     "run": {
-        "fleet": "test", "every_s": 1.0, "call_s": 2.0, "release_after_s": 2.0,
+        "fleet": "test", "every_s": 1.0, "call_s": 2.0, "release_after_s": 2.0, "solve_s": 60.0,
         "providers": {"paper": {"kind": "simulated", "lead_time_s": 0.3}},
     },
 }  # fmt: skip
@@ -74,7 +74,7 @@ def running(
 
 
 def tick_until(
-    loop: PlannerLoop, folder: Path, is_met: Callable[[LedgerView], bool], timeout_s: float = 60.0
+    loop: PlannerLoop, folder: Path, is_met: Callable[[LedgerView], bool], timeout_s: float = 120.0
 ) -> LedgerView:
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
@@ -155,9 +155,12 @@ def test_a_listing_that_takes_longer_than_a_step_is_used_when_it_comes(tmp_path:
         assert first is not None
         assert not first.requests
         cloud.let_go.set()
-        second = loop.tick()
-        assert second is not None
-        assert len(second.requests) == 3
+        asked: tuple[Order, ...] = ()
+        while not asked:  # the thread that lists may need a moment
+            second = loop.tick()
+            assert second is not None
+            asked = second.requests
+        assert len(asked) == 3
         assert cloud.listings == 1
 
 
@@ -322,12 +325,12 @@ def test_killed_again_and_again_it_rents_no_more_and_leaves_no_orphan(tmp_path: 
         wait_until(lambda: is_led(folder), process)
         time.sleep(chance.uniform(0.0, 2.0))
         process.send_signal(signal.SIGKILL)
-        process.wait(30)
+        process.wait(60)
     process = start(tmp_path)
     try:
         wait_until(lambda: is_led(folder) and ready(LedgerView.read(folder)) == 3, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, (tmp_path / "log").read_text()
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()
     finally:
         process.kill()
     view = LedgerView.read(folder, 1_000)
@@ -345,9 +348,9 @@ def test_two_planners_at_once_are_one(tmp_path: Path) -> None:
     try:
         wait_until(lambda: is_led(tmp_path / "pools"), first)
         second = start(tmp_path, "--steps", "1")
-        assert second.wait(60) == 1
+        assert second.wait(120) == 1
         assert "Another planner runs" in (tmp_path / "log").read_text()
         assert first.poll() is None
     finally:
         first.kill()
-        first.wait(30)
+        first.wait(60)
