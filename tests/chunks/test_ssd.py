@@ -68,7 +68,7 @@ def test_another_process_sees_a_chunk_after_a_flush_at_the_latest(open_ssd: Open
 def test_another_process_sees_a_chunk_without_a_flush_soon(open_ssd: OpenSsd) -> None:
     writer, reader = open_ssd(), open_ssd()
     (chunk,) = fill(writer, contents([5000]))
-    for _ in range(1000):
+    for _ in range(6000):
         if reader.locate(chunk) is not None:
             return
         threading.Event().wait(0.01)
