@@ -1,7 +1,7 @@
 """Runs in a process of its own: uses an SSD tier until its input ends, beside others that do the same.
 
-``ssd_worker.py ROOT TABLE WORK SEED``: prints ``ready`` and works; seed 0 ends by itself after some rounds, or
-a minute.
+``ssd_worker.py ROOT TABLE WORK SEED``: prints ``ready`` and works; seed 0 ends by itself after some rounds,
+or a minute.
 Any wrong byte, or a promise that another process broke, is an AssertionError.
 """
 

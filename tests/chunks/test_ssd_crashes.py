@@ -72,7 +72,7 @@ def test_killed_at_random_moments_what_is_known_is_right(
 ) -> None:
     rng = random.Random(20240806)
     found: set[int] = set()
-    for longest_s in (0.12, 0.5, 2.0):  # where nothing ever got through, they were too short to prove anything
+    for longest_s in (0.12, 0.5, 2.0):  # longer if nothing got through: it proved nothing
         for round_number in range(RANDOM_KILLS):
             command = f"random {work} {round_number * 1000} {rng.uniform(0, longest_s)}"
             assert launcher.ask(command) == "killed"

@@ -29,7 +29,12 @@ async def test_text_and_bytes_pass_both_ways(url: str) -> None:
 
 
 async def test_the_replica_chooses_the_subprotocol(url: str) -> None:
-    async with connect(f"{url}/ws", subprotocols=["one", "two"], proxy=None, open_timeout=60) as socket:  # type: ignore[list-item]
+    async with connect(
+        f"{url}/ws",
+        subprotocols=["one", "two"],  # type: ignore[list-item]
+        proxy=None,
+        open_timeout=60,
+    ) as socket:
         assert socket.subprotocol == "two"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from glowplug.kernel import exclusive as module
 from glowplug.kernel.exclusive import exclusive
 from glowplug.types.errors import Conflict
 
@@ -23,7 +24,8 @@ def test_a_second_holder_is_refused_and_the_next_one_is_not(tmp_path: Path) -> N
         pass
 
 
-def test_who_only_looks_stops_no_start(tmp_path: Path) -> None:
+def test_who_only_looks_stops_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PATIENCE_S", 60.0)
     file = tmp_path / "lock"
     looking = os.open(file, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC)
     fcntl.flock(looking, fcntl.LOCK_SH)

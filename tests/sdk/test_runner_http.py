@@ -94,7 +94,7 @@ def test_small_answers_are_not_held_back(runner: RunnerProcess) -> None:
         connection.getresponse().read()
         return time.perf_counter() - started_s
 
-    # Nagle's algorithm against delayed acknowledgements would cost 40 ms each time; a busy machine, sometimes.
+    # Nagle's algorithm against delayed acknowledgements would cost 40 ms each time, a busy machine sometimes.
     assert any(takes_s() < 0.02 for _ in range(300))
     connection.close()
 
