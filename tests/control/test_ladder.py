@@ -105,7 +105,7 @@ async def test_min_replicas_stay_up(control: Control, agent: FakeAgent) -> None:
     await control.deploy(app_spec(server(min_replicas=1, max_replicas=3, target_concurrency=1)))
     requests = [asyncio.create_task(control.get("/shop/web/wait")) for _ in range(3)]
     await eventually(lambda: sum(int(r.waiting) for r in agent.servers.values()) == 3, "three requests")
-    assert len(agent.ready) == 3
+    await eventually(lambda: len(agent.ready) == 3, "three replicas")
     for replica in agent.servers.values():
         replica.release.set()
     assert {answer.status_code for answer in await asyncio.gather(*requests)} == {200}
