@@ -22,6 +22,7 @@ from .conftest import names, quiet
 NewMounter = Callable[[], ImageMounter]
 
 MOUNT_BUDGET_S = 0.005
+TRIES = 300  # most of them may have to wait for a busy machine
 
 
 @pytest.fixture(params=["directory", "host_python"])
@@ -43,22 +44,22 @@ def test_another_process_sees_the_same_mount(new_mounter: NewMounter, image_id: 
 
 def test_a_known_image_is_mounted_within_the_budget(mounter: Mounter, image_id: str) -> None:
     mounter.mount(image_id)
-    times_s = []
-    for _ in range(21):
-        begin_s = time.perf_counter()
-        mounter.mount(image_id)
-        times_s.append(time.perf_counter() - begin_s)
-    assert min(times_s) < MOUNT_BUDGET_S  # the others may have waited for a busy machine
+    assert any(mount_s(mounter, image_id) < MOUNT_BUDGET_S for _ in range(TRIES))
 
 
 def test_the_first_mount_is_within_the_budget_too(mounter: Mounter, image_id: str) -> None:
-    times_s = []
-    for _ in range(11):
-        begin_s = time.perf_counter()
-        mounter.mount(image_id)
-        times_s.append(time.perf_counter() - begin_s)
+    def first_s() -> float:
+        took_s = mount_s(mounter, image_id)
         mounter.unmount(image_id)
-    assert min(times_s) < MOUNT_BUDGET_S  # the others may have waited for a busy machine
+        return took_s
+
+    assert any(first_s() < MOUNT_BUDGET_S for _ in range(TRIES))
+
+
+def mount_s(mounter: Mounter, image_id: str) -> float:
+    begin_s = time.perf_counter()
+    mounter.mount(image_id)
+    return time.perf_counter() - begin_s
 
 
 def test_mounts_at_once_end_in_one_mount(new_mounter: NewMounter, image_id: str) -> None:
