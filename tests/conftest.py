@@ -7,14 +7,14 @@ import os
 import signal
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A job that a shell put in the background inherits SIGINT ignored, and hands that on to every program it
 # starts; the programs under test are to be interrupted as from a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("any machine", deadline=None)
+# How long an example takes, or to make one, says more about the machine than about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 _CLONE_NEWNS = 0x00020000

@@ -21,7 +21,7 @@ from glowplug.types.errors import DeadlineExceeded, GlowplugError, NotFound, Res
 MakeFetcher = Callable[..., Fetcher]
 """Makes a fetcher from an SSD tier, the tiers behind it and options; it is closed when the test is over."""
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """How long a test waits for something that should have happened long ago."""
 
 

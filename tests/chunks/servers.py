@@ -15,14 +15,11 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from tests.ports import free_port
+
 from glowplug.chunks.region_objects import ObstoreObjects
 
 START_TIMEOUT_S = 60.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -56,7 +53,7 @@ class S3Server:
 
     def make_bucket(self, name: str) -> str:
         request = urllib.request.Request(f"{self.url}/{name}", method="PUT")
-        with urllib.request.urlopen(request, timeout=10):
+        with urllib.request.urlopen(request, timeout=60):
             return name
 
     def objects(self, bucket: str, prefix: str = "some/prefix") -> ObstoreObjects:
@@ -176,7 +173,7 @@ class HttpServer:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for connection in self._open:
+        for connection in list(self._open):  # each ends, in a thread of its own, while we go on
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()

@@ -1,6 +1,7 @@
 """Runs in a process of its own: uses an SSD tier until its input ends, beside others that do the same.
 
-``ssd_worker.py ROOT TABLE WORK SEED``: prints ``ready`` and works; seed 0 ends by itself after some rounds.
+``ssd_worker.py ROOT TABLE WORK SEED``: prints ``ready`` and works; seed 0 ends by itself after some rounds,
+or a minute.
 Any wrong byte, or a promise that another process broke, is an AssertionError.
 """
 
@@ -10,6 +11,7 @@ import itertools
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from glowplug.chunks.ssd import SsdStore
 COUNT = 60
 PACK_BYTES = 1 << 20
 ROUNDS = 60
+LONGEST_S = 60.0
 
 
 def bodies() -> list[bytes]:
@@ -88,9 +91,10 @@ def main(root: str, table: str, work: str, seed: str) -> None:
     stop = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     print("ready", flush=True)
+    ends_s = time.monotonic() + LONGEST_S
     for rounds in itertools.count(1):
         do()
-        if stop.is_set() or (seed == "0" and rounds == ROUNDS):
+        if stop.is_set() or (seed == "0" and (rounds == ROUNDS or time.monotonic() >= ends_s)):
             break
     worker.store.close()
 

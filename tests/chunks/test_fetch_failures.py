@@ -212,7 +212,7 @@ def test_a_tier_that_never_answers_costs_its_share_of_the_time_only(make_fetcher
     blob = far_apart(1)
     zone, region = FakeTier("zone", blob.packs), FakeTier("region", blob.packs)
     zone.hold()
-    fetcher = make_fetcher(FakeSsd(), zone, region, timeout_s=0.5)
+    fetcher = make_fetcher(FakeSsd(), zone, region, timeout_s=4.0)
 
     assert fetcher.fetch(blob.remote, 0, PATIENCE_S) == blob.contents[0]
 
@@ -229,7 +229,7 @@ def test_whoever_waited_too_long_is_told_even_if_the_tier_breaks_its_promise(
         return data
 
     region.answer = never
-    fetcher = make_fetcher(FakeSsd(), region, connections=1, reserved_for_reads=0, timeout_s=0.1)
+    fetcher = make_fetcher(FakeSsd(), region, connections=1, reserved_for_reads=0, timeout_s=1.0)
 
     fetcher.want(blob.remote, 0, Priority.READ, asker.done("in flight"))
     region.wait_for_requests(1)

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.chunks.servers import Behaviour, Conversation, HttpServer, free_port, http_server, stalling
+from tests.chunks.servers import Behaviour, Conversation, HttpServer, http_server, stalling
+from tests.ports import free_port
 
 from glowplug.chunks.http_address import HttpAddress, Resolver
 from glowplug.chunks.http_objects import PAUSES_S, HttpObjects

@@ -21,7 +21,7 @@ from glowplug.types.clock import ManualClock
 from glowplug.types.errors import NotFound
 
 CONTENT = bytes(range(256)) * 2048
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 META = {"ETag": '"x"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
 
 
@@ -68,7 +68,7 @@ def objects(request: pytest.FixtureRequest, server: HttpServer) -> Iterator[Obje
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "PATIENCE_S", (0.6, 0.6, 0.6))
+    monkeypatch.setattr(pace, "PATIENCE_S", (1.5, 1.5, 1.5))
 
 
 @pytest.mark.usefixtures("hurried")
@@ -79,7 +79,7 @@ def test_an_answer_that_stalls_is_asked_for_again_from_where_it_stopped(
     server.behaviour = faulty = Faulty(1, sent_bytes=200_000, trickles=trickles)
     began_s = time.monotonic()
     assert objects.read("k", 1000, 400_000, TIMEOUT_S) == CONTENT[1000:401_000]
-    assert time.monotonic() - began_s < 3.0
+    assert time.monotonic() - began_s < TIMEOUT_S / 4
     assert faulty.asked[0] == (1000, 401_000)
     again, end = faulty.asked[1]
     assert 201_000 - LEAST_BYTES_PER_S <= again < 202_000, "hardly anything is asked for twice"
@@ -97,7 +97,7 @@ def test_a_server_that_never_says_anything_is_given_up_after_a_few_attempts(
     began_s = time.monotonic()
     with pytest.raises(Stalled, match="sent fewer than 16 KiB/s"):
         objects.read("k", 0, 400_000, TIMEOUT_S)
-    assert time.monotonic() - began_s < 6
+    assert time.monotonic() - began_s < TIMEOUT_S / 4
     assert len(server.requests) == 3
 
 
@@ -131,7 +131,7 @@ def test_a_zone_does_not_ask_past_a_slow_cache_that_keeps_sending(
     server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Patience, "may_hedge", lambda self: False)
-    monkeypatch.setattr(zone_module, "LATE_S", 0.3)
+    monkeypatch.setattr(zone_module, "LATE_S", 1.0)
     server.behaviour = slowly
     zone = ZoneObjects([server.url], NoRegion())
     try:

@@ -68,7 +68,7 @@ def test_another_process_sees_a_chunk_after_a_flush_at_the_latest(open_ssd: Open
 def test_another_process_sees_a_chunk_without_a_flush_soon(open_ssd: OpenSsd) -> None:
     writer, reader = open_ssd(), open_ssd()
     (chunk,) = fill(writer, contents([5000]))
-    for _ in range(1000):
+    for _ in range(6000):
         if reader.locate(chunk) is not None:
             return
         threading.Event().wait(0.01)
@@ -224,7 +224,11 @@ BODIES = contents([1, 100, 4096, 4097, 9000, 20_000, 50_000, 70_000, 100_000, CH
 CHUNKS = chunks_of(BODIES)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(steps=STEPS, pinned=st.sets(st.integers(0, 9), max_size=3))
 def test_any_order_of_calls_gives_right_bytes_and_right_sums(
     tmp_path_factory: pytest.TempPathFactory, steps: list[Step], pinned: set[int]

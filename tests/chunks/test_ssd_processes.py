@@ -14,7 +14,7 @@ from tests.chunks.ssd_worker import bodies
 from glowplug.chunks.chunk import Chunk, aligned
 from glowplug.chunks.ssd import SsdStore
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 200.0
 
 
 class Workers:

@@ -236,5 +236,5 @@ def serving(control: FakeControl) -> Iterator[FakeControl]:
             yield control
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from glowplug.cli import completion
 from glowplug.cli.main import app
 
 from .conftest import Glowplug, deployment, replica, snapshot
@@ -84,8 +85,13 @@ def test_documentation_names_no_command_that_does_not_exist() -> None:
     ],
 )
 def test_names_are_completed(
-    control: FakeControl, glowplug: Glowplug, words: str, suggestions: set[str]
+    control: FakeControl,
+    glowplug: Glowplug,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    suggestions: set[str],
 ) -> None:
+    monkeypatch.setattr(completion, "_TIMEOUT_S", 60.0)
     control.replicas, control.snapshots = [replica()], [snapshot()]
     control.deployments = [deployment(), deployment(app="old", active=False)]
     control.images = [{"id": "im-1", "kind": "directory", "spec": {"kind": "directory", "path": "/"}}]

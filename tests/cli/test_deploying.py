@@ -95,10 +95,10 @@ def test_deploy_of_a_missing_file_is_an_error(glowplug: Glowplug) -> None:
 def test_ctrl_c_cancels_a_deploy(control: FakeControl, start_glowplug: Start, app_file: str) -> None:
     control.deploy_events, control.deploy_stalls = [{"text": "building"}], True
     process = start_glowplug("deploy", app_file)
-    assert control.is_streaming.wait(20)
+    assert control.is_streaming.wait(60)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    assert control.deploy_was_cut.wait(20)
+    assert process.wait(60) == 130
+    assert control.deploy_was_cut.wait(60)
 
 
 def test_the_example_request_is_the_canary_when_there_is_one() -> None:
@@ -125,7 +125,7 @@ def test_an_attached_run_shows_logs_and_removes_the_app_at_the_end(
     assert f"{control.url}/http-server/server" in lines[1].decode()
     assert lines[2] == b"serving on 8000\n"
     process.send_signal(how)
-    assert process.wait(20) == 130
+    assert process.wait(60) == 130
     assert control.asked[-1] == "POST /api/v1/apps/http-server/stop?remove=true"
     server = control.bodies[0]["app"]["servers"][0]
     assert server["command"] == ["python3", "-m", "http.server", "8000"]
@@ -137,10 +137,10 @@ def test_ctrl_c_while_an_attached_run_deploys_leaves_nothing(
 ) -> None:
     control.deploy_events, control.deploy_stalls = [{"text": "building"}], True
     process = start_glowplug("run", "--", "python3", "-m", "http.server", "8000")
-    assert control.is_streaming.wait(20)
+    assert control.is_streaming.wait(60)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    assert control.deploy_was_cut.wait(20)
+    assert process.wait(60) == 130
+    assert control.deploy_was_cut.wait(60)
     assert not any("stop" in asked for asked in control.asked)
 
 
@@ -157,7 +157,7 @@ def test_an_attached_run_over_a_deployed_app_gives_it_back(
     while process.stdout.readline() != b"serving\n":
         pass
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(60) == 130
     assert control.asked[-1] == "POST /api/v1/apps/http-server/rollback?version=1"
 
 

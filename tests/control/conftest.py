@@ -29,14 +29,14 @@ QUICK = Timings(
     backoff_first_s=0.15,
     backoff_max_s=0.6,
     hold_slack_s=5.0,
-    stop_grace_s=0.5,
-    relief_step_s=0.05,
+    stop_grace_s=10.0,
+    relief_step_s=0.2,
     reconnect_first_s=0.02,
     reconnect_max_s=0.05,
 )
 
 
-async def eventually(is_met: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
+async def eventually(is_met: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
     """Wait until the condition holds; fails naming it after the deadline."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
@@ -127,7 +127,7 @@ async def running_control(state: StateDir, timings: Timings = QUICK) -> AsyncIte
     assert not serving.done(), serving.exception()
     url = f"http://127.0.0.1:{port}"
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=30.0, limits=limits, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=120.0, limits=limits, trust_env=False) as client:
         yield Control(url, client, state)
     servers[0].should_exit = True
     servers[0].force_exit = True

@@ -247,7 +247,7 @@ async def test_following_a_log_ends_with_the_caller(control: Control, agent: Fak
     await control.deploy(app_spec())
     await control.get("/shop/web/")
     path = f"/api/v1/replicas/{agent.ready[0].id}/logs?follow=true"
-    async with asyncio.timeout(5), control.client.stream("GET", path) as answer:
+    async with asyncio.timeout(30), control.client.stream("GET", path) as answer:
         assert "follow=True" in await anext(answer.aiter_text())
 
 
@@ -255,7 +255,7 @@ async def test_following_a_log_ends_with_the_caller(control: Control, agent: Fak
 async def test_the_agents_errors_keep_their_words(
     control: Control, agent: FakeAgent, kind: type[GlowplugError]
 ) -> None:
-    await control.deploy(app_spec(server_spec(request_timeout_s=2.0)))
+    await control.deploy(app_spec(server_spec(request_timeout_s=20.0)))
     agent.refusals = [kind("Words of the agent.", remedy="Do this.")] * 2
     answer = await control.get("/shop/web/")
     assert answer.status_code == 502

@@ -78,7 +78,7 @@ async def test_a_broken_answer_is_unavailable(state: StateDir, answer: bytes) ->
 
 
 async def test_a_silent_watch_is_given_up(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WATCH_SILENCE_LIMIT_S", 0.2)
+    monkeypatch.setattr(module, "WATCH_SILENCE_LIMIT_S", 1.0)
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -89,7 +89,7 @@ async def test_a_silent_watch_is_given_up(state: StateDir, monkeypatch: pytest.M
     async with talking_to(state.agent_socket, handler) as client:
         seen = []
         with pytest.raises(Unavailable):
-            async with asyncio.timeout(5), aclosing(client.watch()) as events:
+            async with asyncio.timeout(30), aclosing(client.watch()) as events:
                 seen = [event.type async for event in _noting(events, seen)]
         assert seen == ["synced"]
 
@@ -109,7 +109,7 @@ async def test_a_watch_line_that_is_no_message_is_unavailable(state: StateDir) -
 
     async with talking_to(state.agent_socket, handler) as client:
         with pytest.raises(Unavailable):
-            async with asyncio.timeout(5), aclosing(client.watch()) as events:
+            async with asyncio.timeout(30), aclosing(client.watch()) as events:
                 await anext(events)
 
 
@@ -127,5 +127,5 @@ async def test_an_agent_that_drips_bytes_does_not_keep_us_for_ever(
 
     async with talking_to(state.agent_socket, handler) as client:
         with pytest.raises(Unavailable):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await client._call("GET", "/v1/node", timeout_s=0.3)

@@ -52,16 +52,16 @@ async def control_process(
 ) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "glowplug.control", "--state", str(state.root), *arguments,
-        stderr=asyncio.subprocess.PIPE, pass_fds=fds,
+        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, pass_fds=fds,
     )  # fmt: skip
     lines: list[str] = []
     assert process.stderr is not None
     reading = asyncio.create_task(_read(process.stderr, lines))
-    found = await eventually(
-        lambda: re.search(r"serving on \S+ port (\d+)", "".join(lines)) or process.returncode is not None,
-        "a start",
-    )
     try:
+        found = await eventually(
+            lambda: re.search(r"serving on \S+ port (\d+)", "".join(lines)) or process.returncode is not None,
+            "a start",
+        )
         port = int(found.group(1)) if isinstance(found, re.Match) else 0
         yield Process(process.pid, port, process, lines)
     finally:
@@ -79,7 +79,7 @@ async def _read(stream: asyncio.StreamReader, lines: list[str]) -> None:
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     """A client that waits as long as the tests' longest request."""
-    async with httpx.AsyncClient(timeout=30.0, trust_env=False) as made:
+    async with httpx.AsyncClient(timeout=120.0, trust_env=False) as made:
         yield made
 
 
@@ -133,7 +133,7 @@ async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(
         await eventually(lambda: not _accepts(control.port), "the port is closed")
         replica.release.set()
         assert (await request).status_code == 200
-        assert await asyncio.wait_for(control.process.wait(), 5) == 0
+        assert await asyncio.wait_for(control.process.wait(), 60) == 0
     assert agent.ready  # replicas are the agent's: they stay
     assert "Traceback" not in "".join(control.stderr)
 
@@ -155,7 +155,7 @@ async def test_kill_9_loses_no_warm_replica_and_an_inherited_port_refuses_nobody
             warm = (await client.get(f"{control.url}/shop/web/")).text
             control.process.kill()
         waiting = asyncio.create_task(
-            httpx.AsyncClient(timeout=30, trust_env=False).get(f"{control.url}/shop/web/")
+            httpx.AsyncClient(timeout=120, trust_env=False).get(f"{control.url}/shop/web/")
         )
         async with control_process(state, "--fd", str(fd), fds=(fd,)):
             assert (await waiting).text == warm
@@ -172,7 +172,7 @@ async def test_what_cannot_be_served_is_a_clear_error(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         filled = [a.replace("{taken}", str(taken.getsockname()[1])) for a in arguments]
         async with control_process(state, *filled) as control:
-            assert await asyncio.wait_for(control.process.wait(), 10) != 0
+            assert await asyncio.wait_for(control.process.wait(), 60) != 0
     assert words in "".join(control.stderr)
     assert "Traceback" not in "".join(control.stderr)
 

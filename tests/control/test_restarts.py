@@ -52,8 +52,12 @@ async def test_a_replica_that_died_while_the_agent_was_away_is_replaced(
 async def test_a_restarted_control_plane_keeps_warm_replicas(state: StateDir, agent: FakeAgent) -> None:
     scaling = {"min_replicas": 1, "max_replicas": 3}
     async with running_control(state) as control:
+        agent.gate.clear()
         await control.deploy(app_spec(server_spec(scaling=scaling)))
-        warm = (await control.get("/shop/web/")).text
+        request = asyncio.create_task(control.get("/shop/web/"))
+        await control.held(1)  # else the one of min_replicas may be ready first: nobody waited, no record
+        agent.gate.set()
+        warm = (await request).text
     async with running_control(state) as control:
         assert (await control.get("/shop/web/")).text == warm
         listed = (await control.get("/api/v1/deployments")).json()

@@ -12,7 +12,7 @@ from glowplug.types.replica import ReplicaState
 
 
 async def test_an_idle_server_falls_to_zero_after_its_window(control: Control, agent: FakeAgent) -> None:
-    await control.deploy(app_spec(server_spec(scaling={"scaledown_window_s": 0.3})))
+    await control.deploy(app_spec(server_spec(scaling={"scaledown_window_s": 1.0})))
     await control.get("/shop/web/")
     assert len(agent.ready) == 1
     await eventually(lambda: not agent.ready, "no replica")
@@ -47,7 +47,7 @@ async def test_held_requests_start_as_many_as_they_need_and_no_more_than_allowed
 
 
 async def test_the_buffer_is_there_while_the_server_is_used(control: Control, agent: FakeAgent) -> None:
-    scaling = {"max_replicas": 5, "buffer_replicas": 2, "scaledown_window_s": 0.4}
+    scaling = {"max_replicas": 5, "buffer_replicas": 2, "scaledown_window_s": 2.0}
     await control.deploy(app_spec(server_spec(scaling=scaling)))
     await control.get("/shop/web/")
     await eventually(lambda: len(agent.ready) == 3, "one and two more")

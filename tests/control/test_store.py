@@ -45,8 +45,8 @@ def postgres() -> Iterator[str]:
     shutil.chown(home, "postgres")
     as_postgres = ["runuser", "-u", "postgres", "--"]
     data, programs_at = str(home / "data"), programs[-1].parent
-    control = [*as_postgres, str(programs_at / "pg_ctl"), "-D", data, "-w", "-s"]
-    run = partial(subprocess.run, check=True, cwd=home, stdout=subprocess.DEVNULL, timeout=60)
+    control = [*as_postgres, str(programs_at / "pg_ctl"), "-D", data, "-w", "-t", "180", "-s"]
+    run = partial(subprocess.run, check=True, cwd=home, stdout=subprocess.DEVNULL, timeout=200)
     run([*as_postgres, str(programs_at / "initdb"), "-D", data, "-A", "trust", "-N"])
     run([*control, "-o", f"-k {home} -c listen_addresses= -c fsync=off", "-l", str(home / "log"), "start"])
     yield f"postgresql+psycopg://postgres@/postgres?host={home}"

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chunks.servers import S3Server, free_port
+from tests.chunks.servers import S3Server
 from tests.e2e.live import GLOWPLUG
 from tests.image.origin.oci_images import require
+from tests.ports import free_port
 
 COMMAND_TIMEOUT_S = 60.0
 

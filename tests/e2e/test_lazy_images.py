@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.chunks.servers import free_port
 from tests.e2e.cloud import Cloud, running_cloud
 from tests.e2e.conftest import Apps
 from tests.e2e.image_root import make_python_root
 from tests.e2e.live import TOOLBOX, Live
 from tests.image.origin.oci_images import require
 from tests.image.origin.registry_server import DockerRegistry
+from tests.ports import free_port
 
 from glowplug.types.replica import StartPath
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.chunks.servers import free_port
 from tests.e2e.cloud import running_cloud
 from tests.e2e.live import TOOLBOX, Live
+from tests.ports import free_port
 from tests.snapshot.kept_files import flip_a_bit
 
 from glowplug.types.coldstart import ColdStartRecord

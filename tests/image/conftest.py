@@ -22,8 +22,8 @@ from glowplug.image.store import ImageStore
 from glowplug.types.paths import TOOLS_DIR, StateDir
 
 Enter = Callable[..., "subprocess.CompletedProcess[str]"]
-SANDBOX_TIMEOUT_S = 60
-PATIENCE_S = 30.0
+SANDBOX_TIMEOUT_S = 120
+PATIENCE_S = 60.0
 
 
 def quiet(_text: str, _fraction: float | None) -> None:
@@ -106,7 +106,7 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_venv(path: Path) -> Path:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True, timeout=120)
     return path
 
 
@@ -124,7 +124,7 @@ def bootable_tree(tree: Path) -> Path:
     """A root filesystem with cat, ls and a shell that really run."""
     for program in ("/bin/cat", "/bin/ls", "/bin/sh"):
         shutil.copy2(program, tree / "bin" / Path(program).name)
-        libraries = subprocess.run(["ldd", program], capture_output=True, text=True, check=True, timeout=10)
+        libraries = subprocess.run(["ldd", program], capture_output=True, text=True, check=True, timeout=60)
         for word in libraries.stdout.split():
             if word.startswith("/") and not (target := tree / word.lstrip("/")).exists():
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -202,7 +202,7 @@ def test_a_disk_that_fills_up_while_building_is_said_and_leaves_nothing(
 ) -> None:
     root = tmp_path / "small"
     root.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", root], check=True, timeout=10)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", root], check=True, timeout=60)
     try:
         state = StateDir(root / "state")
         state.create()
@@ -212,7 +212,7 @@ def test_a_disk_that_fills_up_while_building_is_said_and_leaves_nothing(
         assert store.list() == []
         assert names(state.images / ".staging") == []
     finally:
-        subprocess.run(["umount", root], check=True, timeout=10)
+        subprocess.run(["umount", root], check=True, timeout=60)
 
 
 @pytest.mark.sandbox

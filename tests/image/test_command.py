@@ -20,7 +20,7 @@ pytestmark = pytest.mark.sandbox
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 
 
-def job(seconds: float = 30.0, cancelled: threading.Event | None = None) -> Job:
+def job(seconds: float = 60.0, cancelled: threading.Event | None = None) -> Job:
     clock = SystemClock()
     return Job(
         lambda _text, _fraction: None, clock, clock.monotonic() + seconds, cancelled or threading.Event()
@@ -59,9 +59,16 @@ def test_a_program_that_takes_too_long_is_ended_with_all_its_children() -> None:
 
 
 def test_a_program_may_end_in_its_own_way_when_told_to(tmp_path: Path) -> None:
-    said = tmp_path / "said"
-    with pytest.raises(DeadlineExceeded):
-        shell(f"trap 'echo bye > {said}; exit' TERM; while true; do sleep 0.05; done", job(seconds=0.5))
+    said, cancelled = tmp_path / "said", threading.Event()
+    script = f"trap 'echo bye > {said}; exit' TERM; echo ready; while true; do sleep 0.05; done"
+    with pytest.raises(Unavailable):
+        stream(
+            ["sh", "-c", script],
+            job(cancelled=cancelled),
+            stage="testing",
+            environment=ENVIRONMENT,
+            on_line=lambda _line: cancelled.set(),
+        )
     assert said.read_text() == "bye\n"
 
 

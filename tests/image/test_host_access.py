@@ -23,7 +23,7 @@ def variables_of(folder: Path) -> dict[str, str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=10,
+        timeout=60,
     )
     return dict(entry.split("=", 1) for entry in shown.stdout.split("\0") if entry)
 

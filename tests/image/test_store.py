@@ -59,7 +59,7 @@ def test_callers_at_once_share_one_image(state: StateDir, venv: Path) -> None:
 
     def ensure(_number: int) -> ImageView:
         store = ImageStore(state)
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=60)
         return store.ensure(spec, quiet)
 
     with ThreadPoolExecutor(8) as pool:
@@ -70,7 +70,7 @@ def test_callers_at_once_share_one_image(state: StateDir, venv: Path) -> None:
 
 def test_a_second_caller_is_told_that_it_waits_until_its_deadline(state: StateDir, tree: Path) -> None:
     spec = DirectoryImage(path=str(tree))
-    impatient = ImageStore(state, build_timeout_s=0.2)
+    impatient = ImageStore(state, build_timeout_s=1.0)
     said: list[str] = []
     with held_if_free(ImageFolders(state).lock(impatient.identify(spec))), pytest.raises(DeadlineExceeded):
         impatient.ensure(spec, lambda text, _fraction: said.append(text))
@@ -186,7 +186,7 @@ def test_what_is_no_id_is_never_a_path(store: ImageStore, state: StateDir, image
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, venv: Path) -> None:
     root = tmp_path / "small"
     root.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", root], check=True, timeout=10)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", root], check=True, timeout=60)
     try:
         state = StateDir(root / "state")
         state.create()
@@ -196,7 +196,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, venv: Path) -> N
         assert caught.value.remedy
         assert (store.list(), staged(state)) == ([], [])
     finally:
-        subprocess.run(["umount", root], check=True, timeout=10)
+        subprocess.run(["umount", root], check=True, timeout=60)
 
 
 def test_other_errors_of_the_disk_are_not_mistaken_for_a_full_one(

@@ -1,6 +1,6 @@
 """Four real ranks (PyTorch, Gloo) go through one scenario; run by ``test_gloo.py`` with an engine's Python.
 
-    python gloo_ranks.py SCENARIO [ARGUMENT]
+    MASTER_PORT=PORT SECOND_PORT=PORT python gloo_ranks.py SCENARIO [ARGUMENT]
 
 Prints one line of JSON: what each rank returned, by its number, or ``"ended"``. Importing torch takes
 seconds, so it is imported once, and the ranks are forked.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import threading
 import time
@@ -118,7 +117,7 @@ def in_the_middle(rank: int, _: str) -> dict[str, Any]:
     said = "fine"
     MEET.wait()
     if rank == 0:
-        time.sleep(0.3)
+        time.sleep(2.0)
         said = told(nccl.prepare)
     tensor = torch.tensor([float(rank)])
     dist.broadcast(tensor, src=0)  # the others have been in it since
@@ -283,16 +282,10 @@ def run(rank: int, scenario: str, argument: str, results: Connection) -> None:
     os._exit(0)
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def main() -> None:
     scenario, argument = sys.argv[1], (sys.argv[2:] or [""])[0]
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "SECOND_PORT": free_port()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
     ranks = []
     for rank in range(RANKS):
         receiving, sending = FORK.Pipe(duplex=False)

@@ -18,7 +18,7 @@ from glowplug.types.errors import GlowplugError
 
 RANKS = 4
 TIMEOUT = timedelta(seconds=60)
-QUICK = nccl.Deadlines(hold_s=5, release_s=10, rebuild_s=10, verify_s=10)
+QUICK = nccl.Deadlines(hold_s=20, release_s=20, rebuild_s=20, verify_s=20, open_s=20)
 
 
 def join(rank: int, deadlines: nccl.Deadlines = QUICK) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.engines import ENGINE, require_engine
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
@@ -25,9 +26,16 @@ STEPS = ["hold", "release", "rebuild", "verify", "open"]
 def ranks(scenario: str, argument: str = "") -> list[Any]:
     """What each rank returned."""
     require_engine()
+    first, second = free_ports(2)
     done = subprocess.run(
         [str(ENGINE / "bin" / "python"), str(PROGRAM), scenario, argument],
-        env={**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(SOURCES),
+            "OMP_NUM_THREADS": "1",
+            "MASTER_PORT": str(first),
+            "SECOND_PORT": str(second),
+        },
         capture_output=True,
         text=True,
         timeout=200,

@@ -46,7 +46,7 @@ def test_failed_starts_are_not_drawn(make_record):
     assert text == "There is no answered start to draw."
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     starts=st.lists(st.tuples(st.sampled_from(sorted(MARKS)), st.floats(1e-4, 1e5)), min_size=1, max_size=60),
     width=st.integers(1, 200),

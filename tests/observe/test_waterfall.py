@@ -109,7 +109,7 @@ def test_a_record_with_an_impossible_total_is_still_drawn(make_record, total_s):
     assert shown(make_record(total_s=total_s, stages_s={Stage.MOUNT: math.nan, Stage.HOST_INIT: -2.0}))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(
     total_s=st.floats(allow_nan=True, allow_infinity=True),
     stages_s=st.dictionaries(st.sampled_from(list(Stage)), st.floats(min_value=-1, max_value=1e6)),

@@ -49,7 +49,7 @@ def planned_for(path: Path) -> Situation:
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_each_example_gives_a_plan_and_says_what_to_type(file: Path) -> None:
     assert f"glowplug pool plan examples/pools/{file.name}" in file.read_text()
-    report = plan_report(planned_for(file), timeout_s=30)
+    report = plan_report(planned_for(file), timeout_s=120)
     assert report.left_out == {}
     assert report.gap is not None
     assert report.gap <= 0.01

@@ -112,7 +112,7 @@ def test_a_second_set_up_of_vllm_finds_everything_and_takes_a_moment():
     done = run(SCRIPTS / "setup_vllm.sh")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is there:") == 2
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # an installation takes minutes
 
 
 def test_a_second_set_up_of_criu_builds_and_installs_nothing():

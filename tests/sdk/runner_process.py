@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,15 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-START_S = 30.0
+from tests.ports import free_port
 
-
-def free_port() -> int:
-    """A port nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+START_S = 60.0
 
 
 class RunnerProcess:
@@ -75,7 +68,7 @@ class RunnerProcess:
     ) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         self._last_words = self.log
         self._folder.cleanup()
 
@@ -84,7 +77,7 @@ class RunnerProcess:
         """What it printed."""
         return self._log.read_text(errors="replace") if self._log.exists() else self._last_words
 
-    def connect(self, timeout_s: float = 20.0) -> http.client.HTTPConnection:
+    def connect(self, timeout_s: float = 60.0) -> http.client.HTTPConnection:
         """A connection of one's own."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
 
@@ -141,4 +134,4 @@ class RunnerProcess:
     def terminate(self) -> int:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(60)

@@ -25,7 +25,7 @@ class _SocketServer:
     ) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._accepting.join(10)
+        self._accepting.join(60)
 
     @property
     def url(self) -> str:

@@ -94,7 +94,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
         "print(sorted(name for name in set(sys.modules) - before if 'glowplug' in name))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "['glowplug']"
 
@@ -110,7 +110,7 @@ def test_describing_an_app_needs_the_standard_library_only(container_library: Pa
         env={"PYTHONPATH": str(container_library)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.stdout.strip(), done.stderr) == ("hello", "")

@@ -38,7 +38,7 @@ sys.stdin.read()
 def ask(port: int, moment: str) -> tuple[int, dict[str, Any]]:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/.glowplug/hooks/{moment}", b"")
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -135,7 +135,7 @@ def test_a_copy_of_the_file_works_where_the_package_is_not_installed(tmp_path: P
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, '{tmp_path}'); {program}"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": ""},
         check=True,
     )

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.ports import free_port
 
 import glowplug as gp
 from glowplug.types.errors import (
@@ -29,7 +30,7 @@ from glowplug.types.errors import (
 )
 
 from .conftest import patient
-from .runner_process import RunnerProcess, free_port
+from .runner_process import RunnerProcess
 from .scripted_server import ScriptedServer, StandInRouter
 
 SOURCE = '''
@@ -212,7 +213,7 @@ def answer(
 
 def ask(reply: bytes) -> Any:
     with ScriptedServer(reply) as server:
-        return greet.options(url=server.url, deadline_s=10).remote("Ada")
+        return greet.options(url=server.url, deadline_s=60).remote("Ada")
 
 
 def test_the_routers_own_errors_arrive_typed() -> None:
@@ -269,14 +270,14 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfe
 def test_a_stream_that_does_not_say_where_it_ends_is_refused() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n"
     with ScriptedServer(head + b'{"result": 1}\n') as server:
-        results = greet.options(url=server.url, deadline_s=10).remote("Ada")
+        results = greet.options(url=server.url, deadline_s=60).remote("Ada")
         with pytest.raises(Unavailable, match="where it ends"):
             next(results)
 
 
 def test_a_stream_cut_short_is_never_taken_for_its_end() -> None:
     with ScriptedServer(STREAM_HEAD + b'e\r\n{"result": 1}\n\r\n') as server:
-        results = greet.options(url=server.url, deadline_s=10).remote("Ada")
+        results = greet.options(url=server.url, deadline_s=60).remote("Ada")
         assert next(results) == 1
         with pytest.raises(Unavailable):
             next(results)
@@ -293,7 +294,7 @@ def test_a_stream_that_stalls_ends_at_the_deadline_of_its_next_item() -> None:
                 stalled.wait(60)
 
     with Stalling(None) as server:
-        results = greet.options(url=server.url, deadline_s=2).remote("Ada")
+        results = greet.options(url=server.url, deadline_s=5).remote("Ada")
         assert next(results) == 1
         with pytest.raises(DeadlineExceeded):
             next(results)

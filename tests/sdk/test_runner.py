@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.ports import free_port
 
 from .conftest import StartRunner
-from .runner_process import RunnerProcess, free_port
+from .runner_process import RunnerProcess
 
 APP = """
     import asyncio, os, sys, time
@@ -266,7 +267,7 @@ def test_what_cannot_be_loaded_prints_its_traceback_and_exits_with_1(
     start_runner: StartRunner, source: str, target: str, said: str
 ) -> None:
     with start_runner(source, target) as runner:
-        assert runner.process.wait(20) == 1
+        assert runner.process.wait(60) == 1
         assert "Traceback" in runner.log
         assert said in runner.log
 
@@ -278,12 +279,12 @@ def test_a_failed_load_exits_though_the_users_threads_still_run(start_runner: St
         raise RuntimeError("after starting a thread")
     """
     with start_runner(source, "x") as runner:
-        assert runner.process.wait(20) == 1
+        assert runner.process.wait(60) == 1
 
 
 def test_a_port_in_use_is_said_plainly(start_runner: StartRunner, service: RunnerProcess) -> None:
     with start_runner(APP, "Service", port=service.port) as runner:
-        assert runner.process.wait(20) == 1
+        assert runner.process.wait(60) == 1
         assert f"cannot listen on port {service.port}" in runner.log
         assert "Traceback" not in runner.log
 
@@ -302,8 +303,8 @@ def test_sigterm_finishes_what_is_being_answered_then_runs_exit(
         wait_for(lambda: refuses_connections(runner))
         assert runner.process.poll() is None
         (tmp_path / "release").touch()
-        assert answer.result(20) == (200, {"result": "released"})
-        assert runner.process.wait(20) == 0
+        assert answer.result(60) == (200, {"result": "released"})
+        assert runner.process.wait(60) == 0
         assert "left with ['made', 'load', 'connect']" in runner.log
         idle.close()
 
@@ -392,7 +393,7 @@ def refuses_connections(runner: RunnerProcess) -> bool:
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Poll until the condition holds; fail after 20 s."""
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < end_s, "waited 20 s in vain"
+        assert time.monotonic() < end_s, "waited 60 s in vain"
         time.sleep(0.01)

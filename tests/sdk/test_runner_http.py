@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glowplug.sdk.runner_http import Handler, Server
+
 from .conftest import patient
 from .runner_process import RunnerProcess
 
@@ -43,7 +45,7 @@ def runner(container_library: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def exchange(runner: RunnerProcess, request: bytes) -> bytes:
     """Send these bytes, say no more, and read until the other side has finished."""
-    with socket.create_connection(("127.0.0.1", runner.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", runner.port), timeout=60) as connection:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
         answer = b""
@@ -75,7 +77,7 @@ def test_one_connection_serves_many_requests(runner: RunnerProcess) -> None:
 
 
 def test_an_answer_arrives_in_one_piece(runner: RunnerProcess) -> None:
-    with socket.create_connection(("127.0.0.1", runner.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", runner.port), timeout=60) as connection:
         for _ in range(20):
             connection.sendall(post(b"Content-Length: 13\r\n", b'{"text": "x"}'))
             head, _, body = connection.recv(1 << 16).partition(b"\r\n\r\n")
@@ -85,15 +87,41 @@ def test_an_answer_arrives_in_one_piece(runner: RunnerProcess) -> None:
 
 def test_small_answers_are_not_held_back(runner: RunnerProcess) -> None:
     connection = runner.connect()
-    durations_s = []
-    for _ in range(30):
+
+    def takes_s() -> float:
         started_s = time.perf_counter()
         connection.request("POST", "/size", '{"text": "x"}')
         connection.getresponse().read()
-        durations_s.append(time.perf_counter() - started_s)
+        return time.perf_counter() - started_s
+
+    # Nagle's algorithm against delayed acknowledgements would cost 40 ms each time, a busy machine sometimes.
+    assert any(takes_s() < 0.02 for _ in range(300))
     connection.close()
-    # Nagle's algorithm against delayed acknowledgements would cost 40 ms each time.
-    assert min(durations_s) < 0.02
+
+
+def test_letting_go_reaches_connections_whose_answer_is_only_just_out() -> None:
+    class Slow(Handler):
+        def answer(self) -> None:
+            if self.path == "/others":
+                self.server.close_others()
+            self.send_json(200, {})
+            time.sleep(0.3)
+
+    with Server(("127.0.0.1", 0), Slow) as server:
+        server.start()
+        port = server.server_address[1]
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=60) as idle,
+            socket.create_connection(("127.0.0.1", port), timeout=60) as asking,
+        ):
+            idle.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            while b"{}" not in idle.recv(1 << 16, socket.MSG_PEEK):
+                pass
+            asking.sendall(b"GET /others HTTP/1.1\r\n\r\n")
+            assert asking.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            while idle.recv(1 << 16):
+                pass
+        server.shutdown()
 
 
 def test_chunked_bodies_are_read(runner: RunnerProcess) -> None:
@@ -173,7 +201,7 @@ def test_a_chunked_flood_is_cut_off(runner: RunnerProcess) -> None:
 
 
 def test_a_client_that_asks_first_is_told_to_go_on(runner: RunnerProcess) -> None:
-    with socket.create_connection(("127.0.0.1", runner.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", runner.port), timeout=60) as connection:
         connection.sendall(post(b"Expect: 100-continue\r\nContent-Length: 13\r\n", b""))
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100 Continue\r\n")
         connection.sendall(b'{"text": "x"}')

@@ -161,7 +161,7 @@ def test_nobody_is_forgotten_and_nobody_pays_less_than_the_clairvoyant(tmp_path:
     hostile_outcomes(tmp_path, made_up(0.3, bursts={"per_h": 6, "length_s": 120, "factor": 5}), 1)
 
 
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.integers(0, 2**31), st.floats(0.05, 0.6))
 def test_in_any_world(tmp_path: Path, seed: int, per_s: float) -> None:
     hostile_outcomes(tmp_path, made_up(per_s), seed)

@@ -25,7 +25,12 @@ def crash_loop(server: str, deployment_id: str, history: StartHistory) -> Replic
 
 
 def stuck(server: str, waited_s: float, live: list[Replica], history: StartHistory) -> DeadlineExceeded:
-    """A caller's patience has run out: the stage that the newest start is in."""
+    """A caller's patience has run out: the stage that the newest start is in.
+
+    While starts cannot even be asked for, one that is just being asked for once more is not news.
+    """
+    if history.problem is not None:
+        live = [replica for replica in live if replica.accepted_at_s is not None]
     starting = [replica for replica in live if replica.is_starting]
     newest = max(starting or live, key=lambda replica: replica.view.created_at, default=None)
     if newest is None:

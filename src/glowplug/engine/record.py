@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from glowplug.kernel.exclusive import lock_exclusively
 from glowplug.types.errors import Conflict
 from glowplug.types.paths import StateDir
 
@@ -84,7 +84,7 @@ def supervision(state: StateDir) -> Iterator[None]:
     """Hold the state directory. Raises Conflict when another supervisor does."""
     descriptor = os.open(state.run, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if not _lock_exclusively(descriptor):
+        if not lock_exclusively(descriptor):
             record = read_record(state)
             raise Conflict(
                 f"Another supervisor already runs on {state.root}.",
@@ -95,17 +95,3 @@ def supervision(state: StateDir) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock_exclusively(descriptor: int, timeout_s: float = 1.0) -> bool:
-    # Somebody asking `is_supervised` holds a shared lock for microseconds: that must not stop a start.
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
-        else:
-            return True

@@ -30,6 +30,8 @@ IDLE_TIMEOUT_S = 600.0
 BODY_TIMEOUT_S = 60.0
 # How long a client that is sending too much may go on before it is cut off, having been told why.
 LINGER_S = 5.0
+# How long to wait for other answers before letting go of what is idle. (Those just sent take microseconds.)
+SETTLE_S = 5.0
 _MAX_LINE_BYTES = 8 << 10
 _MAX_TRAILERS = 100
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
@@ -69,6 +71,12 @@ class Server(socketserver.ThreadingTCPServer):
             for connection in self._idle:
                 _shut(connection, socket.SHUT_RDWR)
 
+    def close_others(self) -> None:
+        """For a request being answered: once no other is, or after a while, close the idle connections."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._answering <= 1, SETTLE_S)
+        self.close_idle()
+
     def note_idle(self, connection: socket.socket) -> None:
         """The connection waits for its next request."""
         with self._changed:
@@ -82,9 +90,10 @@ class Server(socketserver.ThreadingTCPServer):
             self._idle.discard(connection)
             self._answering += 1
 
-    def note_answered(self) -> None:
-        """The answer was sent, or cannot be any more."""
+    def note_answered(self, connection: socket.socket) -> None:
+        """The answer was sent, or cannot be any more: the connection is idle, or about to be closed."""
         with self._changed:
+            self.note_idle(connection)
             self._answering -= 1
             self._changed.notify_all()
 
@@ -120,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             if self._is_answering:
                 self._is_answering = False
-                self.server.note_answered()
+                self.server.note_answered(self.connection)
 
     def finish(self) -> None:
         """Close the connection."""

@@ -92,7 +92,7 @@ class _Answer:
         self._service.main_thread.run(phases.before_snapshot, "before_snapshot")
         # An open connection cannot be captured: this one ends with its answer, idle ones now.
         self._handler.close_connection = True
-        self._handler.server.close_idle()
+        self._handler.server.close_others()
         return {"done": True}
 
     def _activate(self, body: bytes) -> dict[str, Any]:

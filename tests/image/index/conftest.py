@@ -34,7 +34,7 @@ def mount_index(tmp_path: Path) -> Iterator[Mount]:
 
     yield mount
     for target in targets:
-        subprocess.run(["umount", "-l", target], check=True, timeout=20)
+        subprocess.run(["umount", "-l", target], check=True, timeout=60)
 
 
 def fsck(image: bytes, folder: Path, blob_bytes: Sequence[int]) -> str:

@@ -199,9 +199,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount")
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True, timeout=20)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True, timeout=60)
     yield disk
-    subprocess.run(["umount", "-l", disk], check=True, timeout=20)
+    subprocess.run(["umount", "-l", disk], check=True, timeout=60)
 
 
 def test_a_full_disk_leaves_no_image_and_room_makes_one(small_disk: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_full_disk_leaves_no_image_and_room_makes_one(small_disk: Path, tmp_pa
         with pytest.raises(ResourceExhausted):
             build_image(FolderOrigin(folder), store, catalog, a_job())
         assert catalog.list() == []
-        subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True, timeout=20)
+        subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True, timeout=60)
         result = build_image(FolderOrigin(folder), store, catalog, a_job())
         table = catalog.get(result.digest).table()
         assert store.missing(table) == []
@@ -234,7 +234,7 @@ def test_an_interrupted_build_leaves_no_image(folder: Path, tmp_path: Path) -> N
         (folder / f"file {number}").write_bytes(os.urandom(MIB))
     state = StateDir(tmp_path / "state")
     script = (
-        "import sys, time; from pathlib import Path\n"
+        "import itertools, sys, time; from pathlib import Path\n"
         "from glowplug.chunks.ssd import SsdStore\n"
         "from glowplug.image.index.build import build_image\n"
         "from glowplug.image.index.catalog import Catalog\n"
@@ -243,12 +243,12 @@ def test_an_interrupted_build_leaves_no_image(folder: Path, tmp_path: Path) -> N
         "from glowplug.types.clock import SystemClock\n"
         "from glowplug.types.paths import StateDir\n"
         "state = StateDir(Path(sys.argv[1])); clock = SystemClock()\n"
-        "store = SsdStore(state.chunks); plain = store.put; count = 0\n"
+        "store = SsdStore(state.chunks); plain = store.put; count = itertools.count(1)\n"
         "def put(chunk, data):\n"
-        "    global count; plain(chunk, data); count += 1\n"
-        "    if count == 20: print('half', flush=True); time.sleep(60)\n"
+        "    plain(chunk, data)\n"
+        "    if next(count) == 20: print('half', flush=True); time.sleep(600)\n"
         "store.put = put\n"
-        "job = Job(lambda *_: None, clock, clock.monotonic() + 60)\n"
+        "job = Job(lambda *_: None, clock, clock.monotonic() + 600)\n"
         "build_image(FolderOrigin(Path(sys.argv[2])), store, Catalog(state), job)\n"
     )
     with subprocess.Popen(

@@ -201,7 +201,7 @@ def test_many_at_once_add_and_name_and_remove(state: StateDir) -> None:
 
     def work(number: int) -> None:
         catalog = Catalog(state)
-        start.wait(timeout=30)
+        start.wait(timeout=60)
         for manifest, index, chunks in parts:
             folder = catalog.add(manifest, index, chunks)
             catalog.name(f"name-{number}", folder.digest)
@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_nothing_half_made(tmp_path: Path) -> None:
         pytest.skip("only root can mount a small filesystem")
     small = tmp_path / "small"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", small], check=True, timeout=20)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", small], check=True, timeout=60)
     try:
         catalog = Catalog(StateDir(small))
         index, chunks = write_index(tree_of({b"%d" % n: file(uid=n << 8) for n in range(1000)}))
@@ -268,7 +268,7 @@ def test_a_full_disk_leaves_nothing_half_made(tmp_path: Path) -> None:
         assert catalog.digests() == []
         assert sorted(path.name for path in (small / "indexes").iterdir()) == [".lock", ".names"]
     finally:
-        subprocess.run(["umount", small], check=True, timeout=20)
+        subprocess.run(["umount", small], check=True, timeout=60)
 
 
 def test_a_folder_is_opened_by_its_own_digest_only(catalog: Catalog) -> None:

@@ -20,7 +20,7 @@ from glowplug.image.lazy.daemon_state import DaemonPaths, lock_owner
 from glowplug.image.lazy.launch import ensure_daemon, stop_daemon
 from glowplug.types.paths import StateDir
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 needs_fuse = pytest.mark.skipif(
     os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="only root can mount FUSE"
@@ -34,7 +34,7 @@ class Daemon:
         self.state = state
         self.region = region
         self.paths = DaemonPaths(state)
-        self.client: DaemonClient = ensure_daemon(state)
+        self.client: DaemonClient = ensure_daemon(state, PATIENCE_S)
 
     def serve(self, content: BlobContent, here: Sequence[int] | None = None) -> Path:
         """A blob's file; its chunks ``here`` (all) are on this machine, all can be fetched."""

@@ -76,7 +76,8 @@ class Node:
         """A file's content from the store, past all mounts."""
         inode = folder.tree().lookup(name.encode())
         assert inode is not None
-        return b"".join(self.ssd.get(chunk, 5) for extent in inode.extents for chunk in extent.chunks)
+        chunks = [chunk for extent in inode.extents for chunk in extent.chunks]
+        return b"".join(self.ssd.get(chunk, PATIENCE_S) for chunk in chunks)
 
     def close(self) -> None:
         self.ssd.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 Observation = object
 Case = Callable[[Path], Observation]
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 
 
 def outcome(call: Callable[[], object]) -> object:

@@ -21,7 +21,7 @@ from glowplug.image.lazy.fuse_protocol import REQUEST_BUFFER_BYTES, Opcode
 from glowplug.image.lazy.fuse_pump import FusePump, Notice
 
 NODE = 1 << 40
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 HANDED_ON = b"handed on"
 _SO_SNDBUFFORCE = 32
 _ANSWER = struct.Struct("<IiQ")

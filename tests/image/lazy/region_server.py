@@ -16,7 +16,7 @@ from tests.image.lazy.blob_content import BlobContent
 from glowplug.chunks.pack import Encoding, pack_key
 from glowplug.chunks.placement import Place, Placement
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
 

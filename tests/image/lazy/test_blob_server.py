@@ -25,7 +25,7 @@ from glowplug.types.clock import SystemClock
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, Unavailable
 from glowplug.types.paths import StateDir
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 MIB = 1 << 20
 
 

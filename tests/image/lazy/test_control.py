@@ -20,7 +20,7 @@ from glowplug.image.lazy.orders import pack_order, unpack_order
 from glowplug.types.clock import ManualClock, SystemClock
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, InvalidInput, NotFound, Unavailable
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def _ping(_fields: Mapping[str, Any]) -> Answer:

@@ -168,6 +168,7 @@ def test_the_trace_tells_what_was_read_in_order(daemon: Daemon) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         os.pread(descriptor, 100, index * MIB)
         os.close(descriptor)
+    wait_until(lambda: len(daemon.client.trace(content.digest)) == 3)  # a busy machine notes them later
     assert list(daemon.client.trace(content.digest)) == [4, 0, 2]
     daemon.client.reset_trace(content.digest)
     assert list(daemon.client.trace(content.digest)) == []
@@ -252,7 +253,11 @@ def test_what_is_no_image_cannot_be_attached(daemon: Daemon) -> None:
 def test_there_is_one_daemon_however_often_it_is_asked_for(daemon: Daemon) -> None:
     pid = daemon.client.ping().pid
     clients = []
-    threads = [threading.Thread(target=lambda: clients.append(ensure_daemon(daemon.state))) for _ in range(5)]
+
+    def ask() -> None:
+        clients.append(ensure_daemon(daemon.state, PATIENCE_S))
+
+    threads = [threading.Thread(target=ask) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:

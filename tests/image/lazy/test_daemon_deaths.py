@@ -117,7 +117,7 @@ def test_the_worker_goes_on_without_its_holder_and_gets_a_new_one(daemon: Daemon
         readers.wait_for_reads()
         holder = daemon.kill_holder()
         readers.wait_for_reads()
-        ensure_daemon(daemon.state)
+        ensure_daemon(daemon.state, PATIENCE_S)
         assert lock_owner(daemon.paths.holder_lock) not in (None, holder)
         assert daemon.client.ping().pid == worker
         daemon.kill_worker()
@@ -130,7 +130,7 @@ def test_holders_and_workers_may_be_killed_in_turn(daemon: Daemon) -> None:
     with Readers(path, CONTENT, threads=2) as readers:
         for _ in range(3):
             daemon.kill_holder()
-            ensure_daemon(daemon.state)
+            ensure_daemon(daemon.state, PATIENCE_S)
             daemon.kill_worker()
         readers.wait_for_reads()
     assert readers.wrong == []
@@ -159,7 +159,7 @@ def test_when_both_are_killed_reads_fail_and_the_next_daemon_starts_afresh(daemo
         with pytest.raises(OSError, match="not connected"):
             os.statvfs(path)
         release.set()
-        ensure_daemon(daemon.state)
+        ensure_daemon(daemon.state, PATIENCE_S)
         assert path.read_bytes() == CONTENT.blob
         with pytest.raises(OSError, match=r"not connected|abort"):
             os.pread(opened.fileno(), 4096, 1 << 21)
@@ -168,9 +168,11 @@ def test_when_both_are_killed_reads_fail_and_the_next_daemon_starts_afresh(daemo
 def test_many_who_find_it_dead_start_one_daemon(daemon: Daemon) -> None:
     daemon.kill_all()
     pids = []
-    threads = [
-        threading.Thread(target=lambda: pids.append(ensure_daemon(daemon.state).ping().pid)) for _ in range(6)
-    ]
+
+    def ask() -> None:
+        pids.append(ensure_daemon(daemon.state, PATIENCE_S).ping(PATIENCE_S).pid)
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -184,7 +186,7 @@ def test_a_worker_that_hangs_is_ended_by_the_next_holder(daemon: Daemon) -> None
     worker = daemon.client.ping().pid
     os.kill(worker, signal.SIGSTOP)
     daemon.kill_holder()
-    ensure_daemon(daemon.state)
+    ensure_daemon(daemon.state, PATIENCE_S)
     assert daemon.client.ping().pid != worker
     assert path.read_bytes() == CONTENT.blob
 
@@ -214,26 +216,26 @@ def test_an_aborted_connection_ends_the_daemon_and_the_next_one_serves(daemon: D
     assert entry is not None
     connections = Path("/sys/fs/fuse/connections")
     if not any(connections.iterdir()):
-        subprocess.run(["mount", "-t", "fusectl", "fusectl", str(connections)], check=True, timeout=10)
+        subprocess.run(["mount", "-t", "fusectl", "fusectl", str(connections)], check=True, timeout=60)
     (connections / entry.device.split(":")[1] / "abort").write_text("1")
     wait_until(lambda: lock_owner(daemon.paths.holder_lock) is None)
-    ensure_daemon(daemon.state)
+    ensure_daemon(daemon.state, PATIENCE_S)
     assert path.read_bytes() == CONTENT.blob
 
 
 def test_a_filesystem_that_somebody_unmounted_is_told(daemon: Daemon) -> None:
     path = daemon.serve(CONTENT)
     with path.open("rb"):
-        subprocess.run(["umount", "-l", str(daemon.paths.blobs)], check=True, timeout=10)
+        subprocess.run(["umount", "-l", str(daemon.paths.blobs)], check=True, timeout=60)
         with pytest.raises(Unavailable, match="unmounted"):
-            ensure_daemon(daemon.state)
+            ensure_daemon(daemon.state, PATIENCE_S)
 
 
 def test_a_worker_that_cannot_start_is_told_with_its_last_words() -> None:
     with short_state() as state:
         try:
             with pytest.raises(Unavailable, match="no such thing"):
-                ensure_daemon(state, 3.0, worker=["/bin/sh", "-c", "echo no such thing >&2; exit 1"])
+                ensure_daemon(state, 8.0, worker=["/bin/sh", "-c", "echo no such thing >&2; exit 1"])
         finally:
             assert stop_daemon(state)
 
@@ -242,7 +244,7 @@ def test_a_second_holder_leaves_the_first_alone(daemon: Daemon) -> None:
     second = subprocess.run(
         holder_command(daemon.state, worker_command(daemon.state)),
         capture_output=True,
-        timeout=10,
+        timeout=60,
         check=False,
     )
     assert second.returncode == 2

@@ -15,7 +15,7 @@ from glowplug.image.lazy.fuse_protocol import Opcode
 from glowplug.image.lazy.fuse_session import FuseSession, Request
 from glowplug.types.errors import InvalidInput, NotFound, Unavailable
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Kernel:

@@ -159,6 +159,6 @@ def test_killed_readers_leave_no_zeros(image: Image) -> None:
         reader = subprocess.Popen(["sh", "-c", f"exec cat {image.target}/*"], stdout=subprocess.DEVNULL)
         time.sleep(0.003 * turn)
         reader.kill()
-        reader.wait(60)
+        reader.wait(120)
         assert image.contents() == FILES
         syscalls.unmount(image.target)

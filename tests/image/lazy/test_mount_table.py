@@ -39,7 +39,7 @@ def test_the_topmost_mount_counts(tmp_path: Path) -> None:
     assert mounted_at(tmp_path) is None
     try:
         for name in ("lower", "upper"):
-            subprocess.run(["mount", "-t", "tmpfs", name, tmp_path], check=True, timeout=20)
+            subprocess.run(["mount", "-t", "tmpfs", name, tmp_path], check=True, timeout=60)
         entry = mounted_at(tmp_path)
         assert entry is not None
         assert (entry.source, entry.kind) == ("upper", "tmpfs")
@@ -101,7 +101,7 @@ def test_asking_while_others_open_the_file_harms_neither(tmp_path: Path) -> None
     opener = threading.Thread(target=open_again_and_again)
     opener.start()
     try:
-        assert asking.wait(timeout=60) == 0
+        assert asking.wait(timeout=240) == 0
         assert signal.getsignal(signal.SIGURG) is signal.SIG_DFL
     finally:
         ended.set()

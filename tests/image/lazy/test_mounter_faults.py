@@ -228,7 +228,7 @@ def test_a_damaged_chunk_ends_graduation_and_is_not_punched_away_under_container
     chunk = next(chunk for chunk in table if chunk.size_bytes == 1 << 20)
     place = node.ssd.locate(chunk)
     assert place is not None
-    good = node.ssd.get(chunk, 5)
+    good = node.ssd.get(chunk, PATIENCE_S)
     container = start_container(path)
     try:
         with node.ssd.pack_path(place.pack).open("r+b") as pack:
@@ -266,7 +266,7 @@ def test_a_lost_chunk_index_leaves_right_bytes_or_none(
         node.ssd = node.open_ssd()
         mounts = node.mounts()
         mounts.sweep()
-        output, _ = container.communicate(b"large\n", timeout=20)
+        output, _ = container.communicate(b"large\n", timeout=60)
         expected = hashlib.sha256((tmp_path / "other" / "large").read_bytes()).hexdigest()
         assert output.split()[0].decode() in (expected, hashlib.sha256(b"").hexdigest())
     finally:

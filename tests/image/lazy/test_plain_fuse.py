@@ -106,7 +106,7 @@ class Asked:
         self._kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
-        self._kernel.settimeout(20)
+        self._kernel.settimeout(60)
         self._ours = ours
         self._session = FuseSession(ours.fileno(), filesystem.handlers(), threads=1)
         self._session.start()
@@ -126,7 +126,7 @@ class Asked:
 
     def close(self) -> None:
         self._kernel.close()
-        assert self._session.wait(20)
+        assert self._session.wait(60)
         self._ours.close()
 
 

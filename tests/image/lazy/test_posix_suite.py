@@ -48,8 +48,8 @@ def native() -> Iterator[Path]:
             folder.mkdir()
         make_posix_tree(base / "original")
         cleanup.callback(detach_all, target)
-        subprocess.run(["mount", "--bind", base / "original", target], check=True, timeout=20)
-        subprocess.run(["mount", "-o", "remount,bind,ro,nodev", target], check=True, timeout=20)
+        subprocess.run(["mount", "--bind", base / "original", target], check=True, timeout=60)
+        subprocess.run(["mount", "-o", "remount,bind,ro,nodev", target], check=True, timeout=60)
         yield target
 
 

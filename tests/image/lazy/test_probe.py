@@ -118,7 +118,7 @@ def test_somebody_who_is_not_root_is_told_so(tmp_path: Path) -> None:
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", program, scratch],
-            capture_output=True, text=True, timeout=60, check=True,
+            capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip
         assert list(scratch.iterdir()) == []
     finally:

@@ -57,7 +57,11 @@ def test_a_trace_comes_back_in_the_order_it_was_recorded(tmp_path: Path) -> None
 
 
 @given(order=st.lists(st.integers(0, 999), unique=True, max_size=300))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=50,
+    deadline=None,
+)
 def test_any_order_comes_back(tmp_path: Path, order: list[int]) -> None:
     trace.save(tmp_path, KEY, COMMAND, order)
 

@@ -28,7 +28,7 @@ from tests.image.origin.oci_images import BlobFolder, digest_of
 
 from glowplug.image.origin.oci_manifest import OCI_INDEX, OCI_MANIFEST
 
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = 60
 USER, PASSWORD = "keeper", "open sesame"
 # The only kind of hash that docker-registry takes: bcrypt, of the password above.
 HTPASSWD = f"{USER}:$2b$04$uuEnfXFdU5kCL9CVkVXlC.rUegJ8STVS9v7luOfMUBd7iTCpy.GFi\n"

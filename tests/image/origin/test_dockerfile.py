@@ -123,7 +123,7 @@ def push_shell(registry: DockerRegistry, folder: Path) -> None:
     """An image that is little more than a shell."""
     root = folder / "root"
     for program in ("/bin/sh", "/bin/rm", "/bin/ln"):
-        libraries = subprocess.run(["ldd", program], capture_output=True, text=True, check=True, timeout=10)
+        libraries = subprocess.run(["ldd", program], capture_output=True, text=True, check=True, timeout=60)
         files = [word for word in libraries.stdout.split() if word.startswith("/")]
         for path in (program, *files):
             target = root / path.lstrip("/")

@@ -103,12 +103,12 @@ def test_excluded_names_and_paths_are_left_out(
 @pytest.mark.parametrize(("one_filesystem", "kept"), [(True, [b"/mnt"]), (False, [b"/mnt", b"/mnt/file"])])
 def test_mount_points_stay_empty_on_request(folder: Path, one_filesystem: bool, kept: list[bytes]) -> None:
     (folder / "mnt").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder / "mnt"], check=True, timeout=20)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder / "mnt"], check=True, timeout=60)
     try:
         (folder / "mnt" / "file").write_text("elsewhere")
         assert paths(read(FolderOrigin(folder, one_filesystem=one_filesystem))[0]) == kept
     finally:
-        subprocess.run(["umount", "-l", folder / "mnt"], check=True, timeout=20)
+        subprocess.run(["umount", "-l", folder / "mnt"], check=True, timeout=60)
 
 
 def test_a_directory_of_100_000_entries(folder: Path) -> None:

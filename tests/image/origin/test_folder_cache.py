@@ -107,7 +107,7 @@ def test_a_file_touched_shortly_before_the_scan_is_not_trusted(folder: Path, cac
     """It may change once more within one tick of the clock, or through a page that is dirty already."""
     total_bytes = fill(folder)
     store = OpenStore()
-    clock = ManualClock(time.time() + SETTLED_S - 5)
+    clock = ManualClock(time.time() + SETTLED_S - 50)
     job = Job(lambda _text, _fraction: None, clock, clock.monotonic() + 100)
     assert read_bytes(folder, cache, store, job) == total_bytes
     assert read_bytes(folder, cache, store, job) == total_bytes

@@ -38,7 +38,7 @@ def job(cancelled: threading.Event | None = None, said: list[str] | None = None)
         if said is not None:
             said.append(text)
 
-    return Job(progress, clock, clock.monotonic() + 60, cancelled or threading.Event())
+    return Job(progress, clock, clock.monotonic() + 180, cancelled or threading.Event())
 
 
 def test_a_result_comes_back_whole(runner: TaskRunner, folder: Path) -> None:

@@ -50,7 +50,7 @@ def test_processes_may_write_at_the_same_time(tmp_path: Path) -> None:
         " happened='asked', cloud='c', region='r', machine='m', purchase='spot', gpu='L4'))"
     )
     writers = [subprocess.Popen([sys.executable, "-c", program, str(path), name]) for name in "ab"]
-    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
     log = SupplyLog(path)
     assert len(log.read()) == 100
     assert log.torn_lines == 0

@@ -139,7 +139,7 @@ def test_kill_9_in_the_middle_of_commits_leaves_one_of_them_whole(tmp_path: Path
         assert writer.stdout.readline() == b"ready\n"
         time.sleep(chance.uniform(0.0, 0.4))
         writer.send_signal(signal.SIGKILL)
-        writer.wait(30)
+        writer.wait(60)
         with Ledger.lead(tmp_path, "test", "0123abcd") as ledger:
             state = ledger.load()
             assert len(state.orders) == state.ordered

@@ -42,13 +42,18 @@ FILE: dict[str, Any] = {
     "version": 1,
     "horizon": {"periods": 6, "first_s": 15, "last_s": 600, "length_s": 900},
     "budget_usd_per_h": 20.0,
-    "pools": [{**POOL, "lead_time_s": 1.0}],
+    "pools": [{**POOL, "lead_time_s": 1.0, "quota": 3}],  # a slow machine has it ask for more: these are late
     "demand": [{**DEMAND, "floor": 3}],
     "run": {
-        "fleet": "test", "every_s": 1.0, "call_s": 2.0, "release_after_s": 2.0,
+        "fleet": "test", "every_s": 1.0, "call_s": 2.0, "release_after_s": 2.0, "solve_s": 60.0,
         "providers": {"paper": {"kind": "simulated", "lead_time_s": 0.3}},
     },
 }  # fmt: skip
+ONE: dict[str, Any] = {
+    "pools": [{**FILE["pools"][0], "quota": 1}],
+    "demand": [{**DEMAND, "floor": 1}],
+}
+"""Of one machine."""
 
 
 def written(folder: Path, **changes: Any) -> Path:
@@ -74,7 +79,7 @@ def running(
 
 
 def tick_until(
-    loop: PlannerLoop, folder: Path, is_met: Callable[[LedgerView], bool], timeout_s: float = 60.0
+    loop: PlannerLoop, folder: Path, is_met: Callable[[LedgerView], bool], timeout_s: float = 120.0
 ) -> LedgerView:
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
@@ -155,9 +160,12 @@ def test_a_listing_that_takes_longer_than_a_step_is_used_when_it_comes(tmp_path:
         assert first is not None
         assert not first.requests
         cloud.let_go.set()
-        second = loop.tick()
-        assert second is not None
-        assert len(second.requests) == 3
+        asked: tuple[Order, ...] = ()
+        while not asked:  # the thread that lists may need a moment
+            second = loop.tick()
+            assert second is not None
+            asked = second.requests
+        assert len(asked) == 3
         assert cloud.listings == 1
 
 
@@ -165,8 +173,7 @@ def test_a_request_that_hangs_is_made_again_and_makes_one_machine(tmp_path: Path
     cloud = Hanging()
     cloud.hangs = {"request"}
     run = {**FILE["run"], "call_s": 0.3}
-    demand = [{**DEMAND, "floor": 1}]
-    with running(tmp_path, Supplier(cloud, SimulatedInspector(cloud.paper)), run=run, demand=demand) as loop:
+    with running(tmp_path, Supplier(cloud, SimulatedInspector(cloud.paper)), run=run, **ONE) as loop:
         loop.tick()
         cloud.hangs = set()
         tick_until(loop, tmp_path, lambda view: ready(view) == 1)
@@ -256,7 +263,7 @@ def test_a_machine_that_works_drains_until_its_work_ends_and_a_dumb_control_plan
     tmp_path: Path,
 ) -> None:
     nodes = Nodes()
-    with running(tmp_path, workforce=nodes, demand=[{**DEMAND, "floor": 1}]) as loop:
+    with running(tmp_path, workforce=nodes, **ONE) as loop:
         view = tick_until(loop, tmp_path, lambda view: ready(view) == 1)
         (held,) = view.state.machines.values()
         nodes.work = Work({held.address: 2.0}, frozenset({held.address}))
@@ -315,19 +322,20 @@ def is_led(folder: Path) -> bool:
 
 def test_killed_again_and_again_it_rents_no_more_and_leaves_no_orphan(tmp_path: Path) -> None:
     """Each life is cut short at a random moment; the paper cloud lies in a file, and so outlives them."""
-    written(tmp_path, budget_usd_per_h=6.0, demand=[{**DEMAND, "floor": 5}])
+    pools = [{**FILE["pools"][0], "quota": 20}]
+    written(tmp_path, budget_usd_per_h=6.0, pools=pools, demand=[{**DEMAND, "floor": 5}])
     chance, folder = random.Random(11), tmp_path / "pools"
     for _ in range(4):
         process = start(tmp_path)
         wait_until(lambda: is_led(folder), process)
         time.sleep(chance.uniform(0.0, 2.0))
         process.send_signal(signal.SIGKILL)
-        process.wait(30)
+        process.wait(60)
     process = start(tmp_path)
     try:
         wait_until(lambda: is_led(folder) and ready(LedgerView.read(folder)) == 3, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, (tmp_path / "log").read_text()
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()
     finally:
         process.kill()
     view = LedgerView.read(folder, 1_000)
@@ -345,9 +353,9 @@ def test_two_planners_at_once_are_one(tmp_path: Path) -> None:
     try:
         wait_until(lambda: is_led(tmp_path / "pools"), first)
         second = start(tmp_path, "--steps", "1")
-        assert second.wait(60) == 1
+        assert second.wait(120) == 1
         assert "Another planner runs" in (tmp_path / "log").read_text()
         assert first.poll() is None
     finally:
         first.kill()
-        first.wait(30)
+        first.wait(60)

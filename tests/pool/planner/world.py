@@ -45,7 +45,7 @@ def file_of(run: dict[str, Any] | None = None, **changes: Any) -> PlanFile:
             "budget_usd_per_h": 100.0,
             "pools": [POOL],
             "demand": [DEMAND],
-            "run": {"fleet": "test", "release_after_s": 60.0, "solve_s": 5.0, **(run or {})},
+            "run": {"fleet": "test", "release_after_s": 60.0, "solve_s": 100.0, **(run or {})},
             **changes,
         }
     )

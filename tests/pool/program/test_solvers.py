@@ -60,7 +60,7 @@ def test_no_time_is_an_error_and_the_solver_lives_on(kind: Kind) -> None:
     assembled = assemble(fleet(40, 100, periods=48))
     with pytest.raises(DeadlineExceeded):
         solver.solve(assembled.program, 1e-6)
-    assert violations(solve(assembled, solver)) == []
+    assert violations(solve(assembled, solver, 100)) == []
 
 
 def test_a_program_without_a_solution_is_an_error_and_the_solver_lives_on(kind: Kind) -> None:

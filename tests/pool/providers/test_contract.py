@@ -22,7 +22,7 @@ from glowplug.pool.run_settings import OwnEntry, OwnMachine, SkyPilotEntry
 from .fake_sky import FakeSky
 
 POOL = PoolId("cloud", "us-central1-a", "g2-standard-4", Purchase.ON_DEMAND)
-CALL_S = 10.0
+CALL_S = 60.0
 OVER = (MachineState.GONE, MachineState.REFUSED)
 Make = Callable[[], Provider]
 """A provider of the same world: called again, it is as after a restart."""
@@ -66,7 +66,7 @@ def listed(provider: Provider, fleet: str = "test") -> dict[str, Sighting]:
 
 
 def until_up(provider: Provider, count: int) -> dict[str, Sighting]:
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 120
     while time.monotonic() < deadline_s:
         found = listed(provider)
         if sum(sighting.state is MachineState.UP for sighting in found.values()) == count:

@@ -112,5 +112,5 @@ def test_a_machine_that_cannot_be_reached_is_unfit(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
         with pytest.raises(Unavailable, match="Connection refused"):
-            shell.run("true", 5.0)
+            shell.run("true", 60.0)
         assert "cannot be reached by SSH" in verdict(shell).reason

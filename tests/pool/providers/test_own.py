@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.ports import free_port
 
 from glowplug.pool.identity import PoolId, Purchase
 from glowplug.pool.providers.health import ShellInspector
@@ -22,7 +23,7 @@ from glowplug.types.errors import SystemUnfit, Unavailable
 
 SSHD = Path("/usr/sbin/sshd")
 POOL = PoolId("own", "rack-1", "box", Purchase.OWN)
-CALL_S = 20.0
+CALL_S = 60.0
 
 needs_sshd = pytest.mark.skipif(
     not (SSHD.exists() and os.geteuid() == 0 and shutil.which("ssh")),
@@ -62,7 +63,7 @@ def ssh_server(folder: Path, port: int) -> Iterator[None]:
         stderr=(folder / "sshd.log").open("ab"),
     )
     try:
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while not answers(port):
             assert server.poll() is None, (folder / "sshd.log").read_text()
             assert time.monotonic() < deadline_s
@@ -70,21 +71,15 @@ def ssh_server(folder: Path, port: int) -> Iterator[None]:
         yield
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
 
 
 def answers(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), 1.0).close()
+        socket.create_connection(("127.0.0.1", port), 10.0).close()
     except OSError:
         return False
     return True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @needs_sshd
