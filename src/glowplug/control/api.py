@@ -106,6 +106,7 @@ def _add_cold_starts(app: FastAPI, plane: ControlPlane, clock: Clock) -> None:
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     ) -> list[ColdStartRecord]:
         """Cold-start records, newest first; `since_s` counts back from now."""
+        await plane.cold_starts.saved()
         since = None if since_s is None else clock.wall() - since_s
         return await plane.store.cold_starts(app=app, server=server, since=since, limit=limit)
 

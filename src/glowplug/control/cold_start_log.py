@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from glowplug.types.replica import ReplicaView, Stage, StartPath
 log = logging.getLogger(__name__)
 
 _UNSAVED_LIMIT = 10_000
+_SAVING_DEADLINE_S = 10.0
 
 
 class RecordStore(Protocol):
@@ -99,11 +101,19 @@ class ColdStartLog:
         """Save closed records until cancelled; what is left then is saved by :meth:`flush`."""
         while True:
             await self._save(await self._closed.get())
+            self._closed.task_done()
+
+    async def saved(self) -> None:
+        """Wait, though not for ever, until what is closed can be read from the store."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SAVING_DEADLINE_S):
+                await self._closed.join()
 
     async def flush(self) -> None:
         """Save what is closed and not saved yet, and send its spans."""
         while not self._closed.empty():
             await self._save(self._closed.get_nowait())
+            self._closed.task_done()
         await asyncio.to_thread(self._tracer.close)
 
     def _close(
