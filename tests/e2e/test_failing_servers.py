@@ -122,6 +122,7 @@ def test_a_server_on_another_port_is_told_which_one_it_listens_on(apps: Apps) ->
     assert "port=" in error["remedy"]
 
 
+@pytest.mark.usefixtures("no_swap")
 def test_a_server_that_runs_out_of_memory_is_told_its_limit(live: Live, apps: Apps) -> None:
     app = apps.deploy("--allocate-bytes", str(GIB), word="oom", memory="200MiB")
     error = refusal(app, 502)

@@ -28,7 +28,7 @@ def _in_each_runtime(request: pytest.FixtureRequest, agent: LiveAgent) -> None:
     agent.runtime = request.param
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def swap() -> Iterator[Path]:
     with swap_file(512 << 20) as file:
         yield file

@@ -78,6 +78,7 @@ def test_a_server_that_dies_of_a_signal_is_told_so(agent: LiveAgent) -> None:
     assert "(signal 11)" in view["error"]["message"]
 
 
+@pytest.mark.usefixtures("no_swap")
 def test_out_of_memory_names_the_limit(agent: LiveAgent) -> None:
     hog = "x = bytearray(b'x') * (900 << 20)\nimport time\ntime.sleep(1000)"
     view = agent.fail(agent.server("python3", "-c", hog))

@@ -92,6 +92,7 @@ def test_a_server_that_exits_while_serving_is_told_with_its_last_words(agent: Li
     assert ended["error"]["details"]["log"].endswith("asked to exit with 9")
 
 
+@pytest.mark.usefixtures("no_swap")
 def test_out_of_memory_while_serving_is_named(agent: LiveAgent) -> None:
     view = agent.start(agent.server())
     agent.ask_and_lose(view, "/hold?mib=900")

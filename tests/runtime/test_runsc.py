@@ -105,6 +105,7 @@ def test_a_full_disk_at_checkpoint_is_named_as_such(sandboxes: Sandboxes, folder
     assert caught.value.remedy
 
 
+@pytest.mark.usefixtures("no_swap")
 def test_a_restore_into_too_little_memory_is_an_error(sandboxes: Sandboxes, folder: Path) -> None:
     hog = "import time; block = bytearray(b'x') * (300 << 20); print('full', flush=True); time.sleep(1000)"
     original, _ = sandboxes.run("python3", "-c", hog, memory_bytes=400 << 20)
