@@ -15,7 +15,7 @@ from tests.chunks.servers import S3Server, free_port
 from tests.e2e.live import GLOWPLUG
 from tests.image.origin.oci_images import require
 
-COMMAND_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)

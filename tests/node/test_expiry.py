@@ -30,7 +30,9 @@ def test_an_agent_removes_what_nobody_used_for_long(
             for file in folder_of(agent, snapshot).iterdir():
                 os.utime(file, times=(time.time() - HOUR_S,) * 2)
         agent.start_again()
-        eventually(lambda: not os.path.lexists(folder_of(agent, unused)), "the unused one is gone", 30)
-        eventually(lambda: "glowplug_snapshots_expired_total 1.0" in agent.client.get("/metrics").text, "counted")
+        eventually(lambda: not os.path.lexists(folder_of(agent, unused)), "the unused one is gone")
+        eventually(
+            lambda: "glowplug_snapshots_expired_total 1.0" in agent.client.get("/metrics").text, "counted"
+        )
         assert folder_of(agent, kept).exists()
         agent.stop(view["id"], grace_s=0)
