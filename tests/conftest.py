@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.swap_file import without_swap_file
 
 # A job that a shell put in the background inherits SIGINT ignored, and hands that on to every program it
 # starts; the programs under test are to be interrupted as from a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes, or to make one, says more about the machine than about the code.
+# How long an example takes, to be drawn or to be tried, says more about the machine than about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
@@ -23,6 +25,13 @@ _MS_REC_PRIVATE = 0x4000 | (1 << 18)
 
 LONGEST = ("faults", "test_vllm.py", "test_crashes.py", "test_build.py", "test_gloo.py", "test_ranks.py")
 """Folders and files that take minutes."""
+
+
+@pytest.fixture
+def no_swap() -> Iterator[None]:
+    """What is to run out of memory must find no swap that another worker's test has switched on."""
+    with without_swap_file():
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

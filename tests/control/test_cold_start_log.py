@@ -1,6 +1,9 @@
-"""Records of cold starts, on a clock that moves when told to."""
+"""Records of cold starts: what they say, and that whoever asks for them does not notice how they are saved."""
 
 from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -41,3 +44,33 @@ async def test_the_stages_of_a_record_are_all_of_what_the_caller_waited() -> Non
     assert record.stages_s == pytest.approx(
         {Stage.ALLOCATE: 1.0, Stage.HOST_INIT: 1.5, Stage.FIRST_ANSWER: 0.25}
     )
+
+
+class SlowStore:
+    """Keeps nothing before it is told to."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.kept: list[ColdStartRecord] = []
+
+    async def add_cold_start(self, record: ColdStartRecord) -> None:
+        await self.go.wait()
+        self.kept.append(record)
+
+
+async def test_who_asks_waits_for_what_is_closed_and_being_saved() -> None:
+    store = SlowStore()
+    log = ColdStartLog(store, ManualClock(), Metrics())
+    saving = asyncio.create_task(log.run())
+    await asyncio.wait_for(log.saved(), 60)
+    for _ in range(2):
+        log.abandoned(log.open("shop", "web", "shop-v1"))
+    asked = asyncio.create_task(log.saved())
+    await asyncio.sleep(0.05)
+    assert not asked.done()
+    store.go.set()
+    await asyncio.wait_for(asked, 60)
+    assert len(store.kept) == 2
+    saving.cancel()
+    with suppress(asyncio.CancelledError):
+        await saving

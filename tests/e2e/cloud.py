@@ -16,7 +16,7 @@ from tests.e2e.live import GLOWPLUG
 from tests.image.origin.oci_images import require
 from tests.ports import free_port
 
-COMMAND_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from glowplug.types.replica import Purpose, ReplicaState, ReplicaView, SnapshotS
 GLOWPLUG = Path(sys.executable).with_name("glowplug")
 TOOLBOX = Path(__file__).with_name("toolbox_server.py")
 POLL_S = 0.05
-COMMAND_TIMEOUT_S = 60.0
-LEFTOVERS_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
+UP_TIMEOUT_S = "100"
+LEFTOVERS_TIMEOUT_S = 120.0
 _VARIABLES_OF_OURS = ("GLOWPLUG_STATE", "GLOWPLUG_URL", "GLOWPLUG_TOKEN")
 
 _Result = TypeVar("_Result")
@@ -52,9 +53,9 @@ class Live:
 
     def __enter__(self) -> Live:
         try:
-            self.cli("up", "--port", "0")
+            self.cli("up", "--port", "0", "--timeout", UP_TIMEOUT_S)
             self.url = f"http://127.0.0.1:{json.loads(self.state.supervisor.read_text())['port']}"
-            self.http = httpx.Client(base_url=self.url, timeout=120.0, trust_env=False)
+            self.http = httpx.Client(base_url=self.url, timeout=240.0, trust_env=False)
         except BaseException:
             self.cli("down", code=None)
             raise
@@ -176,7 +177,7 @@ class Live:
 
     # -- waiting -------------------------------------------------------------------------------------
 
-    def wait_for(self, look: Callable[[], _Result | None], what: str, timeout_s: float = 60.0) -> _Result:
+    def wait_for(self, look: Callable[[], _Result | None], what: str, timeout_s: float = 120.0) -> _Result:
         """Look until there is something; what was found. Fails at the deadline, naming ``what``."""
         deadline = time.monotonic() + timeout_s
         while not (found := look()):
@@ -184,11 +185,11 @@ class Live:
             time.sleep(POLL_S)
         return found
 
-    def wait_until_zero(self, app: str, timeout_s: float = 60.0) -> None:
+    def wait_until_zero(self, app: str, timeout_s: float = 120.0) -> None:
         """Until nothing serves ``app`` any more."""
         self.wait_for(lambda: not self.replicas(app), f"{app} to scale to zero", timeout_s)
 
-    def wait_for_snapshot(self, app: str, timeout_s: float = 60.0) -> SnapshotView:
+    def wait_for_snapshot(self, app: str, timeout_s: float = 150.0) -> SnapshotView:
         """Until ``app`` has a good snapshot."""
 
         def look() -> SnapshotView | None:

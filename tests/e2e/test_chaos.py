@@ -56,7 +56,7 @@ def test_killing_the_agent_disturbs_no_caller_and_no_replica(live: Live, app: De
                 lambda: live.get("/api/v1/status")["nodes"][0]["is_reachable"], "the agent to answer"
             )
     assert clients.told.unanswered == clients.told.refusals == clients.told.broken_connections == []
-    assert identities(live.ready(app.name)) == before
+    live.wait_for(lambda: identities(live.ready(app.name)) == before, "the same two replicas")
     assert {answer["replica_id"] for answer in clients.told.answers} == {name for name, _ in before}
 
 
@@ -69,7 +69,7 @@ def test_killing_the_control_plane_loses_no_request_and_no_replica(live: Live, a
             live.wait_for(lambda killed=killed: live.pid_of("control") != killed, "another control plane")
             clients.wait_for_answers(ANSWERS_BETWEEN)
     assert clients.told.unanswered == clients.told.refusals == []
-    assert identities(live.ready(app.name)) == before
+    live.wait_for(lambda: identities(live.ready(app.name)) == before, "the same two replicas")
     assert {answer["replica_id"] for answer in clients.told.answers} == {name for name, _ in before}
 
 

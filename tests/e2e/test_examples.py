@@ -140,7 +140,7 @@ def attached_run(live: Live, *arguments: str) -> Iterator[subprocess.Popen[str]]
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def test_a_bare_command_scales_to_zero_and_comes_back_until_ctrl_c(live: Live, apps: Apps) -> None:
@@ -155,7 +155,7 @@ def test_a_bare_command_scales_to_zero_and_comes_back_until_ctrl_c(live: Live, a
         restored, cold = live.cold_starts(name)
         assert (cold.path, restored.path) == (StartPath.COLD, StartPath.CPU_SNAPSHOT)
         os.kill(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert f"Stopped and removed {name}" in output
     assert live.http.get(f"/{name}/server/").status_code == 404

@@ -99,7 +99,7 @@ def test_a_command_that_does_not_exist_is_a_502_that_names_it(apps: Apps) -> Non
 
 
 def test_a_server_that_never_gets_ready_is_a_504_that_names_the_stage(apps: Apps) -> None:
-    app = apps.deploy("--port", "0", word="neverready", startup_timeout_s=60, request_timeout_s=3)
+    app = apps.deploy("--port", "0", word="neverready", startup_timeout_s=120, request_timeout_s=10)
     error = refusal(app, 504)
     assert error["code"] == "deadline_exceeded"
     assert error["details"]["stage"] == "host_init"
@@ -114,14 +114,16 @@ def test_a_server_that_keeps_failing_to_get_ready_fails_its_callers_with_the_rea
     assert "listens on no TCP port" in error["message"]
 
 
-def test_a_server_on_another_port_is_told_which_one_it_listens_on(apps: Apps) -> None:
-    app = apps.deploy("--port", "9000", word="wrongport", startup_timeout_s=3)
-    error = app.live.http.get(app.path + "/").json()
+def test_a_server_on_another_port_is_told_which_one_it_listens_on(live: Live, apps: Apps) -> None:
+    app = apps.deploy("--port", "9000", word="wrongport", startup_timeout_s=10, request_timeout_s=2)
+    live.http.get(app.path + "/")  # held for less than a busy machine needs
+    error = live.wait_for(lambda: live.listing("deployments", app.name)[0]["error"], "the reason")
     assert "on port 8000" in error["message"]
     assert "It listens on 9000 (all addresses)" in error["message"]
     assert "port=" in error["remedy"]
 
 
+@pytest.mark.usefixtures("no_swap")
 def test_a_server_that_runs_out_of_memory_is_told_its_limit(live: Live, apps: Apps) -> None:
     app = apps.deploy("--allocate-bytes", str(GIB), word="oom", memory="200MiB")
     error = refusal(app, 502)
@@ -130,7 +132,7 @@ def test_a_server_that_runs_out_of_memory_is_told_its_limit(live: Live, apps: Ap
 
 
 def test_a_server_too_large_for_the_machine_is_a_504_that_tells_what_is_free(apps: Apps) -> None:
-    app = apps.deploy(word="huge", memory=1 << 50, request_timeout_s=3)
+    app = apps.deploy(word="huge", memory=1 << 50, request_timeout_s=10)
     error = refusal(app, 504)
     assert error["details"]["stage"] == "allocate"
     assert "GiB are free" in error["message"]

@@ -144,18 +144,17 @@ def test_a_region_that_falls_silent_or_crawls_costs_seconds_and_is_left_alone_fo
         proxy.silent_after_bytes, proxy.bytes_per_s = silent_after_bytes, bytes_per_s
         began_s = time.monotonic()
         assert live.get(f"/{name}/web/who")["restored"] is False
-        took_s = time.monotonic() - began_s
-        (record,) = live.cold_starts(name)
-        assert " failed: the region sen" in (record.fallback_reason or "")
-        assert took_s < 25, "each read alone took 30 s to fail"
+        assert time.monotonic() - began_s < 30, "each read alone took 30 s to fail"
         assert 'glowplug_fallbacks_total{reason_class="region"} 1.0' in live.http.get("/metrics").text
+        live.rest(name)  # at once: the region is left alone for half a minute
+        assert live.get(f"/{name}/web/who")["restored"] is False
+        again, record = live.cold_starts(name)
+        assert " failed: the region sen" in (record.fallback_reason or "")
+        assert "a moment ago" in (again.fallback_reason or "")
         (snapshot,) = live.listing("snapshot", "ls")
         assert (snapshot["status"], snapshot["failures"]) == ("good", 0), "it is not the snapshot's fault"
-        live.rest(name)
-        assert live.get(f"/{name}/web/who")["restored"] is False
-        assert "a moment ago" in (live.cold_starts(name)[0].fallback_reason or "")
         proxy.silent_after_bytes, proxy.bytes_per_s = None, None
         pull = ("snapshot", "pull", "--content", snapshot["id"])
-        live.wait_for(lambda: "Pulled" in live.cli(*pull, code=None).stderr or None, "the pull", 20)
+        live.wait_for(lambda: "Pulled" in live.cli(*pull, code=None).stderr or None, "the pull")
         live.rest(name)
         live.restored(name)  # all of it is here by now

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.cloud import running_cloud
-from tests.e2e.live import TOOLBOX, Live
+from tests.e2e.live import TOOLBOX, UP_TIMEOUT_S, Live
 from tests.ports import free_port
 from tests.snapshot.kept_files import flip_a_bit
 
@@ -128,7 +128,7 @@ def test_a_snapshot_captured_before_the_region_was_there_is_brought_there_later(
         snapshot = first.wait_for_snapshot(name)
         first.cli("down")
         first.environment["GLOWPLUG_SHARE_SNAPSHOTS"] = "push"
-        first.cli("up", "--port", "0")
+        first.cli("up", "--port", "0", "--timeout", UP_TIMEOUT_S)
         first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.e2e import leftovers
 from tests.e2e.conftest import Apps, Deployed
-from tests.e2e.live import Live
+from tests.e2e.live import UP_TIMEOUT_S, Live
 from tests.runtime.conftest import require_runc
 
 from glowplug.types.replica import Purpose
@@ -42,7 +42,7 @@ def supervisor_pid(live: Live) -> int:
 
 def up_again(live: Live) -> None:
     """``glowplug up`` where it was before."""
-    live.cli("up", "--port", live.url.rpartition(":")[2])
+    live.cli("up", "--port", live.url.rpartition(":")[2], "--timeout", UP_TIMEOUT_S)
 
 
 def kill_all_of_ours(live: Live) -> None:

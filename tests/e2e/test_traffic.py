@@ -64,7 +64,7 @@ def requests_held(live: Live, app: Deployed) -> int:
 
 @pytest.mark.usefixtures("many_open_files")
 async def test_a_thousand_requests_held_during_one_wake_up_are_all_answered(live: Live, apps: Apps) -> None:
-    app = apps.deploy("--start-delay-s", "5", word="thousand", max_replicas=1, memory="1GiB", snapshot=False)
+    app = apps.deploy("--start-delay-s", "20", word="thousand", max_replicas=1, memory="1GiB", snapshot=False)
     answers = await ask_all_at_once(app)
     assert [status for status, _ in answers] == [200] * CALLERS
     assert len({identity for _, identity in answers}) == 1
@@ -119,7 +119,7 @@ def test_a_large_upload_wakes_a_server_and_passes_through_in_bounded_memory(live
 
 
 def test_a_caller_who_goes_away_while_held_leaves_the_others_waiting(live: Live, apps: Apps) -> None:
-    app = apps.deploy("--start-delay-s", "2", word="goner", snapshot=False)
+    app = apps.deploy("--start-delay-s", "10", word="goner", snapshot=False)
     host, port = live.url.removeprefix("http://").split(":")
     with ThreadPoolExecutor(1) as pool:
         with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as gone:
@@ -134,7 +134,7 @@ def test_a_caller_who_goes_away_while_held_leaves_the_others_waiting(live: Live,
 
 def test_a_cold_start_that_nobody_waits_for_any_more_is_recorded_as_abandoned(live: Live, apps: Apps) -> None:
     windows = {"scaledown_window_s": 1, "parked_window_s": 0}
-    app = apps.deploy("--start-delay-s", "2", word="alone", snapshot=False, **windows)
+    app = apps.deploy("--start-delay-s", "10", word="alone", snapshot=False, **windows)
     host, port = live.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as gone:
         gone.sendall(f"GET {app.path}/ HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())

@@ -23,7 +23,7 @@ def stand_ins(*, agent: tuple[str, ...] = (), control: tuple[str, ...] = ()) -> 
     )
 
 
-def eventually(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+def eventually(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait until ``condition`` holds; fail the test at the deadline."""
     deadline = monotonic() + timeout_s
     while not condition():
@@ -37,12 +37,12 @@ def state() -> Iterator[StateDir]:
     with tempfile.TemporaryDirectory(prefix="gp-") as directory:
         state = StateDir(Path(directory))
         yield state
-        embedded.down(state, commands=stand_ins(), timeout_s=30)
+        embedded.down(state, commands=stand_ins(), timeout_s=90)
 
 
 @pytest.fixture
 def ask_agent(state: StateDir) -> Iterator[httpx.Client]:
     with httpx.Client(
-        transport=httpx.HTTPTransport(uds=str(state.agent_socket)), base_url="http://agent", timeout=5
+        transport=httpx.HTTPTransport(uds=str(state.agent_socket)), base_url="http://agent", timeout=60
     ) as client:
         yield client

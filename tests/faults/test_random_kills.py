@@ -25,7 +25,7 @@ CALLERS = 8
 REST_S = 1.5
 """Mean pause of a caller: longer than it takes a server to scale to zero, so that starts never end."""
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(300 + 20 * KILLS)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(600 + 20 * KILLS)]
 
 
 def deploy_all(apps: Apps, folder: Path) -> list[str]:
@@ -78,7 +78,7 @@ def test_random_kills_cost_no_answer_and_leave_nothing(tmp_path: Path) -> None:
         for app in apps.names:
             live.rest(app)
         live.wait_for(
-            lambda: not still_there(live, apps), f"traces to go: {still_there(live, apps)}", timeout_s=90
+            lambda: not still_there(live, apps), f"traces to go: {still_there(live, apps)}", timeout_s=240
         )
         for path in paths[::2]:
             assert live.get(path)["version"] == "1"

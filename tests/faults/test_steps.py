@@ -22,7 +22,7 @@ from tests.faults.strike import Strike
 from glowplug.types.coldstart import Outcome
 from glowplug.types.replica import SnapshotStatus
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(600)]
 
 EVERY = 1 if os.environ.get("GLOWPLUG_FAULTS") == "all" else 23
 CALLERS = 2

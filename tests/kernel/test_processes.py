@@ -8,7 +8,7 @@ import time
 
 from glowplug.kernel.processes import is_running, kill_process, pid_start_ticks, process_tree
 
-SLEEP = ["sleep", "60"]
+SLEEP = ["sleep", "1000"]
 
 
 def test_a_process_is_told_from_a_later_one_of_its_number() -> None:
@@ -24,15 +24,16 @@ def test_only_the_very_process_is_killed() -> None:
         assert started is not None
         assert kill_process(process.pid, started + 1, timeout_s=1)
         assert is_running(process.pid, started)
-        assert kill_process(process.pid, started, timeout_s=5)
-        assert process.wait(5) == -9
+        assert kill_process(process.pid, started, timeout_s=60)
+        assert process.wait(60) == -9
         assert kill_process(process.pid, started, timeout_s=0)
 
 
 def test_a_tree_holds_descendants_parents_first_and_nobody_else() -> None:
-    with subprocess.Popen(SLEEP) as other, subprocess.Popen(["sh", "-c", "sh -c 'sleep 60; :'; :"]) as shell:
+    nested = ["sh", "-c", "sh -c 'sleep 1000; :'; :"]
+    with subprocess.Popen(SLEEP) as other, subprocess.Popen(nested) as shell:
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while len(tree := process_tree([shell.pid])) < 3 and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert len(tree) == 3

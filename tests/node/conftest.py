@@ -47,7 +47,7 @@ def agent(shared_agent: LiveAgent) -> Iterator[LiveAgent]:
     """The module's agent, with nothing running before the test and nothing left after it."""
     yield shared_agent
     shared_agent.calm_down()
-    eventually(lambda: not shared_agent.leftovers(), f"left: {shared_agent.leftovers()}", 20)
+    eventually(lambda: not shared_agent.leftovers(), lambda: f"left: {shared_agent.leftovers()}", 120)
 
 
 @pytest.fixture
@@ -82,5 +82,5 @@ def node(shared_gpu_node: GpuNode) -> Iterator[GpuNode]:
     yield shared_gpu_node
     shared_gpu_node.machine.heal()
     shared_gpu_node.calm_down()
-    eventually(lambda: not shared_gpu_node.leftovers(), f"left: {shared_gpu_node.leftovers()}", 20)
+    eventually(lambda: not shared_gpu_node.leftovers(), lambda: f"left: {shared_gpu_node.leftovers()}", 120)
     shared_gpu_node.no_device_memory_is_held()

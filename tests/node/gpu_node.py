@@ -53,7 +53,7 @@ class GpuNode(LiveAgent):
             found = self.snapshot_of(server)
             return found if found and found["status"] != "capturing" else None
 
-        return dict(eventually(over, f"{server['name']} is captured", 90))
+        return dict(eventually(over, f"{server['name']} is captured", 180))
 
     def good_snapshot(self, server: dict[str, Any]) -> dict[str, Any]:
         """The one that there is, or else one captured now."""
@@ -65,7 +65,7 @@ class GpuNode(LiveAgent):
 
     def await_strike(self) -> None:
         """Until the fault that was asked for has been met."""
-        eventually(lambda: not any((self.machine.folder / "faults").iterdir()), "the fault strikes", 60)
+        eventually(lambda: not any((self.machine.folder / "faults").iterdir()), "the fault strikes", 120)
 
     def no_device_memory_is_held(self) -> None:
         """Nothing of the replicas that ended is left on a device."""

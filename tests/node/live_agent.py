@@ -42,7 +42,7 @@ class LiveAgent:
         self.client = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(self.state.agent_socket)),
             base_url="http://agent",
-            timeout=60,
+            timeout=120,
         )
         self._log = (root / "agent.log").open("ab")
         command = [sys.executable, "-m", "glowplug.node", "--state", str(root)]
@@ -70,7 +70,7 @@ class LiveAgent:
     def restart(self, number: signal.Signals) -> None:
         """End it by a signal, and start a successor."""
         os.kill(self.pid, number)
-        eventually(lambda: not _runs_agent(self.pid), "the agent has left", 60)
+        eventually(lambda: not _runs_agent(self.pid), "the agent has left", 90)
         self.start_again()
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class LiveAgent:
                 assert self._reaper.poll() is None, (self.state.root / "agent.log").read_text()
                 return None
 
-        return int(eventually(answer, "the agent answers", 60))
+        return int(eventually(answer, "the agent answers", 90))
 
     # -- its API ---------------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class LiveAgent:
             "runtime": self.runtime,
             "resources": {"memory_bytes": MEMORY_BYTES},
             "snapshot": {"enabled": False},
-            "startup_timeout_s": 30,
+            "startup_timeout_s": 120,
             **changes,
         }
 
@@ -150,7 +150,7 @@ class LiveAgent:
         """The replica once it is ready or over."""
         return self.until(replica_id, "ready", *FINAL)
 
-    def until(self, replica_id: str, *states: str, timeout_s: float = 60) -> dict[str, Any]:
+    def until(self, replica_id: str, *states: str, timeout_s: float = 120) -> dict[str, Any]:
         """The replica once it is in one of the states."""
 
         def reached() -> dict[str, Any] | None:
@@ -185,7 +185,7 @@ class LiveAgent:
             found = [one for one in self.snapshots() if (one["app"], one["server"]) == (self.app, name)]
             return found[0] if found and found[0]["status"] != "capturing" else None
 
-        return dict(eventually(over, f"{name} is captured", 60))
+        return dict(eventually(over, f"{name} is captured", 180))
 
     def metric(self, name: str) -> float:
         """The value of a metric, or 0."""
@@ -198,20 +198,20 @@ class LiveAgent:
 
     def ask(self, view: dict[str, Any], path: str = "/", body: object = None) -> Any:
         """What the replica answers to a GET (or a POST of ``body``), as JSON; asked inside its namespace."""
-        answer = _fetch(view["endpoint"], path, body)
+        answer = _fetch(view["endpoint"], path, body, within_s=60)
         assert answer is not None, f"{view['id']} does not answer"
         return answer
 
     def ask_and_lose(self, view: dict[str, Any], path: str) -> None:
         """Ask what the replica does not survive to answer."""
-        assert _fetch(view["endpoint"], path, None) is None
+        assert _fetch(view["endpoint"], path, None, within_s=10) is None
 
     def calm_down(self) -> None:
         """Stop every replica, wait for every capture."""
         for view in self.client.get("/v1/replicas").json():
             if view["purpose"] == "serve" and view["state"] not in FINAL:
                 self.stop(view["id"], grace_s=0)
-        eventually(lambda: all(one["status"] != "capturing" for one in self.snapshots()), "no capture", 60)
+        eventually(lambda: all(one["status"] != "capturing" for one in self.snapshots()), "no capture", 180)
 
     def leftovers(self) -> list[str]:
         """What the kernel and the disk still hold of its replicas."""
@@ -274,12 +274,12 @@ def _runs_agent(pid: int) -> bool:
         return False
 
 
-def _fetch(endpoint: dict[str, Any], path: str, body: object) -> Any:
-    """GET (or POST of ``body``) by a small program inside the namespace; None if nobody answers."""
+def _fetch(endpoint: dict[str, Any], path: str, body: object, within_s: int) -> Any:
+    """GET (or POST of ``body``) by a small program inside the namespace; None if nobody answers in time."""
     script = (
         "import json, sys, urllib.request as r\n"
-        "url, body = sys.argv[1], sys.argv[2].encode() or None\n"
-        "print(r.urlopen(r.Request(url, body, {'content-type': 'application/json'}), timeout=10)"
+        "url, body, within_s = sys.argv[1], sys.argv[2].encode() or None, float(sys.argv[3])\n"
+        "print(r.urlopen(r.Request(url, body, {'content-type': 'application/json'}), timeout=within_s)"
         ".read().decode())"
     )
     url = f"http://{endpoint['host']}:{endpoint['port']}{path}"
@@ -294,6 +294,7 @@ def _fetch(endpoint: dict[str, Any], path: str, body: object) -> Any:
         script,
         url,
         "" if body is None else json.dumps(body),
+        str(within_s),
     ]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=within_s + 60, check=False)
     return json.loads(done.stdout) if done.returncode == 0 else None

@@ -55,8 +55,8 @@ class _Reaper:
             self._child, self._code = subprocess.Popen(self._command), None
         elif number in (signal.SIGTERM, signal.SIGINT):
             self._stays = False
-            if self._code is None:
-                self._child.send_signal(number)
+            if self._code is None:  # not Popen.send_signal, which may reap the child behind our back
+                os.kill(self._child.pid, number)
 
     def _reap(self) -> None:
         while True:

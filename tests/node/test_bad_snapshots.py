@@ -206,7 +206,7 @@ def _small_disk(path: Path, size_mib: int) -> Iterator[None]:
     try:
         yield
     finally:
-        eventually(lambda: subprocess.run(umount, check=False).returncode == 0, "unmount", 5)
+        eventually(lambda: subprocess.run(umount, check=False).returncode == 0, "unmount")
 
 
 @pytest.mark.parametrize("free_mb", [10, 4], ids=["full at the checkpoint", "full before"])

@@ -108,11 +108,12 @@ def test_two_agents_on_one_state_directory_are_refused(own_agent: LiveAgent) -> 
     import sys
 
     argv = [sys.executable, "-m", "glowplug.node", "--state", str(own_agent.state.root)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "Another node agent runs" in done.stderr
 
 
+@pytest.mark.timeout(1200)
 def test_killed_at_any_moment_it_leaves_nothing_that_its_successor_does_not_clean_up(
     own_agent: LiveAgent,
 ) -> None:
@@ -124,16 +125,21 @@ def test_killed_at_any_moment_it_leaves_nothing_that_its_successor_does_not_clea
         cycle.start()
         threading.Event().wait(moments.uniform(0, 1.2))
         own_agent.kill()
-        cycle.join(30)
+        cycle.join(120)
         assert not cycle.is_alive()
+        # Else it might find out, on a busy machine, that restores of so small a server do not pay.
+        own_agent.state.start_times.unlink(missing_ok=True)
         own_agent.start_again()
         for view in own_agent.client.get("/v1/replicas").json():
             assert view["purpose"] == "serve"
-            assert view["state"] in ("ready", "draining", "failed"), "adopted, or over"
+            assert view["state"] in ("ready", "draining", "stopped", "failed"), "adopted, or over"
             if view["state"] == "ready":
                 assert own_agent.ask(view) == "hello"
         own_agent.calm_down()
-        eventually(lambda: own_agent.leftovers() == [], f"kill {number}: {own_agent.leftovers()}", 20)
+        eventually(
+            lambda: own_agent.leftovers() == [],
+            lambda number=number: f"kill {number}: {own_agent.leftovers()}",
+        )
     views = own_agent.snapshots()
     assert all(view["status"] == "good" for view in views), views
 

@@ -27,7 +27,7 @@ ROOM_BYTES = 48 * MIB
 
 
 def run(*argv: str) -> None:
-    subprocess.run(argv, check=True, capture_output=True, timeout=60)
+    subprocess.run(argv, check=True, capture_output=True, timeout=120)
 
 
 @contextmanager

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tests.node.live_agent import example_request
 
 from glowplug.image.node_images import open_images
 from glowplug.node.agent import Agent
+from glowplug.node.api import make_app
 from glowplug.node.gpus import Gpus
 from glowplug.node.runtimes import Runtimes
 from glowplug.observe.metrics import Metrics
@@ -81,7 +83,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
 
 
 async def _eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             if condition():
                 return
@@ -150,6 +152,24 @@ async def test_after_a_failure_the_next_capture_waits_longer_each_time(agent: Ag
         await agent.captures.wanted(example_request())
         assert agent.captures.views()[0].status == "quarantined", "too early"
         clock.advance(2)
+
+
+async def test_a_capture_that_ends_while_snapshots_are_listed_is_in_the_list(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = SnapshotView(id="sn-1", app="a", server="s", status=SnapshotStatus.CAPTURING, key="k")
+    under_way = [view]
+
+    def read_before_it_was_published() -> list[SnapshotView]:
+        under_way.clear()
+        return []
+
+    monkeypatch.setattr(agent.captures, "views", under_way.copy)
+    monkeypatch.setattr(agent.snapshots, "list", read_before_it_was_published)
+    unused: Any = None
+    transport = httpx.ASGITransport(make_app(agent, unused, unused))
+    async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
+        assert [one["id"] for one in (await client.get("/v1/snapshots")).json()] == [view.id]
 
 
 async def test_an_agent_that_leaves_begins_no_capture(agent: Agent) -> None:

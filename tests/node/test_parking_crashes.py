@@ -48,7 +48,7 @@ def test_one_that_was_being_stopped_ends_although_it_was_found_frozen(own_agent:
     own_agent.kill()
     ReplicaCgroup(view["id"]).freeze()
     own_agent.start_again()
-    assert own_agent.until(view["id"], "stopped", timeout_s=60)["exit_code"] == 128 + signal.SIGKILL
+    assert own_agent.until(view["id"], "stopped")["exit_code"] == 128 + signal.SIGKILL
 
 
 def test_an_agent_that_stops_everything_stops_what_is_parked_too(own_agent: LiveAgent) -> None:

@@ -273,11 +273,31 @@ async def test_the_end_of_a_process_that_is_nobodys_child_here_is_seen_and_its_c
         watch = ExitWatch(process.pid, tmp_path, watched_since=100.0)
         assert not watch.has_ended
         process.kill()
-        await asyncio.wait_for(watch.wait(), 5)
+        await asyncio.wait_for(watch.wait(), 60)
     note = {"pid": process.pid, "exit_code": None, "signal": 9, "at": 101.0}
     (tmp_path / str(process.pid)).write_text(json.dumps(note))
     assert await watch.exit_code() == 137
     assert read_exit_code(tmp_path, process.pid, since=102.0) is None, "an older process of that number"
+
+
+async def test_a_process_that_is_reaped_late_is_waited_for(tmp_path: Path) -> None:
+    """By a supervisor that has no processor at the moment."""
+    with running(["sleep", "1000"]) as process:
+        watch = ExitWatch(process.pid, tmp_path, watched_since=0)
+        process.kill()
+        await watch.wait()
+        asked = asyncio.create_task(watch.exit_code())
+        await asyncio.sleep(2)
+        assert not asked.done(), "nobody has reaped it yet"
+        (tmp_path / str(process.pid)).write_text('{"exit_code": null, "signal": 9, "at": 1.0}')
+        assert await asked == 137
+
+
+async def test_one_that_nobody_notes_has_no_exit_code(tmp_path: Path) -> None:
+    with running(["sleep", "1000"]) as process:
+        watch = ExitWatch(process.pid, tmp_path, watched_since=0)
+    await watch.wait()
+    assert await watch.exit_code() is None
 
 
 async def test_a_process_that_is_gone_already_has_ended(tmp_path: Path) -> None:
@@ -343,6 +363,6 @@ def test_a_folder_goes_while_the_commands_in_it_take_their_files_away(tmp_path: 
     with ThreadPoolExecutor(1) as commands:
         ends = commands.submit(lambda: [file.unlink(missing_ok=True) for file in reversed(files)])
         folder.remove()
-        ends.result(timeout=20)
+        ends.result(timeout=120)
     assert not folder.path.exists()
     folder.remove()

@@ -145,7 +145,7 @@ async def test_bytes_that_nobody_gave_explain_a_failure_and_wrong_ones_do_not(
     snapshot: Any = FarSnapshot()
     watch = RestoreWatch(snapshot, 60.0, 120.0, SystemClock(), give_up)
     looking = asyncio.create_task(watch.run())
-    assert await asyncio.to_thread(snapshot.looked_twice.wait, 10)
+    assert await asyncio.to_thread(snapshot.looked_twice.wait, 60)
     snapshot.now = Fetching(failed=failed, invalid=invalid)
     looking.cancel()
     await asyncio.gather(looking, return_exceptions=True)

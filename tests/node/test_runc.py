@@ -55,6 +55,7 @@ def test_another_runtime_finds_no_snapshot_and_says_why(agent: LiveAgent) -> Non
     assert "was runc" in view["fallback_reason"]
 
 
+@pytest.mark.usefixtures("no_swap")
 def test_a_server_out_of_memory_is_told_so(agent: LiveAgent) -> None:
     view = agent.start(agent.server())
     agent.ask_and_lose(view, "/hold?mib=200")

@@ -57,7 +57,7 @@ def test_a_snapshot_whose_restores_are_slower_than_cold_starts_is_given_up_for_g
     own_agent: LiveAgent,
 ) -> None:
     """The hook takes longer than all of a cold start."""
-    slow = {"after_restore": {"command": ["sleep", "4"]}}
+    slow = {"after_restore": {"command": ["sleep", "6"]}}
     server = case_server(own_agent, "slow", snapshot=slow)
     snapshot = captured(own_agent, server)
 
@@ -66,7 +66,12 @@ def test_a_snapshot_whose_restores_are_slower_than_cold_starts_is_given_up_for_g
         own_agent.stop(view["id"], grace_s=0)
         return view["path"], view["fallback_reason"]
 
+    def restores_noted() -> int:
+        """Noted beside the serving, which does not wait for it."""
+        return len(json.loads(own_agent.state.start_times.read_text())["keys"][snapshot["id"]]["restored_s"])
+
     assert [start() for _ in range(3)] == [("cpu_snapshot", None)] * 3
+    eventually(lambda: restores_noted() == 3, "all three are noted")
     for number in (2, 3):
         path, reason = start()
         assert path == "cold"
@@ -112,10 +117,11 @@ def test_a_node_whose_restores_fail_whatever_is_restored_stops_restoring_until_o
     own_agent.state.probation.write_text(json.dumps({**record, "trial_at": 1.0, "backoff_s": 1.0}))
     own_agent.start_again()
     assert own_agent.start(sound)["path"] == "cpu_snapshot", "the trial"
-    assert own_agent.client.get("/v1/node").json()["quarantine"] is None
+    eventually(lambda: own_agent.client.get("/v1/node").json()["quarantine"] is None, "its success is noted")
     assert own_agent.metric("glowplug_node_quarantined") == 0
 
 
+@pytest.mark.timeout(600)
 def test_twenty_replicas_that_ask_at_once_cause_one_capture_per_key_and_one_at_a_time(
     agent: LiveAgent,
 ) -> None:
@@ -133,7 +139,7 @@ def test_twenty_replicas_that_ask_at_once_cause_one_capture_per_key_and_one_at_a
         at_once.append(sum(one["status"] == "capturing" for one in ours))
         return len(ours) == len(keys) and all(one["status"] == "good" for one in ours)
 
-    eventually(all_captured, "all are captured", 120)
+    eventually(all_captured, "all are captured", 300)
     assert max(at_once) <= CAPTURES_AT_ONCE
     assert {agent.settled(one)["state"] for one in begun} == {"ready"}
     assert agent.metric(succeeded) - before == len(keys)
@@ -159,7 +165,7 @@ def captured_anew(agent: LiveAgent, server: Any, old: dict[str, Any]) -> dict[st
         good = [one for one in agent.snapshots() if one["status"] == "good" and one["id"] != old["id"]]
         return next((one for one in good if one["server"] == view["server"]), None)
 
-    snapshot = dict(eventually(found, "it is captured", 60))
+    snapshot = dict(eventually(found, "it is captured", 180))
     agent.stop(view["id"], grace_s=0)
     return snapshot
 

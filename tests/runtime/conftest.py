@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import tempfile
@@ -56,9 +57,10 @@ class OrphanReaper:
         name, state = fields.partition("(")[2].rpartition(")")[0], fields.rpartition(")")[2].split()[0]
         # runsc re-executes itself as "exe"; what runc leaves lives in a pid namespace of its own.
         if state == "Z" and (name == "exe" or _is_in_pid_namespace(pid)):
-            got, status = os.waitpid(pid, os.WNOHANG)
-            if got:
-                self.exit_codes[pid] = os.waitstatus_to_exitcode(status)
+            with contextlib.suppress(ChildProcessError):  # whoever started it was quicker
+                got, status = os.waitpid(pid, os.WNOHANG)
+                if got:
+                    self.exit_codes[pid] = os.waitstatus_to_exitcode(status)
 
 
 def _is_in_pid_namespace(pid: int) -> bool:

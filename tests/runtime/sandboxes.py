@@ -33,14 +33,18 @@ while True:
 """
 # A server that holds one kind of state, named by its argument.
 HOLDER = Path(__file__).with_name("holder.py").read_text()
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
-def eventually(condition: Callable[[], Any], what: str = "", timeout_s: float = DEADLINE_S) -> Any:
-    """The first true answer of ``condition``; fails the test at the deadline."""
+def eventually(
+    condition: Callable[[], Any], what: str | Callable[[], str] = "", timeout_s: float = DEADLINE_S
+) -> Any:
+    """The first true answer of ``condition``; fails the test at the deadline, with ``what`` is so then."""
     deadline = time.monotonic() + timeout_s
     while not (answer := condition()):
-        assert time.monotonic() < deadline, f"it did not come true in time: {what or condition}"
+        if time.monotonic() > deadline:
+            said = what() if callable(what) else what
+            raise AssertionError(f"it did not come true in {timeout_s:g} s: {said or condition}")
         time.sleep(0.02)
     return answer
 
@@ -126,7 +130,7 @@ class Sandboxes:
 def ask(sandbox: Sandbox) -> str | None:
     """What the counter answers; None when it does not."""
     with NamespaceSockets(str(sandbox.netns)) as sockets, closing(sockets.open(socket.AF_INET)) as connection:
-        connection.settimeout(5)
+        connection.settimeout(30)
         try:
             connection.connect((REPLICA_ADDRESS, 8000))
             return connection.recv(100).decode() or None

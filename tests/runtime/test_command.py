@@ -50,14 +50,14 @@ def test_a_command_that_hangs_is_killed_with_its_children_at_the_deadline(tmp_pa
     mark = f"37{time.monotonic_ns() % 10**9}"
     with pytest.raises(DeadlineExceeded, match=r"within 0\.2 s"):
         _run(tmp_path, f"sleep {mark} & sleep {mark}", timeout_s=0.2)
-    eventually(lambda: kill_processes(lambda argv: mark in argv) == 0, "its children are gone", 5)
+    eventually(lambda: kill_processes(lambda argv: mark in argv) == 0, "its children are gone")
 
 
 def test_a_command_that_waits_for_a_helper_that_was_killed_has_failed(tmp_path: Path) -> None:
     """CRIU that is killed may leave a stopped child with the socket that runc reads."""
     helper = tmp_path / "gp-helper"
     shutil.copy("/bin/sh", helper)
-    script = f"{helper} -c 'sleep 1.5; kill -STOP $$; true' & sleep 3600"
+    script = f"{helper} -c 'sleep 3.5; kill -STOP $$; true' & sleep 3600"
     began = time.monotonic()
     with pytest.raises(RuntimeFailed, match="waits for gp-helper, which does not run any more"):
         run_to_end(
@@ -66,11 +66,11 @@ def test_a_command_that_waits_for_a_helper_that_was_killed_has_failed(tmp_path: 
             subject="r-1",
             words=tmp_path / "words",
             output=None,
-            timeout_s=60,
+            timeout_s=120,
             helper="gp-helper",
         )
-    assert 6.0 < time.monotonic() - began < 30.0
-    eventually(lambda: kill_processes(lambda argv: str(helper) in argv) == 0, "the stopped one is gone", 5)
+    assert time.monotonic() - began > 6.0, "as long as it worked it was waited for"
+    eventually(lambda: kill_processes(lambda argv: str(helper) in argv) == 0, "the stopped one is gone")
 
 
 def test_a_program_that_does_not_exist_is_an_unfit_system(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_strays_are_found_by_their_command_line_and_gone_afterwards() -> None:
     mark = f"mark-{time.monotonic_ns()}"
     with running([sys.executable, "-c", "import time; time.sleep(1000)", mark]) as stray:
         assert kill_processes(lambda argv: mark in argv) == 1
-        assert stray.wait(5) == -9
+        assert stray.wait(60) == -9
 
 
 @given(st.binary(max_size=2000))

@@ -132,6 +132,7 @@ def test_a_copys_memory_limit_and_share_are_those_of_its_own_description(
     assert eventually(lambda: ask(copy))
 
 
+@pytest.mark.usefixtures("no_swap")
 def test_more_memory_than_allowed_ends_the_container_and_is_counted(
     sandboxes: Sandboxes, reaper: OrphanReaper
 ) -> None:
@@ -170,7 +171,7 @@ def test_commands_that_a_dead_agent_left_running_are_ended_and_containers_are_no
         Runc(folder / "another").end_commands()
         assert left_running.poll() is None, "commands on another state folder are not ours"
         sandboxes.runtime.end_commands()
-        assert left_running.wait(10) == -9
+        assert left_running.wait(60) == -9
     assert is_alive(pid)
 
 
@@ -307,13 +308,14 @@ def test_a_full_disk_at_checkpoint_is_named_as_such(sandboxes: Sandboxes, folder
         (small / "image").mkdir()
         sandbox = sandboxes.run_counter()
         error = failure(lambda: sandboxes.runtime.checkpoint(sandbox.id, small / "image"))
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    finally:  # the sandbox lets go of its half image a moment after the command has failed
+        eventually(lambda: subprocess.run(["umount", str(small)], check=False).returncode == 0, "unmounted")
     assert isinstance(error, ResourceExhausted), repr(error)
     assert "full" in error.message
     assert error.remedy
 
 
+@pytest.mark.usefixtures("no_swap")
 def test_a_restore_into_too_little_memory_is_an_error(sandboxes: Sandboxes, folder: Path) -> None:
     hog = "import time; block = bytearray(b'x') * (300 << 20); print('full', flush=True); time.sleep(1000)"
     original, _ = sandboxes.run("python3", "-c", hog, memory_bytes=400 << 20)

@@ -100,11 +100,12 @@ def test_a_full_disk_at_checkpoint_is_named_as_such(sandboxes: Sandboxes, folder
         sandbox = sandboxes.run_counter()
         with pytest.raises(ResourceExhausted, match="full") as caught:
             sandboxes.runtime.checkpoint(sandbox.id, small / "image")
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    finally:  # the sandbox lets go of its half image a moment after the command has failed
+        eventually(lambda: subprocess.run(["umount", str(small)], check=False).returncode == 0, "unmounted")
     assert caught.value.remedy
 
 
+@pytest.mark.usefixtures("no_swap")
 def test_a_restore_into_too_little_memory_is_an_error(sandboxes: Sandboxes, folder: Path) -> None:
     hog = "import time; block = bytearray(b'x') * (300 << 20); print('full', flush=True); time.sleep(1000)"
     original, _ = sandboxes.run("python3", "-c", hog, memory_bytes=400 << 20)
@@ -180,8 +181,10 @@ def test_an_image_made_while_exec_ran_cannot_be_restored_though_its_checkpoint_s
     """Why no snapshot is good before a trial restore, and why a capture leaves no `exec` running."""
     original = sandboxes.run_counter()
     (folder / "image").mkdir()
-    with running(sandboxes.runtime.exec_argv(original.id, ["sleep", "1000"], tty=False)):
-        eventually(lambda: ask(original))
+    pid_file = folder / "pid"
+    argv = sandboxes.runtime.exec_argv(original.id, ["sleep", "1000"], tty=False, pid_file=pid_file)
+    with running(argv):
+        eventually(lambda: pid_file.exists() and pid_file.read_text(), "it runs inside")
         sandboxes.runtime.checkpoint(original.id, folder / "image")
     error = failure(lambda: sandboxes.restore(original, folder / "image"))
     assert isinstance(error, RuntimeFailed)
@@ -206,7 +209,7 @@ def test_commands_that_a_dead_agent_left_running_are_ended_and_sandboxes_are_not
         another.end_commands()
         assert left_running.poll() is None, "commands on another state folder are not ours"
         sandboxes.runtime.end_commands()
-        assert left_running.wait(10) == -9
+        assert left_running.wait(60) == -9
     assert is_alive(pid)
 
 

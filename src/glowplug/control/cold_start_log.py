@@ -25,7 +25,7 @@ from glowplug.types.replica import ReplicaView, Stage, StartPath
 log = logging.getLogger(__name__)
 
 _UNSAVED_LIMIT = 10_000
-_SAVED_WITHIN_S = 5.0
+_SAVED_WITHIN_S = 10.0
 
 
 class RecordStore(Protocol):

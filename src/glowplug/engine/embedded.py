@@ -35,6 +35,7 @@ from glowplug.types.paths import StateDir
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 90.0
 _POLL_S = 0.05
+_LOOK_S = 0.5
 _PROBE_TIMEOUT_S = 2.0
 _TAIL_LINES = 15
 
@@ -120,6 +121,10 @@ def run_foreground(
         _await_answers(state, record, deadline, timeout_s)
         with forwarding_signals(process):
             on_ready(record)
+            # Python hands a signal on between two calls: one that came just before a wait without end would
+            # be lost until the supervisor ends.
+            while not wait_for_exit(process.pid, _LOOK_S):
+                continue
             return process.wait()
 
 

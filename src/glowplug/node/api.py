@@ -131,9 +131,10 @@ def _add_snapshots(app: FastAPI, agent: Agent, moves: SnapshotMoves) -> None:
     async def listing(region: bool = False) -> list[SnapshotView]:
         if region:
             return await asyncio.to_thread(moves.in_region)
+        captures = agent.captures.views()  # first: one that ends meanwhile must not be missing from both
         stored = await asyncio.to_thread(agent.snapshots.list)
         views = {view.id: _with_verdict(agent, view) for view in stored}
-        for view in agent.captures.views():
+        for view in captures:
             # What is being captured again is told as such; a failed capture does not hide what is stored.
             if view.status is SnapshotStatus.CAPTURING or view.id not in views:
                 views[view.id] = view

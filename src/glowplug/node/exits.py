@@ -2,6 +2,7 @@
 
 A pidfd becomes readable when its process ends, child or not, so an adopted sandbox is watched like a new
 one. The exit code is known to whoever reaps it: the supervisor, which leaves a note in ``run/exits/<pid>``.
+Until then the process is still there, ended as it is: a busy machine may leave it so for seconds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 from pathlib import Path
 
+_REAPING_DEADLINE_S = 10.0
 _NOTE_DEADLINE_S = 1.0
 _NOTE_POLL_S = 0.01
 
@@ -41,12 +43,15 @@ class ExitWatch:
         await self._ended.wait()
 
     async def exit_code(self) -> int | None:
-        """The exit code (128 + n for signal n), or None if nobody noted it within a second."""
-        deadline = asyncio.get_running_loop().time() + _NOTE_DEADLINE_S
+        """The exit code (128 + n for signal n), or None if who reaped it noted none within a second."""
+        loop = asyncio.get_running_loop()
+        deadline, is_reaped = loop.time() + _REAPING_DEADLINE_S, False
         while True:
             code = _read_note(self._note, self._since)
-            if code is not None or asyncio.get_running_loop().time() > deadline:
+            if code is not None or loop.time() > deadline:
                 return code
+            if not is_reaped and _is_reaped(self._pid):
+                deadline, is_reaped = loop.time() + _NOTE_DEADLINE_S, True
             await asyncio.sleep(_NOTE_POLL_S)
 
     def close(self) -> None:
@@ -59,6 +64,10 @@ class ExitWatch:
     def _on_end(self) -> None:
         self.close()
         self._ended.set()
+
+
+def _is_reaped(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
 
 
 def read_exit_code(notes: Path, pid: int | None, since: float) -> int | None:

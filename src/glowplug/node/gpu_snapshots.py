@@ -38,7 +38,7 @@ from glowplug.types.errors import GlowplugError, ReplicaFailed, ResourceExhauste
 
 # Small ones are moved in milliseconds, 140 GB in half a minute.
 STAGE_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
-_EXPLAINED_S = 2.0
+_EXPLAINED_S = 10.0
 _MIB = 1 << 20
 
 logger = logging.getLogger(__name__)

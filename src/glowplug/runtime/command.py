@@ -22,7 +22,8 @@ from glowplug.kernel.processes import is_at_work, process_tree
 from glowplug.types.errors import DeadlineExceeded, ResourceExhausted, RuntimeFailed, SystemUnfit
 from glowplug.types.paths import TOOLS_DIR
 
-_DYING_DEADLINE_S = 5.0
+# A killed `checkpoint` ends when the disk has taken what it was just writing.
+_DYING_DEADLINE_S = 30.0
 _HELPLESS_S = 5.0
 _HELP_LOOK_S = 1.0
 _MAX_WORDS_BYTES = 1 << 20

@@ -32,7 +32,7 @@ _NETMASK = "255.255.255.252"
 _REPLICA_MAC = "02:00:0a:63:00:02"
 _GATEWAY_MAC = "02:00:0a:63:00:01"
 _NETNS_DIR = Path("/run/netns")
-_IP_TIMEOUT_S = 10.0
+_IP_TIMEOUT_S = 30.0
 _SPARES = 4
 # Of linux/sockios.h; both take a struct ifreq: 16 bytes of name, 16 of address, 8 that are not used.
 _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C

@@ -27,7 +27,7 @@ INSIDE_DRIVER, INSIDE_GPUS = "/run/fake-driver", "/run/fake-gpus"
 """Where containers find the fake driver and its machine."""
 H100 = "NVIDIA H100 80GB HBM3"
 IS_REAL = os.environ.get("GLOWPLUG_TEST_GPU") == "real"
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def build_driver(folder: Path) -> Path:
@@ -94,7 +94,7 @@ class Machine:
     def heal(self) -> None:
         """Take back what was not used up."""
         for fault in (self.folder / "faults").iterdir():
-            fault.unlink()
+            fault.unlink(missing_ok=True)
 
     def calls(self) -> list[tuple[str, int, str]]:
         """What was asked of the driver: call, process, result."""
@@ -108,7 +108,7 @@ class Machine:
         """How much device memory is in use, by whoever lives, in whatever pid namespace."""
         alive = {one for one in map(_identity, Path("/proc").iterdir()) if one}
         files = [(path.name.partition("-")[0].partition(".")[2], path) for path in self._memory_files()]
-        return sum(path.stat().st_size for owner, path in files if owner in alive)
+        return sum(_size_bytes(path) for owner, path in files if owner in alive)
 
     def describe_to_containers(self, libraries: Path) -> Path:
         """The folder of a CDI file by which containers get these GPUs, like one of NVIDIA's toolkit."""
@@ -130,6 +130,13 @@ class Machine:
 
     def _memory_files(self) -> list[Path]:
         return list((self.folder / "memory").iterdir())
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # it was freed just now
+        return 0
 
 
 def _identity(process: Path) -> str:

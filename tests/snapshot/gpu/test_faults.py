@@ -24,7 +24,7 @@ from .machine import H100, IS_REAL, Crew, CudaProcess, Machine, build_driver, ex
 
 pytestmark = pytest.mark.skipif(IS_REAL, reason="a real driver does not fail on request")
 
-HASTY = Deadlines(lock_s=0.6, checkpoint_s=0.6, restore_s=0.6, unlock_s=0.6)
+HASTY = Deadlines(lock_s=2, checkpoint_s=2, restore_s=2, unlock_s=2)
 CALLS = ("lock", "checkpoint", "restore", "unlock")
 REFUSALS = ("illegal_state", "out_of_memory", "timeout", "wrong_chip")
 ALL = [

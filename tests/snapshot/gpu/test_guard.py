@@ -250,7 +250,7 @@ async def test_a_driver_that_does_not_even_tell_a_state_is_not_waited_for(
 ) -> None:
     with running(machine, 1) as processes:
         [pid] = [process.pid for process in processes]
-        async with GpuGuard(tmp_path / "guard", Deadlines(state_s=2)) as guard:
+        async with GpuGuard(tmp_path / "guard", Deadlines(state_s=5)) as guard:
             await guard.find([pid])
             machine.fail("state", "hang", pid)
             with pytest.raises(DeadlineExceeded) as raised:
