@@ -210,6 +210,17 @@ def test_a_detached_run_leaves_it_deployed(control: FakeControl, glowplug: Glowp
     assert server["runtime"] == "runc"
 
 
+def test_a_run_may_capture_the_memory_of_its_gpus(control: FakeControl, glowplug: Glowplug) -> None:
+    finished(control)
+    words = ["run", "--detach", "--name", "model", "--gpu-snapshot", "--gpu", "H100"]
+    command = ["--", "python3", "-m", "http.server", "8000"]
+    refused = glowplug(*words, *command)
+    assert refused.exit_code != 0
+    assert "runc" in refused.stderr
+    assert glowplug(*words, "--runtime", "runc", *command).exit_code == 0
+    assert control.bodies[0]["app"]["servers"][0]["snapshot"]["gpu"] is True
+
+
 def test_a_runtime_that_does_not_exist_is_told_with_those_that_do(glowplug: Glowplug) -> None:
     result = glowplug("run", "--runtime", "docker", "--", "python3")
     assert result.exit_code != 0

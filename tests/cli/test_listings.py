@@ -30,6 +30,17 @@ def test_ps_shows_device_memory_where_there_is_a_gpu(control: FakeControl, glowp
     assert "7.50 GB" not in second
 
 
+def test_ps_shows_where_the_device_memory_of_what_is_parked_is(
+    control: FakeControl, glowplug: Glowplug
+) -> None:
+    control.replicas = [replica(state="parked", device_bytes=0, suspended_bytes=7_500_000_000)]
+    head, line = glowplug("ps").stdout.splitlines()
+    assert "DEVICE" in head
+    assert "0 B, 7.50 GB on host" in line
+    (told,) = json.loads(glowplug("ps", "--json").stdout)
+    assert (told["device_bytes"], told["suspended_bytes"]) == (0, 7_500_000_000)
+
+
 def test_ps_shows_what_is_parked_and_how_long_it_took_to_wake(
     control: FakeControl, glowplug: Glowplug
 ) -> None:
@@ -198,6 +209,19 @@ def test_snapshot_show_spells_out_the_key(control: FakeControl, glowplug: Glowpl
     output = glowplug("snapshot", "show", "sn-1").stdout
     assert "epyc" in output
     assert "5.40 s" in output
+
+
+def test_snapshot_show_says_which_gpus_it_needs(control: FakeControl, glowplug: Glowplug) -> None:
+    gpu = {"uuid": "GPU-1", "chip": "NVIDIA H100", "memory_bytes": 80_000_000_000}
+    used = gpu | {"uuid": "GPU-2", "is_given": True, "held_bytes": 7_500_000_000}
+    control.snapshots = [snapshot(gpus=[gpu, used])]
+    lines = [line.strip() for line in glowplug("snapshot", "show", "sn-1").stdout.splitlines()]
+    first = next(number for number, line in enumerate(lines) if line.startswith("gpus"))
+    assert lines[first].endswith("NVIDIA H100 (80.00 GB): 7.50 GB of it captured")
+    assert lines[first + 1] == "NVIDIA H100 (80.00 GB): in the machine, not used"
+    assert "a restore needs" in lines[first + 2]
+    control.snapshots = [snapshot()]
+    assert "gpus" not in glowplug("snapshot", "show", "sn-1").stdout
 
 
 def test_image_inspect_prints_what_it_was_made_from(control: FakeControl, glowplug: Glowplug) -> None:

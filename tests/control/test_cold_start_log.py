@@ -1,4 +1,4 @@
-"""Records of cold starts: what they say, and that whoever asks for them does not notice how they are saved."""
+"""Records of cold starts: what they say, and that whoever asks for them finds what is just being saved."""
 
 from __future__ import annotations
 

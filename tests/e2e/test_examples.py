@@ -24,7 +24,8 @@ from glowplug.types.replica import StartPath
 pytestmark = pytest.mark.sandbox
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-OF_OTHER_TESTS = {"chat_vllm.py", "several_ranks.py", "from_registry.py", "from_name.py", "gpu_server.py"}
+OF_OTHER_TESTS = {"chat_vllm.py", "several_ranks.py", "from_registry.py", "from_name.py"}
+OF_OTHER_TESTS |= {"gpu_server.py", "gpu_turns.py"}
 OF_OTHER_TESTS |= {case.example for case in CASES}
 """``test_vllm``, ``test_lazy_images``, ``test_gpu``, ``test_ranks`` and ``test_engines*`` run them."""
 NEEDS_ENGINE = {"streamed_weights.py", "torch_server.py"}

@@ -158,6 +158,26 @@ def test_a_replica_keeps_its_gpus_while_parked_and_a_trial_has_those_of_what_was
         capacity.reserve("c", Resources(gpu="L4"))
 
 
+def test_gpus_that_a_parked_replica_gave_up_are_promised_to_others_and_it_gets_its_own_if_it_can() -> None:
+    capacity = Capacity(cpus=2, memory_bytes=64 << 30, gpus=[gpu(0, "NVIDIA L4"), gpu(1, "NVIDIA L4")])
+    capacity.reserve("a", Resources(gpu="L4"))
+    capacity.reserve("b", Resources(gpu="L4"))
+    capacity.park("b", 1 << 30, keeps_gpus=False)
+    assert capacity.gpus_used == 1
+    capacity.release("a")
+    capacity.reserve("b", Resources(gpu="L4"), ["GPU-1"])
+    assert capacity.gpus_of("b") == ("GPU-1",)
+    capacity.park("b", 1 << 30, keeps_gpus=False)
+    capacity.reserve("c", Resources(gpu="L4:2"))
+    capacity.release("c")
+    capacity.reserve("d", Resources(gpu="L4"), ["GPU-1"])
+    with pytest.raises(Unavailable, match="0 of 1 are free"):
+        capacity.reserve("b", Resources(gpu="L4"), ["GPU-1"], can_move=False)
+    assert capacity.gpus_of("b") == ()
+    capacity.reserve("b", Resources(gpu="L4"), ["GPU-1"])
+    assert capacity.gpus_of("b") == ("GPU-0",)
+
+
 @pytest.mark.parametrize(
     ("chip", "names", "others"),
     [

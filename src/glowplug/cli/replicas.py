@@ -52,7 +52,7 @@ def ps(
         print_json(session, replicas)
         return
     now = SystemClock().wall()
-    has_gpus = any(replica.gpus for replica in replicas)
+    has_gpus = any(replica.gpus or replica.suspended_bytes is not None for replica in replicas)
     columns = [*_COLUMNS, *([_DEVICE_COLUMN] if has_gpus else []), "ERROR"]
     replicas.sort(key=lambda replica: replica.created_at)
     rows = [_row(replica, now, has_gpus=has_gpus) for replica in replicas]
@@ -75,9 +75,15 @@ def _row(replica: ReplicaView, now: float, *, has_gpus: bool) -> list[str | Text
         _start(replica),
         _bytes(replica.memory_bytes),
         _bytes(replica.proportional_bytes),
-        *([_bytes(replica.device_bytes)] if has_gpus else []),
+        *([_device_memory(replica)] if has_gpus else []),
         replica.error.message if replica.error else (replica.fallback_reason or ""),
     ]
+
+
+def _device_memory(replica: ReplicaView) -> str:
+    """What is on its GPUs; of a parked one, also what of it lies on the host, and is part of MEMORY."""
+    on_host = f", {_bytes(replica.suspended_bytes)} on host" if replica.suspended_bytes is not None else ""
+    return f"{_bytes(replica.device_bytes)}{on_host}"
 
 
 def _bytes(count: int | None) -> str:

@@ -51,6 +51,13 @@ def run(
         list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="Environment; repeatable.")
     ] = None,
     no_snapshot: Annotated[bool, typer.Option("--no-snapshot", help="Never capture its memory.")] = False,
+    gpu_snapshot: Annotated[
+        bool,
+        typer.Option(
+            "--gpu-snapshot",
+            help="Capture and park the memory of its GPUs too; with --gpu and --runtime runc (docs/gpu.md).",
+        ),
+    ] = False,
     recipe: Annotated[
         str,
         typer.Option(
@@ -160,7 +167,7 @@ def run(
         ready=ready,
         image=image,
         env=parse_assignments(env or []),
-        snapshot=Snapshot(not no_snapshot, warmup=warmup or [], canary=canary or []),
+        snapshot=Snapshot(not no_snapshot, gpu=gpu_snapshot, warmup=warmup or [], canary=canary or []),
         recipe=recipe,
         **{key: value for key, value in options.items() if value is not None},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ from glowplug.snapshot.sealing.keys import make_key_file, rotate_key_file
 from glowplug.types.clock import SystemClock
 from glowplug.types.errors import DeadlineExceeded, InvalidInput, NotFound, SnapshotInvalid
 from glowplug.types.key_fields import KEY_FIELD_WORDS
-from glowplug.types.replica import SnapshotStatus, SnapshotView
+from glowplug.types.replica import SnapshotGpu, SnapshotStatus, SnapshotView
 
 _LOOK_EVERY_S = 0.5
 _SHOWN_CHARACTERS = 200
@@ -308,11 +309,27 @@ def _print_one(session: Session, view: SnapshotView, as_json: bool) -> None:
         "key": view.key,
     }
     rows: list[Row] = [[Text(name, "bold"), value] for name, value in facts.items() if value]
+    for number, line in enumerate(_gpu_lines(view.gpus)):
+        rows.append([Text("" if number else "gpus", "bold"), line])
     for name, value in view.key_fields.items():
         words = Text(KEY_FIELD_WORDS.get(name, ""), "bright_black")
         rows.append([Text(f"  {printable(name)}", "bright_black"), _cut(value)])
         rows.append(["", words])
     print_table(session, ["", ""], rows, "")
+
+
+def _gpu_lines(gpus: Sequence[SnapshotGpu]) -> list[str]:
+    """What was captured of which GPUs, one line a GPU; and what a restore needs for that."""
+    lines = [
+        f"{gpu.chip} ({format_bytes(gpu.memory_bytes)}): "
+        + (f"{format_bytes(gpu.held_bytes)} of it captured" if gpu.is_given else "in the machine, not used")
+        for gpu in sorted(gpus, key=lambda gpu: not gpu.is_given)
+    ]
+    need = (
+        "a restore needs a GPU of the same kind for each, used or not, as much free memory as was captured, "
+        "and the same driver"
+    )
+    return [*lines, need] if lines else []
 
 
 def _cut(value: str) -> str:

@@ -213,7 +213,7 @@ class Fleet:
             replica.is_parking = False
         elif state is ReplicaState.READY:
             replica.suspect_until_s = 0.0
-            replica.is_waking = replica.is_push_out_asked = False
+            replica.is_waking = replica.is_push_out_asked = replica.waits_for_gpu = False
             self.open_way(replica)
             if was is not ReplicaState.READY:
                 self._got_ready(replica)

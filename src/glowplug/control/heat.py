@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from glowplug.types.replica import ReplicaView, Stage, StartPath
 from glowplug.types.spec import Scaling, ServerSpec
+
+# Of one that was neither woken nor restored yet: nobody has measured anything.
+_UNMEASURED_WAKE_S = 1.0
+_UNMEASURED_START_S = 60.0
 
 
 class StepDown(StrEnum):
@@ -21,10 +26,25 @@ class StepDown(StrEnum):
 def step_down(spec: ServerSpec, *, is_ready: bool, is_wanted: bool) -> StepDown:
     """For a replica that is not needed. ``is_wanted``: its version is active, and nobody stopped the server.
 
-    A replica with a GPU would keep it from others, frozen: it is stopped.
+    A replica whose device memory cannot leave its GPU would keep it from others, frozen: it is stopped.
     """
-    may_park = spec.scaling.parked_window_s > 0 and spec.resources.gpu is None and is_ready and is_wanted
+    gives_gpu_back = spec.resources.gpu is None or spec.snapshot.gpu
+    may_park = spec.scaling.parked_window_s > 0 and gives_gpu_back and is_ready and is_wanted
     return StepDown.PARK if may_park else StepDown.STOP
+
+
+def wake_cost_s(spec: ServerSpec, view: ReplicaView) -> float:
+    """How long its next caller waits if it gives its GPU up: as last measured, where it was."""
+    if step_down(spec, is_ready=True, is_wanted=True) is StepDown.STOP:
+        return _UNMEASURED_START_S if view.ready_at is None else max(view.ready_at - view.created_at, 0.0)
+    if view.path is StartPath.PARKED:
+        return sum(view.stages_s.values())
+    return view.stages_s.get(Stage.DEVICE_INIT, _UNMEASURED_WAKE_S)
+
+
+def keep_value(*, requests_per_s: float, cost_s: float) -> float:
+    """What it is worth to leave a GPU with who has it: seconds of waiting that it saves callers a second."""
+    return requests_per_s * cost_s
 
 
 def has_cooled(scaling: Scaling, parked_s: float) -> bool:

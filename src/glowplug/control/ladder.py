@@ -4,7 +4,8 @@ A replica that is not needed goes down one step at a time: after ``scaledown_win
 ``parked_window_s`` more it is stopped. Where a node's memory is short, or has no room for what is to start,
 one replica at a time goes down a step sooner: the one idle for longest first. A server that somebody is
 using, or that has no more than its ``min_replicas``, is left alone. Up it goes at once: parked replicas are
-woken before any is started, those in memory first.
+woken before any is started, those in memory first. Servers with GPUs take turns
+(:mod:`glowplug.control.gpu_turns`).
 
 Level-triggered like the reconciler, which calls it: every decision follows from what is there now.
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from glowplug.control.fleet import Fleet
+from glowplug.control.gpu_turns import GpuTurns, says_no_gpu
 from glowplug.control.heat import StepDown, has_cooled, step_down, wake_order
 from glowplug.control.node_link import NodeLink
 from glowplug.control.replica_entry import Replica
@@ -70,14 +72,16 @@ class HeatLadder:
         self._timings = timings
         self._call = call
         self._next_step_at_s: dict[str, float] = {}
+        self._turns = GpuTurns(fleet, clock, self.step_down)
 
     # -- up --------------------------------------------------------------------------------------------------
 
     def wake(self, target: Target, missing: int) -> int:
         """Wake parked replicas of the active version; how many of ``missing`` need not be started."""
         now_s = self._clock.monotonic()
-        # Who is just being frozen cannot be called back, and is there again in a moment.
+        # Who is just being frozen cannot be called back, and is there again in a moment; so is who waits.
         coming = sum(1 for r in target.replicas.values() if r.is_parking and target.is_current(r))
+        coming += sum(1 for r in target.parked() if r.waits_for_gpu and r.wake_again_at_s > now_s)
         usable = [r for r in target.parked() if r.wake_again_at_s <= now_s and self._link_of(r) is not None]
         usable.sort(
             key=lambda r: wake_order(is_pushed_out=r.view.is_pushed_out, parked_at_s=r.view.parked_at or 0.0)
@@ -97,7 +101,7 @@ class HeatLadder:
     async def _ask_to_wake(self, link: NodeLink, target: Target, replica: Replica) -> None:
         log.info("waking replica %s", replica.id)
         try:
-            view = await link.client.unpark_replica(replica.id)
+            view = await link.client.unpark_replica(replica.id, has_devices=_has_devices(target))
         except GlowplugError as error:
             self._not_woken(target, replica, error)
         else:
@@ -109,7 +113,10 @@ class HeatLadder:
         log.warning("replica %s cannot be woken: %s", replica.id, error)
         target.counters.heat_steps["not_woken"] += 1
         if replica.id in self._fleet.replicas:
-            target.give_back_cold_start(replica, f"waking a parked replica failed: {error.message}")
+            replica.waits_for_gpu = says_no_gpu(error) and self._turns.make_room(replica.node, target, error)
+            reason = None if replica.waits_for_gpu else f"waking a parked replica failed: {error.message}"
+            target.give_back_cold_start(replica, reason)
+            target.history.problem = error.message
             replica.is_waking = False
             replica.wake_again_at_s = self._clock.monotonic() + _WAKE_RETRY_S
         if says_no_room(error):
@@ -152,7 +159,8 @@ class HeatLadder:
     async def _ask_to_park(self, link: NodeLink, target: Target, replica: Replica, *, push_out: bool) -> None:
         log.info("parking replica %s", replica.id)
         try:
-            view = await link.client.park_replica(replica.id, push_out=push_out)
+            has_devices = _has_devices(target)
+            view = await link.client.park_replica(replica.id, push_out=push_out, has_devices=has_devices)
         except Unavailable as error:
             log.warning("replica %s cannot be parked now: %s", replica.id, error)
             replica.is_parking = False
@@ -163,6 +171,8 @@ class HeatLadder:
             self._fleet.drain(replica, target.version.spec.request_timeout_s)
         else:
             target.counters.heat_steps["parked"] += 1
+            if has_devices:
+                self._turns.was_freed(link.name)
             self._fleet.answered(link.name, view)
 
     def _stop(self, target: Target, replica: Replica) -> None:
@@ -176,6 +186,13 @@ class HeatLadder:
         for link in self._links:
             if link.memory is not None and link.memory.is_short:
                 self.make_room(link.name)
+
+    def find_room(self, node: str, for_target: Target, error: GlowplugError) -> None:
+        """A start on the node was refused, perhaps for lack of room."""
+        if says_no_gpu(error):
+            self._turns.make_room(node, for_target, error)
+        elif says_no_room(error):
+            self.make_room(node, for_target)
 
     def make_room(self, node: str, for_target: Target | None = None) -> None:
         """Let the least valuable replica of the node go down a step, at most one in ``relief_step_s``.
@@ -231,6 +248,10 @@ class HeatLadder:
 
     def _link_of(self, replica: Replica) -> NodeLink | None:
         return next((link for link in self._links if link.name == replica.node and link.is_synced), None)
+
+
+def _has_devices(target: Target) -> bool:
+    return target.version.spec.resources.gpu is not None
 
 
 def _has_swap(link: NodeLink) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 
 from glowplug.control.fleet import Fleet
 from glowplug.control.heat import shrink_order
-from glowplug.control.ladder import HeatLadder, says_no_room
+from glowplug.control.ladder import HeatLadder
 from glowplug.control.node_link import NodeLink
 from glowplug.control.replica_entry import Replica
 from glowplug.control.target import Target, error_info
@@ -212,8 +212,8 @@ class Reconciler:
         if idle:
             # The old version may be what takes the room: it makes way as soon as it has nothing to do.
             self._fleet.drain(idle[0], target.version.spec.request_timeout_s)
-        elif says_no_room(error):
-            self._ladder.make_room(replica.node, for_target=target)
+        else:
+            self._ladder.find_room(replica.node, target, error)
 
     def _stop_if_drained(self, replica: Replica, now_s: float) -> None:
         drain = replica.drain

@@ -46,6 +46,8 @@ class Replica:
     is_push_out_asked: bool = False
     """Its memory is, or cannot be, where it frees most: the next step down is the stop."""
     wake_again_at_s: float = 0.0
+    waits_for_gpu: bool = False
+    """Somebody else on its node has the GPU, and it is woken when that one has given it up."""
     cold_start: OpenColdStart | None = None
 
     @property

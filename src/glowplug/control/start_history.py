@@ -53,6 +53,11 @@ class StartHistory:
         self.problem = problem
         self._wait(self._timings.backoff_first_s)
 
+    def hurry(self) -> None:
+        """What a postponed start waited for is there, perhaps."""
+        if not self.failed_starts:
+            self._retry_at_s = 0.0
+
     def interrupted(self, problem: str) -> None:
         """A part of Glowplug died while it started: it is tried again at once."""
         self.problem = problem

@@ -15,6 +15,7 @@ from functools import partial
 from glowplug.control import hold_errors
 from glowplug.control.autoscaler import Autoscaler, Load
 from glowplug.control.cold_start_log import ColdStartLog, OpenColdStart
+from glowplug.control.demand import RecentDemand
 from glowplug.control.replica_entry import Drain, Replica
 from glowplug.control.start_history import StartHistory
 from glowplug.control.timings import Timings
@@ -45,7 +46,8 @@ class Counters:
     retried: int = 0
     rejected: int = 0
     heat_steps: Counter[str] = field(default_factory=Counter)
-    """Steps on the heat ladder (``parked``, ``pushed_out``, ``woken``, ``not_woken``, ``cooled``)."""
+    """Steps on the heat ladder (``parked``, ``pushed_out``, ``woken``, ``not_woken``, ``cooled``), and how
+    often one was taken to give a GPU to somebody else (``made_way``)."""
 
 
 class Ticket:
@@ -98,6 +100,7 @@ class Target:
         self.peak = 0
         self.in_flight = 0
         self.autoscaler = Autoscaler(version.spec.scaling, clock)
+        self.demand = RecentDemand(clock)
         self._clock = clock
         self._cold_starts = cold_starts
         self._on_demand = on_demand
@@ -143,7 +146,7 @@ class Target:
         return [r for r in self.replicas.values() if r.is_parked and self.is_current(r)]
 
     def rest(self) -> None:
-        """Memory is short: what this server needed lately keeps no replica running. A request does."""
+        """Somebody else needs the room: what was needed here lately keeps no replica up. A request does."""
         self.last_activity_s = None
         self.autoscaler.configure(self.version.spec.scaling)
 
@@ -183,6 +186,7 @@ class Target:
     def entered(self) -> None:
         """A request is in flight."""
         self.in_flight += 1
+        self.demand.note()
         self.is_stopped = False
         if self.in_flight > self.peak:
             self.peak = self.in_flight

@@ -20,6 +20,7 @@ from glowplug.node.capacity import Capacity
 from glowplug.node.capture import Captures
 from glowplug.node.container import Container, exec_pid
 from glowplug.node.exits import read_exit_code
+from glowplug.node.gpu_parking import GpuParking
 from glowplug.node.gpu_snapshots import GpuSnapshots
 from glowplug.node.gpus import Gpus
 from glowplug.node.large_pages import LargePages
@@ -134,14 +135,16 @@ class Agent:
             self.table,
             self.starter,
             self.capacity,
+            GpuParking(self.devices, self.starter, self.capacity),
             self.clock,
             spawn=self.lives.spawn,
-            on_room=self.captures.room_was_made,
+            captures=self.captures,
         )
 
     async def open(self) -> None:
         """Take over what a predecessor left: adopt what lives, clean up what does not. Raises SystemUnfit."""
         self.state.create()
+        self.devices.open()
         await self.starter.in_thread(self.runtimes.open)
         await self.starter.in_thread(self.snapshots.sweep)
         await self.starter.in_thread(self.merging.put_back)
@@ -182,7 +185,8 @@ class Agent:
         if existing is not None:
             return existing
         self.runtimes.choose(request.server)
-        self.capacity.reserve(request.replica_id, request.server.resources)
+        with self.captures.giving_way():
+            self.capacity.reserve(request.replica_id, request.server.resources)
         try:
             replica = self._new_replica(request, Purpose.SERVE)
         except OSError as error:
@@ -297,7 +301,9 @@ class Agent:
         alive = is_running(record.view.pid, record.pid_started_ticks)
         was_draining = record.view.state is ReplicaState.DRAINING
         self.lives.replicas[replica_id] = replica
-        if alive and record.view.state is not ReplicaState.STARTING:
+        # Device memory that is away is brought back by nobody but who wakes what is parked.
+        is_lost = record.is_moving or (record.away is not None and not container.cgroup.is_frozen)
+        if alive and record.view.state is not ReplicaState.STARTING and not is_lost:
             self.capacity.hold(replica_id, record.server.resources, record.view.gpus)
             replica.watch_process(record.view.pid or 0)
             if container.cgroup.is_frozen:
@@ -310,7 +316,7 @@ class Agent:
                 self.stop(replica_id, DEFAULT_GRACE_S)
             logger.info("adopted %s", replica_id)
             return
-        error = _why_not_adopted(record.view)
+        error = _why_not_adopted(record.view, is_lost=is_lost and alive)
         code = read_exit_code(self.state.exits, record.view.pid, record.view.created_at)
         await self.lives.end(replica, ReplicaState.FAILED, error, code)
 
@@ -348,9 +354,12 @@ class Agent:
         logs.prune(self.state.replica_logs, set(self.lives.replicas.copy()))
 
 
-def _why_not_adopted(view: ReplicaView) -> GlowplugError:
+def _why_not_adopted(view: ReplicaView, *, is_lost: bool) -> GlowplugError:
     """Who was starting was interrupted by us: no fault of its server. Who served has ended by itself."""
     remedy = "It is started again when needed."
+    if is_lost:
+        why = f"The device memory of {view.id} was being moved when the node agent died."
+        return StartInterrupted(why, remedy=remedy, replica_id=view.id)
     if view.state is ReplicaState.STARTING:
         why = f"{view.id} was still starting when the node agent died."
         return StartInterrupted(why, remedy=remedy, replica_id=view.id)

@@ -3,7 +3,8 @@
 Memory and GPUs are promised once, GPUs one by one: a replica that would not fit is refused with the numbers.
 What is promised of memory is what the cgroup allows: the replica's own and what its sandbox may take on top.
 Processors are shared: the kernel divides them, and an idle replica uses none. A parked replica cannot grow:
-it counts with what it holds until it is woken, when it needs its promise again.
+it counts with what it holds until it is woken, when it needs its promise again. One whose device memory is on
+the host holds no GPU either: replicas take turns on one.
 """
 
 from __future__ import annotations
@@ -69,10 +70,14 @@ class Capacity:
         """Promised so far."""
         return sum(len(held.gpus) for held in self._held.values())
 
-    def reserve(self, replica_id: str, wanted: Resources) -> None:
+    def reserve(
+        self, replica_id: str, wanted: Resources, before: Sequence[str] = (), *, can_move: bool = True
+    ) -> None:
         """Promise ``wanted`` to a replica, instead of what it holds if it is parked.
 
-        Raises Unavailable, with the numbers, if it does not fit; what it held it still holds then.
+        ``before`` are the GPUs that its device memory was on: it gets those if they are free, and no others
+        unless it ``can_move``. Raises Unavailable, with the numbers, if it does not fit; what it held it
+        still holds then.
         """
         promise = _Held.promised(wanted)
         held = self._held.get(replica_id, _Held(0.0, 0))
@@ -85,14 +90,14 @@ class Capacity:
                 remedy="Stop something (`glowplug ps`), or lower memory= or max_replicas=.",
                 resource="memory",
             )
-        gpus = self._gpus_for(replica_id, wanted, held)
+        gpus = self._gpus_for(replica_id, wanted, held, before, can_move)
         self._held[replica_id] = replace(promise, gpus=gpus)
 
-    def park(self, replica_id: str, memory_bytes: int) -> None:
-        """A parked replica runs on no processor, and takes the memory that it holds. It keeps its GPUs."""
+    def park(self, replica_id: str, memory_bytes: int, *, keeps_gpus: bool = True) -> None:
+        """A parked replica runs on no processor, and takes the memory that it holds."""
         held = self._held.get(replica_id)
         if held is not None:
-            self._held[replica_id] = _Held(0.0, memory_bytes, held.gpus)
+            self._held[replica_id] = _Held(0.0, memory_bytes, held.gpus if keeps_gpus else ())
 
     def hold(self, replica_id: str, held: Resources, gpus: Sequence[str]) -> None:
         """Note what an adopted replica holds already, whether or not it still fits."""
@@ -113,13 +118,20 @@ class Capacity:
         if held is not None:
             self._held[successor_id] = held
 
-    def _gpus_for(self, replica_id: str, wanted: Resources, held: _Held) -> tuple[str, ...]:
+    def _gpus_for(
+        self, replica_id: str, wanted: Resources, held: _Held, before: Sequence[str], can_move: bool
+    ) -> tuple[str, ...]:
         """Raises Unavailable."""
         if len(held.gpus) == wanted.gpu_count:
             return held.gpus
         taken = {uuid for other, one in self._held.items() if other != replica_id for uuid in one.gpus}
-        wanted_kind = [device.uuid for device in self.gpus if is_called(device.chip, wanted.gpu_chip)]
+        wanted_kind = [
+            device.uuid
+            for device in self.gpus
+            if is_called(device.chip, wanted.gpu_chip) and (can_move or device.uuid in before)
+        ]
         free = [uuid for uuid in wanted_kind if uuid not in taken]
+        free.sort(key=lambda uuid: uuid not in before)
         if len(free) < wanted.gpu_count:
             raise Unavailable(
                 f"No room for {replica_id}: it needs {wanted.gpu_count} GPU(s) ({wanted.gpu}), and "

@@ -15,8 +15,8 @@ import asyncio
 import logging
 import secrets as randomness
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from glowplug.image.mount import Mounter
@@ -61,6 +61,7 @@ class _Attempts:
 
     failures: int = 0
     captures: int = 0
+    gave_way: int = 0
     not_before_s: float = 0.0
 
     def wait_s(self) -> float:
@@ -68,7 +69,7 @@ class _Attempts:
 
         The first recapture is free: whatever damaged a snapshot, its successor is wanted soon.
         """
-        count = self.failures or self.captures - 1
+        count = max(self.gave_way, self.failures) or self.captures - 1
         return min(FIRST_RETRY_S * 2 ** (count - 1), SLOWEST_RETRY_S) if count > 0 else 0.0
 
 
@@ -94,6 +95,9 @@ class Captures:
     _views: dict[str, SnapshotView] = field(default_factory=dict)
     _attempts: dict[str, _Attempts] = field(default_factory=dict)
     _waiting: dict[str, StartReplica] = field(default_factory=dict)
+    _background: set[str] = field(default_factory=set)
+    _on_gpus: set[str] = field(default_factory=set)
+    _giving_way: set[str] = field(default_factory=set)
     _images: dict[str, str] = field(default_factory=dict)
     _is_closed: bool = False
 
@@ -125,9 +129,34 @@ class Captures:
         for request in waiting.values():
             await self.wanted(request)
 
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """Around a promise to who serves: if it lacks a GPU, captures let theirs go, and come again later.
+
+        Those that somebody asked for by hand do not. ``details["captures"]`` of the error says what they do:
+        ``give_way`` or ``go_on``.
+        """
+        try:
+            yield
+        except Unavailable as error:
+            if error.details.get("resource") == "gpu" and self._on_gpus:
+                error.details["captures"] = "give_way" if self._give_way() else "go_on"
+            raise
+
+    def _give_way(self) -> bool:
+        """Whether any does."""
+        leaving = self._on_gpus & self._background
+        for key_id in leaving - self._giving_way:
+            # Not before its first step: a task that is cancelled before that cleans up nothing.
+            asyncio.get_running_loop().call_soon(self._tasks[key_id].cancel)
+        self._giving_way |= leaving
+        return bool(leaving)
+
     def _begin_if_sensible(self, key: SnapshotKey, request: StartReplica) -> None:
         attempts = self._attempts.get(key.id)
         is_too_early = attempts is not None and self.clock.monotonic() < attempts.not_before_s
+        if is_too_early and attempts is not None and attempts.gave_way:
+            self._waiting[key.id] = request
         if self._is_closed or is_too_early or key.id in self._tasks:
             return
         if len(self._tasks) >= CAPTURES_AT_ONCE:
@@ -137,6 +166,8 @@ class Captures:
             self.begin(key, request)
         except Unavailable:
             self._waiting[key.id] = request
+        else:
+            self._background.add(key.id)
 
     def begin(self, key: SnapshotKey, request: StartReplica) -> SnapshotView:
         """Start capturing now. Raises Conflict (under way) or Unavailable (no room, or the agent leaves)."""
@@ -157,6 +188,8 @@ class Captures:
         )
         self._views[key.id] = view
         self._images[key.id] = request.image_id
+        if request.server.resources.gpu_count:
+            self._on_gpus.add(key.id)
         self._tasks[key.id] = asyncio.create_task(self._run(key, request, replica_id))
         return view
 
@@ -173,6 +206,10 @@ class Captures:
         started = time.monotonic()
         try:
             await self._capture(key, request, replica_id)
+        except asyncio.CancelledError:
+            if key.id not in self._giving_way:
+                raise
+            self._note_gave_way(key, request)
         except Exception as error:  # whatever it is, the agent and the replica that serves go on
             if not isinstance(error, EXPECTED):
                 logger.exception("capturing %s: this should not happen", key.id)
@@ -184,6 +221,8 @@ class Captures:
             logger.info("captured %s of %s/%s", key.id, request.app, request.server.name)
         finally:
             self._tasks.pop(key.id, None)
+            for names in (self._background, self._on_gpus, self._giving_way):
+                names.discard(key.id)
             self._images.pop(key.id, None)
             self.capacity.release(replica_id)
         if not self._is_closed:
@@ -192,9 +231,17 @@ class Captures:
     def _note_success(self, key: SnapshotKey) -> None:
         self._views.pop(key.id, None)
         attempts = self._attempts.setdefault(key.id, _Attempts())
-        attempts.failures = 0
+        attempts.failures = attempts.gave_way = 0
         attempts.captures += 1
         attempts.not_before_s = self.clock.monotonic() + attempts.wait_s()
+
+    def _note_gave_way(self, key: SnapshotKey, request: StartReplica) -> None:
+        self._views.pop(key.id, None)
+        attempts = self._attempts.setdefault(key.id, _Attempts())
+        attempts.gave_way += 1
+        attempts.not_before_s = self.clock.monotonic() + attempts.wait_s()
+        self._waiting[key.id] = request
+        logger.info("the capture of %s gave its GPU to who needs it now", key.id)
 
     def _note_failure(self, key: SnapshotKey, error: Exception) -> None:
         attempts = self._attempts.setdefault(key.id, _Attempts())

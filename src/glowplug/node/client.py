@@ -39,6 +39,8 @@ WATCH_SILENCE_LIMIT_S = 5.0
 _CONNECT_TIMEOUT_S = 2.0
 _CALL_TIMEOUT_S = 15.0
 _START_TIMEOUT_S = 30.0
+# The agent has deadlines of its own, a second for each GB: this is beyond them.
+_MOVE_TIMEOUT_S = 900.0
 # A step of a build (a pip install of an engine) may say nothing for minutes.
 _BUILD_SILENCE_LIMIT_S = 1800.0
 # Re-hashing: 100 GB at 200 MB/s.
@@ -94,16 +96,22 @@ class NodeClient:
         answer = await self._call("POST", f"/v1/replicas/{_part(replica_id)}/stop?grace_s={grace_s:g}")
         return ReplicaView.model_validate(answer)
 
-    async def park_replica(self, replica_id: str, *, push_out: bool) -> ReplicaView:
-        """Freeze it; with ``push_out`` its memory goes to swap after that. Raises NotFound, Conflict."""
-        path = f"/v1/replicas/{_part(replica_id)}/park?push_out={str(push_out).lower()}"
-        return ReplicaView.model_validate(await self._call("POST", path))
+    async def park_replica(
+        self, replica_id: str, *, push_out: bool, has_devices: bool = False
+    ) -> ReplicaView:
+        """Freeze it; with ``push_out`` its memory goes to swap after that. Raises NotFound, Conflict.
 
-    async def unpark_replica(self, replica_id: str) -> ReplicaView:
+        ``has_devices``: its device memory moves to the host before, which may take minutes.
+        """
+        path = f"/v1/replicas/{_part(replica_id)}/park?push_out={str(push_out).lower()}"
+        limit_s = _MOVE_TIMEOUT_S if has_devices else _CALL_TIMEOUT_S
+        return ReplicaView.model_validate(await self._call("POST", path, timeout_s=limit_s))
+
+    async def unpark_replica(self, replica_id: str, *, has_devices: bool = False) -> ReplicaView:
         """Let it run on; it has answered. Raises NotFound, Conflict, Unavailable, ReplicaFailed."""
-        return ReplicaView.model_validate(
-            await self._call("POST", f"/v1/replicas/{_part(replica_id)}/unpark")
-        )
+        path = f"/v1/replicas/{_part(replica_id)}/unpark"
+        limit_s = _MOVE_TIMEOUT_S if has_devices else _CALL_TIMEOUT_S
+        return ReplicaView.model_validate(await self._call("POST", path, timeout_s=limit_s))
 
     async def logs(
         self, replica_id: str, *, tail: int | None = None, follow: bool = False

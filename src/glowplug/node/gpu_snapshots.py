@@ -1,9 +1,11 @@
-"""Device memory in captures and restores: what is done to a replica's GPUs, in which order, what is counted.
+"""Moving a replica's device memory to the host and back: in which order, and what is counted.
 
 ::
 
     capture   quiesce -> lock -> checkpoint -> host_snapshot           (trial: as a restore)
     restore   host_restore -> restore -> unlock -> canary -> rotation
+    park      quiesce -> lock -> checkpoint -> freeze                  (glowplug.node.gpu_parking)
+    wake      thaw -> restore -> unlock -> ready call -> rotation
 
 A captured replica sees no caller, so that nothing is to be kept out but our own requests: it is quiesced when
 its hooks have run and no connection is left. The node's guard (:mod:`glowplug.snapshot.gpu.guard`) locks,
@@ -30,6 +32,7 @@ from glowplug.node.gpus import FRESH_S, Gpus
 from glowplug.node.race import Interrupted, before
 from glowplug.node.replica import Replica
 from glowplug.snapshot.gpu.client import GpuGuard, Moved
+from glowplug.snapshot.gpu.features import can
 from glowplug.snapshot.gpu.inventory import Inventory
 from glowplug.snapshot.gpu.placement import check_room, place
 from glowplug.snapshot.gpu.protocol import Deadlines, Left
@@ -69,7 +72,7 @@ class GpuSnapshots:
         self._guard = guard
         self._seconds = Histogram(
             "glowplug_gpu_stage_seconds",
-            "Stages of captures and restores of replicas with GPU memory.",
+            "Stages of captures, restores, parking and waking of replicas with GPU memory.",
             ("stage",),
             buckets=STAGE_BUCKETS_S,
             registry=registry,
@@ -82,10 +85,25 @@ class GpuSnapshots:
         )
         self._moved_bytes = Counter(
             "glowplug_gpu_moved_bytes",
-            "Device memory moved to the host by captures, and to devices by restores.",
+            "Device memory moved to the host by captures and parking, and to devices by restores and waking.",
             ("direction",),
             registry=registry,
         )
+        self._needs: dict[tuple[str, str], list[int]] = {}
+
+    @property
+    def can_move(self) -> bool:
+        """Whether the driver brings device memory back to other GPUs than those that it was on."""
+        return can(self._gpus.inventory.driver, "device_map")
+
+    def open(self) -> None:
+        """Have the guard's helper list the GPUs from now on. On the event loop."""
+        loop = asyncio.get_running_loop()
+
+        def read() -> Inventory | None:
+            return asyncio.run_coroutine_threadsafe(self._guard.inventory(), loop).result()
+
+        self._gpus.resident = read
 
     async def close(self) -> None:
         """End the guard; what is suspended is resumed first."""
@@ -104,16 +122,40 @@ class GpuSnapshots:
                 resource="gpu",
             )
 
-    def check_fit(self, replica_id: str, captured: Sequence[CapturedGpu], max_age_s: float = FRESH_S) -> None:
-        """Before anything of a snapshot is read: whether its device memory fits on the replica's GPUs now.
+    def check_start(self, replica: Replica) -> None:
+        """As :meth:`check`, and that its GPUs have as much memory free as its server was measured to take.
+
+        Measured when a replica of the same deployment was parked; one that never was is believed.
+        """
+        needs = self._needs.get(_kind(replica), [])
+        self.check(replica.id, 0.0 if needs else FRESH_S)
+        devices = {device.uuid: device for device in self._gpus.inventory.devices}
+        for uuid, needed_bytes in zip(self._capacity.gpus_of(replica.id), needs, strict=False):
+            device = devices.get(uuid)
+            if device is not None and device.free_bytes < needed_bytes:
+                raise Unavailable(
+                    f"No room for {replica.id}: its server takes {needed_bytes / _MIB:.1f} MiB of device "
+                    f"memory, and GPU {device.index} has {device.free_bytes / _MIB:.1f} MiB free.",
+                    remedy="`glowplug gpu ls` shows what is free; something else holds the rest.",
+                    resource="gpu",
+                )
+
+    def check_fit(
+        self,
+        replica_id: str,
+        captured: Sequence[CapturedGpu],
+        max_age_s: float = FRESH_S,
+        what: str = "snapshot",
+    ) -> None:
+        """Before anything is moved: whether device memory fits on the replica's GPUs as they are now.
 
         Raises GpuFailed (other GPUs), ResourceExhausted (too little free) or Unavailable (one has failed).
-        Blocks; for any thread.
+        Blocks; for any thread. ``what`` it comes from, in a word.
         """
         if captured:
             self.check(replica_id, max_age_s)
             here = self._gpus.inventory
-            check_room(captured, here, place(captured, here, self._capacity.gpus_of(replica_id)))
+            check_room(captured, here, place(captured, here, self._capacity.gpus_of(replica_id)), what)
 
     @contextmanager
     def stage(self, replica: Replica, stage: GpuStage) -> Iterator[None]:
@@ -128,39 +170,30 @@ class GpuSnapshots:
         if replica.request.server.snapshot.gpu:
             self._seconds.labels(stage.value).observe(time.monotonic() - began_s)
 
-    async def suspend(self, replica: Replica) -> list[CapturedGpu]:
-        """Move a quiet replica's device memory to the host; what a snapshot has to know about its GPUs.
+    async def suspend(self, replica: Replica, *, is_kept: bool = False) -> list[CapturedGpu]:
+        """Move a quiet replica's device memory to the host; what has to be known about its GPUs.
 
-        Raises GpuFailed, DeadlineExceeded, Unavailable, NotFound (it uses no GPU), ResourceExhausted (its
-        memory limit has no room for it): it must be killed then.
+        ``is_kept``: it stays there, whoever ends, until the replica is resumed. Raises GpuFailed,
+        DeadlineExceeded, Unavailable, NotFound (it uses no GPU), ResourceExhausted (its memory limit has no
+        room for it). It must be killed then, unless ``details["left"]`` is ``running``.
         """
         if not replica.request.server.snapshot.gpu:
             return []
         before = await self._read()
-        device_bytes = await asyncio.to_thread(self._fitting_bytes, replica)
+        pids, device_bytes = await asyncio.to_thread(self._fitting_bytes, replica)
         deadlines = Deadlines.for_bytes(device_bytes)
-        moving = self._guard.suspend([_pid(replica)], deadlines)
+        moving = self._guard.suspend([_pid(replica)], deadlines, is_kept=is_kept)
         await self._counted(replica, moving, GpuStage.LOCK)
-        after = {device.uuid: device for device in (await self._read()).devices}
         given = self._capacity.gpus_of(replica.id)
-        captured = [
-            CapturedGpu(
-                uuid=device.uuid,
-                chip=device.chip,
-                memory_bytes=device.memory_bytes,
-                is_given=device.uuid in given,
-                held_bytes=max(after[device.uuid].free_bytes - device.free_bytes, 0)
-                if device.uuid in given and device.uuid in after
-                else 0,
-            )
-            for device in before.devices
-            if device.uuid
-        ]
+        captured = _captured(before, await self._read(), given, pids)
         self._moved_bytes.labels("to_host").inc(sum(gpu.held_bytes for gpu in captured))
+        if is_kept:
+            held = {gpu.uuid: gpu.held_bytes for gpu in captured}
+            self._needs[_kind(replica)] = [held.get(uuid, 0) for uuid in given]
         return captured
 
     async def resume(self, replica: Replica, captured: Sequence[CapturedGpu]) -> None:
-        """Bring the device memory of a replica, restored just now, back to the GPUs that it was given.
+        """Bring the device memory of a replica, restored or thawed just now, to the GPUs that it was given.
 
         Raises as :meth:`suspend`, and as :func:`place`.
         """
@@ -189,20 +222,22 @@ class GpuSnapshots:
             if f"{stage}_s" in moved.seconds:
                 self._seconds.labels(stage.value).observe(moved.seconds[f"{stage}_s"])
 
-    def _fitting_bytes(self, replica: Replica) -> int:
-        """Its device memory, which has to fit into its own memory for a while."""
+    def _fitting_bytes(self, replica: Replica) -> tuple[list[int], int]:
+        """Its processes, and their device memory, which has to fit into its own memory for a while."""
         cgroup, limit_bytes = replica.container.cgroup, replica.request.server.resources.memory_bytes
-        device_bytes = self._gpus.held_bytes(cgroup.pids())
+        pids = cgroup.pids()
+        device_bytes = self._gpus.held_bytes(pids)
         host_bytes = cgroup.proportional_bytes()
         if host_bytes + device_bytes > limit_bytes:
             raise ResourceExhausted(
                 f"{replica.id} holds {device_bytes / _MIB:.0f} MiB of device memory, which go to its own "
-                f"memory while it is captured; with the {host_bytes / _MIB:.0f} MiB there that is more than "
-                f"its limit of {limit_bytes / _MIB:.0f} MiB.",
+                f"memory while it is captured or parked; with the {host_bytes / _MIB:.0f} MiB there that is "
+                f"more than its limit of {limit_bytes / _MIB:.0f} MiB.",
                 remedy="Raise memory= of the server, or free device memory in before_snapshot.",
                 replica_id=replica.id,
+                left=Left.RUNNING.value,
             )
-        return device_bytes
+        return pids, device_bytes
 
 
 async def _while_alive(replica: Replica, moving: Coroutine[Any, Any, Moved]) -> Moved:
@@ -224,6 +259,37 @@ async def _while_alive(replica: Replica, moving: Coroutine[Any, Any, Moved]) -> 
             remedy=f"Its last words: `glowplug logs {replica.id}`.",
             replica_id=replica.id,
         ) from None
+
+
+def _captured(
+    before: Inventory, after: Inventory, given: Sequence[str], pids: Sequence[int]
+) -> list[CapturedGpu]:
+    """All GPUs of the machine, and what was held of those that were given.
+
+    That is what came free by it, or what the driver said of these processes, if somebody else took some.
+    """
+    free_bytes = {device.uuid: device.free_bytes for device in after.devices}
+    return [
+        CapturedGpu(
+            uuid=device.uuid,
+            chip=device.chip,
+            memory_bytes=device.memory_bytes,
+            is_given=device.uuid in given,
+            held_bytes=max(
+                free_bytes.get(device.uuid, 0) - device.free_bytes,
+                sum(device.processes.get(pid, 0) for pid in pids),
+            )
+            if device.uuid in given
+            else 0,
+        )
+        for device in before.devices
+        if device.uuid
+    ]
+
+
+def _kind(replica: Replica) -> tuple[str, str]:
+    """Whose replicas take as much device memory as it does."""
+    return replica.request.deployment_id, replica.request.server.name
 
 
 def _failed_stage(error: GlowplugError, first: GpuStage) -> str:

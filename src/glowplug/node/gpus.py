@@ -1,28 +1,29 @@
 """The GPUs of this node: which of them replicas are given, what is free of them, and how they come inside.
 
-Read again and again, for a GPU may fail at any time. One that does not answer, needs a reset after an Xid
-error, or that is cut into MIG slices is not given to replicas: it is logged, and ``glowplug_gpus_refused``
-counts it, as it counts one for a driver that cannot be asked.
+Read again and again, for a GPU may fail at any time: by the resident helper of the node's GPU guard, which
+has NVML loaded. One that does not answer, needs a reset after an Xid error, or that is cut into MIG slices is
+not given to replicas: it is logged, and ``glowplug_gpus_refused`` counts it, as it counts one for a driver
+that cannot be asked.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from glowplug.runtime.cdi import cdi_folders, describes_gpus, read_gpu_edits
 from glowplug.runtime.port import ContainerEdits
-from glowplug.snapshot.gpu.inventory import DRIVER, Device, Inventory, read_inventory
+from glowplug.snapshot.gpu.inventory import DRIVER, STAGE, Device, Inventory, read_inventory
 from glowplug.types.clock import Clock
-from glowplug.types.errors import GlowplugError, SystemUnfit
+from glowplug.types.errors import Conflict, DeadlineExceeded, GlowplugError, SystemUnfit, Unavailable
 
 FRESH_S = 2.0
-"""A reading takes a third of a second of a processor; one as young as this answers for the next question."""
+"""A reading wakes GPUs, and takes some time; one as young as this answers for the next question."""
 _NONE = Inventory(driver="none", cuda="none", devices=[])
 _LOG = logging.getLogger(__name__)
 
@@ -32,6 +33,13 @@ class Gpus:
 
     def __init__(self, registry: CollectorRegistry, clock: Clock, driver: Path = DRIVER) -> None:
         self._refused = Gauge("glowplug_gpus_refused", "GPUs that this node does not use.", registry=registry)
+        self._processes = Counter(
+            "glowplug_gpu_inventory_processes",
+            "Processes that were started to list the GPUs: the first, and where the resident helper did not.",
+            registry=registry,
+        )
+        self.resident: Callable[[], Inventory | None] | None = None
+        """Lists them without a new process, once there is an agent. Blocks; not for its event loop."""
         self._clock = clock
         self._folders = cdi_folders()
         self._is_present = driver.exists() or describes_gpus(self._folders)
@@ -97,6 +105,17 @@ class Gpus:
         return replace(edits, env={**edits.env, "CUDA_VISIBLE_DEVICES": ",".join(uuids)})
 
     def _read(self) -> Inventory | GlowplugError:
+        # Where the last answer had no GPU, the helper may be what is wrong.
+        if self.resident is not None and self.inventory.devices:
+            try:
+                return self.resident() or _NONE
+            except (Unavailable, Conflict, DeadlineExceeded) as error:
+                if error.details.get("stage") == STAGE:  # NVML hangs, in every process
+                    return error
+                _LOG.warning("the GPUs are listed by a process of its own: %s", error.message)
+            except GlowplugError as error:
+                return error
+        self._processes.inc()
         try:
             return read_inventory() or _NONE
         except GlowplugError as error:

@@ -177,6 +177,9 @@ class Lives:
         watch = replica.exit_watch
         if watch is None or watch.has_ended:
             return
+        if replica.file.away is not None:  # what it does at its end would wait for the GPU for ever
+            await self._kill(replica)
+            return
         await self._starter.in_thread(replica.container.cgroup.thaw)
         if grace_s > 0:
             try:

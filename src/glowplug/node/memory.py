@@ -28,7 +28,7 @@ class MemoryReadings:
     def _with_memory(self, view: ReplicaView) -> ReplicaView:
         cgroup = ReplicaCgroup(view.id)
         memory = {"memory_bytes": cgroup.memory_bytes(), "swapped_bytes": cgroup.swapped_bytes()}
-        if view.gpus:
+        if view.gpus or view.suspended_bytes is not None:
             memory["device_bytes"] = self._gpus.held_bytes(cgroup.pids())
         if view.state is not ReplicaState.STARTING:
             memory["proportional_bytes"] = self._proportional_bytes(view.id)

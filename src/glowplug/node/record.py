@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from glowplug.snapshot.manifest import CapturedGpu
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import Message, ReplicaView
 from glowplug.types.spec import ServerSpec
@@ -20,14 +21,37 @@ _REMOVALS = 3
 _FILE = "replica.json"
 
 
+class AwayDevices(Message):
+    """The GPUs that a parked replica's device memory was on, and who has hooks to run once it is back."""
+
+    gpus: list[CapturedGpu]
+    hook_ports: list[int] = []
+
+    @property
+    def given(self) -> list[str]:
+        """The UUIDs of those that were the replica's own."""
+        return [gpu.uuid for gpu in self.gpus if gpu.is_given]
+
+    @property
+    def held_bytes(self) -> int:
+        """How much it held of them."""
+        return sum(gpu.held_bytes for gpu in self.gpus)
+
+
 class ReplicaFile(Message):
-    """Everything needed to find a replica's processes again. Secrets are not in it."""
+    """Everything needed to find a replica's processes again. Secrets are not in it.
+
+    ``away`` is there while its device memory lies on the host; ``is_moving`` while it is on its way there or
+    back: then nobody but the agent that moves it knows how its processes are.
+    """
 
     version: int = 1
     view: ReplicaView
     server: ServerSpec
     image_id: str
     pid_started_ticks: int | None = None
+    away: AwayDevices | None = None
+    is_moving: bool = False
 
 
 class ReplicaFolder:

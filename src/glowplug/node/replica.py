@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from glowplug.kernel.processes import pid_start_ticks
 from glowplug.node.container import CAPTURE_HOSTNAME, Container
 from glowplug.node.exits import ExitWatch
-from glowplug.node.record import ReplicaFile
+from glowplug.node.record import AwayDevices, ReplicaFile
 from glowplug.node.table import ReplicaTable
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import Purpose, ReplicaState, ReplicaView, Stage, StartReplica
@@ -95,6 +95,21 @@ class Replica:
             # A full disk must not keep a replica from being stopped. A successor that finds an old record
             # adopts it or cleans it up; either is right.
             logger.error("could not write down that %s changed: %s", self.id, error)
+
+    @property
+    def may_leave_devices(self) -> bool:
+        """Whether its device memory goes to the host when it is parked, so that others can use its GPUs."""
+        return self.request.server.snapshot.gpu and bool(self.view.gpus)
+
+    def note_moving(self) -> None:
+        """Its device memory is about to be moved: written down before, and until it is known where it is."""
+        self.file.is_moving = True
+        self.change(gpus=self.view.gpus)
+
+    def note_devices(self, gpus: Sequence[str], away: AwayDevices | None) -> None:
+        """Its device memory is on these GPUs, or ``away``."""
+        self.file.is_moving, self.file.away = False, away
+        self.change(gpus=list(gpus), suspended_bytes=away.held_bytes if away else None)
 
     def watch_process(self, pid: int) -> ExitWatch:
         """Remember the sandbox's process and watch for its end."""

@@ -160,4 +160,5 @@ class SnapshotMoves:
             created_at=manifest.created_at,
             key=manifest.snapshot_key.digest,
             key_fields=dict(manifest.key),
+            gpus=manifest.gpu_views,
         )

@@ -169,7 +169,7 @@ class Starter:
         if root is None:
             root = await self._mount(replica)
         container, request = replica.container, replica.request
-        await self.in_thread(self.devices.check, replica.id)
+        await self.in_thread(self.devices.check_start, replica)
         replica.change(path=StartPath.COLD)
         with replica.stage(Stage.HOST_INIT):
             try:

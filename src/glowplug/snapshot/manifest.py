@@ -18,6 +18,7 @@ from glowplug.snapshot.canary import CanaryAnswer
 from glowplug.snapshot.canonical import blake3_hex, canonical_json, parse_json
 from glowplug.snapshot.key import SnapshotKey
 from glowplug.types.errors import SnapshotInvalid
+from glowplug.types.replica import SnapshotGpu
 
 FORMAT: Final = 2
 MANIFEST_NAME = "manifest.json"
@@ -99,6 +100,11 @@ class Manifest(_Part):
     gpus: list[CapturedGpu] = Field(default=[], max_length=MAX_GPUS)
     timings: CaptureTimings = CaptureTimings()
     tools: dict[str, str] = {}
+
+    @property
+    def gpu_views(self) -> list[SnapshotGpu]:
+        """Its GPUs, as the agent's API tells of them."""
+        return [SnapshotGpu.model_validate(gpu.model_dump()) for gpu in self.gpus]
 
     @field_validator("files")
     @classmethod

@@ -160,6 +160,7 @@ class Snapshot:
             key=manifest.snapshot_key.digest,
             key_fields=dict(manifest.key),
             canary=manifest.canary_words,
+            gpus=manifest.gpu_views,
             restores=status.restores,
             failures=status.failures,
             reason=status.reason,

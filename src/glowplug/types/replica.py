@@ -88,6 +88,7 @@ class ReplicaView(Message):
     by its share (PSS), so that a page which several copies share counts once in all.
     ``gpus`` are the UUIDs of those that it was given, and ``device_bytes`` is what it holds of their memory.
     Of two views of one replica the one with the larger ``revision`` is newer, whichever came first.
+    ``suspended_bytes`` of device memory lie in its own memory while it is parked: then it has no GPU.
     """
 
     id: str
@@ -113,6 +114,7 @@ class ReplicaView(Message):
     swapped_bytes: int | None = None
     gpus: list[str] = []
     device_bytes: int | None = None
+    suspended_bytes: int | None = None
     exit_code: int | None = None
     snapshot_id: str | None = None
     restored_bytes: int = 0
@@ -194,6 +196,17 @@ class SnapshotStatus(StrEnum):
     LOCKED = "locked"
 
 
+class SnapshotGpu(Message):
+    """A GPU of the machine that a snapshot was captured on: the replica's own if ``is_given``, which held so
+    much of its memory. A restore needs one of the same chip and memory for each (docs/gpu.md)."""
+
+    uuid: str
+    chip: str
+    memory_bytes: int
+    is_given: bool = False
+    held_bytes: int = 0
+
+
 class SnapshotView(Message):
     """A snapshot a node holds. ``key`` names what must match, ``key_fields`` spells it out.
 
@@ -202,7 +215,7 @@ class SnapshotView(Message):
     captured. ``app`` and ``server`` are whose replica was captured, maybe on another node; ``used_by`` are
     the servers (``app/server``) that were restored from it on this one, the latest first. ``sealed_with`` is
     the id of the key that it is sealed with. ``used_at`` is when a restore was last tried here, or when it
-    came; None for one that cannot be read.
+    came; None for one that cannot be read. ``gpus`` are those of the machine, if device memory was captured.
     """
 
     id: str
@@ -223,6 +236,7 @@ class SnapshotView(Message):
     key: str
     key_fields: dict[str, str] = {}
     canary: list[str] = []
+    gpus: list[SnapshotGpu] = []
     restores: int = 0
     failures: int = 0
     reason: str | None = None

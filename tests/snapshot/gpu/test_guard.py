@@ -105,6 +105,59 @@ async def test_who_leaves_something_suspended_has_it_resumed(machine: Machine, t
         await expect_whole(processes)
 
 
+async def test_what_is_kept_stays_suspended_whoever_ends_until_it_is_resumed(
+    machine: Machine, tmp_path: Path
+) -> None:
+    with running(machine, 2) as processes:
+        pids = [process.pid for process in processes]
+        async with GpuGuard(tmp_path / "guard") as guard:
+            await guard.suspend(pids, is_kept=True)
+        async with GpuGuard(tmp_path / "guard") as successor:
+            assert await successor.find(pids) == dict.fromkeys(pids, CudaState.CHECKPOINTED)
+            await successor.resume(pids)
+        await expect_whole(processes)
+
+
+async def test_a_guard_that_was_closed_is_not_started_again(machine: Machine, guard: GpuGuard) -> None:
+    await guard.close()
+    with pytest.raises(Unavailable, match="was closed"):
+        await guard.inventory()
+
+
+async def test_the_helper_lists_the_gpus_without_starting_cuda(machine: Machine, guard: GpuGuard) -> None:
+    listed = await guard.inventory()
+    assert listed == await asyncio.to_thread(read_inventory)
+    if not IS_REAL:
+        assert machine.calls() == []
+
+
+@needs_fake
+async def test_a_helper_that_dies_does_not_keep_the_gpus_from_being_listed(
+    machine: Machine, guard: GpuGuard
+) -> None:
+    assert await guard.inventory() is not None
+    with running(machine, 1) as processes:
+        machine.fail("lock", "caller_dies")
+        with pytest.raises(Unavailable):
+            await guard.suspend([processes[0].pid])
+        found = await guard.inventory()
+        assert found is not None
+        assert found.devices[0].processes == {processes[0].pid: 1 << 20}
+
+
+@needs_fake
+async def test_a_device_that_is_lost_later_is_noticed_by_the_library_that_is_loaded(
+    machine: Machine, guard: GpuGuard
+) -> None:
+    before = await guard.inventory()
+    assert before is not None
+    (machine.folder / "health" / "0").write_text("lost 1\n")
+    after = await guard.inventory()
+    assert after is not None
+    assert [device.is_fit for device in before.devices] == [True, True]
+    assert [device.is_fit for device in after.devices] == [False, True]
+
+
 async def test_processes_without_cuda_are_not_found(guard: GpuGuard, machine: Machine) -> None:
     with pytest.raises(NotFound, match="uses CUDA"):
         await guard.suspend([os.getpid()])

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from glowplug.snapshot.gpu.inventory import READ_S, Inventory
 from glowplug.snapshot.gpu.protocol import Deadlines
 from glowplug.snapshot.gpu.wire import Asker
 from glowplug.snapshot.gpu.words import CudaState, DeviceMap
@@ -16,6 +17,7 @@ from glowplug.types.errors import Unavailable
 
 _FIND_S = 120.0  # the first question waits for cuInit, and for what a predecessor left to be settled
 _SETTLE_FACTOR = 6
+_INVENTORY_S = READ_S + 10.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class GpuGuard:
         self._folder = folder
         self._deadlines = deadlines or Deadlines()
         self._guard: Asker | None = None
+        self._is_closed = False
         self._starting = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -51,6 +54,7 @@ class GpuGuard:
 
     async def close(self) -> None:
         """What is suspended is resumed, and the guard and its helper end. Nothing if it never was asked."""
+        self._is_closed = True
         if self._guard is not None:
             await self._guard.close(_limit_s(self._deadlines))
 
@@ -59,12 +63,17 @@ class GpuGuard:
         states = await self._ask("find", self._deadlines, roots=roots)
         return {int(pid): CudaState(state) for pid, state in states.items()}
 
-    async def suspend(self, roots: list[int], deadlines: Deadlines | None = None) -> Moved:
+    async def suspend(
+        self, roots: list[int], deadlines: Deadlines | None = None, *, is_kept: bool = False
+    ) -> Moved:
         """Move the device memory of all CUDA processes below ``roots`` to the host, and free the devices.
 
         ``deadlines`` of this operation, instead of the guard's. Raises NotFound if none of them uses CUDA.
+        ``is_kept``: once suspended they stay so, whoever ends, until they are asked to be resumed: the caller
+        has to remember them.
         """
-        return Moved(**await self._ask("suspend", deadlines or self._deadlines, roots=roots))
+        answer = await self._ask("suspend", deadlines or self._deadlines, roots=roots, is_kept=is_kept)
+        return Moved(**answer)
 
     async def resume(
         self, roots: list[int], device_map: DeviceMap | None = None, deadlines: Deadlines | None = None
@@ -74,6 +83,17 @@ class GpuGuard:
             "resume", deadlines or self._deadlines, roots=roots, device_map=device_map or {}
         )
         return Moved(**answer)
+
+    async def inventory(self) -> Inventory | None:
+        """The GPUs of this machine, read by the helper, which is there anyway; None without a driver.
+
+        Raises as :func:`~glowplug.snapshot.gpu.inventory.read_inventory`, and Unavailable.
+        """
+        try:
+            found = await self._answer("devices", _INVENTORY_S)
+        except Unavailable:  # it died of something else, and a successor is there
+            found = await self._answer("devices", _INVENTORY_S)
+        return None if found is None else Inventory.model_validate(found)
 
     async def counts(self) -> dict[str, int]:
         """How often each call was made, refused, hung, and how operations ended, since the guard started."""
@@ -93,6 +113,8 @@ class GpuGuard:
 
     async def _started(self) -> Asker:
         async with self._starting:
+            if self._is_closed:
+                raise Unavailable("The GPU guard was closed.", remedy="Try again when the agent is back.")
             if self._guard is None or not self._guard.is_alive:
                 command = [sys.executable, "-P", "-m", "glowplug.snapshot.gpu.guard"]
                 self._guard = await Asker.start("GPU guard", [*command, "--folder", str(self._folder)])

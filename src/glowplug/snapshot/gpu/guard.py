@@ -22,10 +22,11 @@ from typing import Any, NoReturn
 
 from glowplug.kernel.processes import process_tree
 from glowplug.snapshot.gpu import protocol
+from glowplug.snapshot.gpu.inventory import READ_S, STAGE
 from glowplug.snapshot.gpu.journal import Journal, Operation, Target
 from glowplug.snapshot.gpu.protocol import Deadlines, Left, Moves
 from glowplug.snapshot.gpu.wire import LINE_BYTES, Asker, write_line
-from glowplug.snapshot.gpu.words import CudaState, DeviceMap, DriverCall, uuid_bytes
+from glowplug.snapshot.gpu.words import INVENTORY, CudaState, DeviceMap, DriverCall, uuid_bytes
 from glowplug.types.errors import (
     Conflict,
     DeadlineExceeded,
@@ -48,7 +49,24 @@ class HelperDriver:
         self._journal = journal
         self._counts = counts
         self._helper: Asker | None = None
+        self._is_initialised = False
+        self._calls_under_way = 0
         self._starting = asyncio.Lock()
+
+    async def inventory(self) -> dict[str, Any] | None:
+        """The GPUs, as NVML tells of them in the helper.
+
+        A library that hangs costs the helper its life, unless it is making a call. Raises SystemUnfit,
+        GpuFailed, DeadlineExceeded, Unavailable.
+        """
+        helper = await self._running()
+        try:
+            found: dict[str, Any] | None = await helper.ask(INVENTORY, READ_S, deadline_s=READ_S)
+        except DeadlineExceeded as error:
+            if not self._calls_under_way:
+                self._discard(helper)
+            raise DeadlineExceeded(error.message, remedy=error.remedy, stage=STAGE) from error
+        return found
 
     async def state(self, pid: int, deadline_s: float) -> CudaState:
         """See :class:`~glowplug.snapshot.gpu.protocol.Driver`. Not counted: it is asked of every process."""
@@ -69,7 +87,8 @@ class HelperDriver:
             await self._helper.close(_HELPER_EXIT_S)
 
     async def _ask(self, call: DriverCall, pid: int, deadline_s: float, device_map: DeviceMap) -> Any:
-        helper = await self._started()
+        helper = await self._initialised()
+        self._calls_under_way += 1
         try:
             return await helper.ask(call, deadline_s, pid=pid, deadline_s=deadline_s, device_map=device_map)
         except DeadlineExceeded:
@@ -79,8 +98,10 @@ class HelperDriver:
         except Unavailable:
             self._counts["helper died"] += 1
             raise
+        finally:
+            self._calls_under_way -= 1
 
-    async def _started(self) -> Asker:
+    async def _running(self) -> Asker:
         async with self._starting:
             if self._helper is None or not self._helper.is_alive:
                 folder = str(self._journal.folder)
@@ -90,8 +111,16 @@ class HelperDriver:
                     pass_fds=(self._journal.lock_descriptor,),
                 )
                 self._journal.name_helper(self._helper.pid)
-                await self._initialise(self._helper)
+                self._is_initialised = False
             return self._helper
+
+    async def _initialised(self) -> Asker:
+        helper = await self._running()
+        async with self._starting:
+            if not self._is_initialised and helper is self._helper:
+                await self._initialise(helper)
+                self._is_initialised = True
+        return helper
 
     async def _initialise(self, helper: Asker) -> None:
         """Have it load the driver: the state of a process that uses no CUDA is not known, once it has."""
@@ -120,6 +149,7 @@ class Guard:
         self._driver = HelperDriver(journal, self.counts)
         self.questions: dict[str, Callable[..., Awaitable[Any]]] = {
             "find": self.find, "suspend": self.suspend, "resume": self.resume, "count": self.count,
+            "devices": self.devices,
         }  # fmt: skip
 
     async def find(self, roots: list[int], deadlines: dict[str, float]) -> dict[int, str]:
@@ -130,8 +160,14 @@ class Guard:
         """How often each thing happened."""
         return dict(self.counts)
 
-    async def suspend(self, roots: list[int], deadlines: dict[str, float]) -> dict[str, Any]:
-        """Lock all, checkpoint all."""
+    async def devices(self) -> dict[str, Any] | None:
+        """The GPUs of this machine."""
+        return await self._driver.inventory()
+
+    async def suspend(
+        self, roots: list[int], deadlines: dict[str, float], is_kept: bool = False
+    ) -> dict[str, Any]:
+        """Lock all, checkpoint all. ``is_kept``: then they are the client's, and nobody settles them."""
         moves = Moves(self._driver, Deadlines(**deadlines))
         operation = await self._operation(roots, moves)
 
@@ -146,6 +182,8 @@ class Guard:
             except GlowplugError as error:
                 await self._settle(moves, operation, error)
                 raise
+            if is_kept:
+                self._journal.remove(operation)
         return {"pids": operation.pids, "seconds": moves.seconds}
 
     async def resume(

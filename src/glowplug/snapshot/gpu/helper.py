@@ -1,8 +1,8 @@
 """The only process that loads libcuda: it makes the calls that its guard asks for, each in a thread.
 
-It pays cuInit (seconds) once, at its first call. A call that hangs cannot be taken back: then the guard kills
-this process and starts another. When the guard itself dies, this process settles what the journal lists, and
-ends.
+It pays cuInit (seconds) once, at its first call, and the start of NVML at the first inventory. A call that
+hangs cannot be taken back: then the guard kills this process and starts another. When the guard itself dies,
+this process settles what the journal lists, and ends.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from glowplug.snapshot.gpu.driver import CheckpointDriver
+from glowplug.snapshot.gpu.inventory import Nvml
 from glowplug.snapshot.gpu.journal import Journal
 from glowplug.snapshot.gpu.protocol import Deadlines, Left, Moves, settle
 from glowplug.snapshot.gpu.wire import take_stdout, write_line
-from glowplug.snapshot.gpu.words import CudaState, DeviceMap, DriverCall
+from glowplug.snapshot.gpu.words import INVENTORY, CudaState, DeviceMap, DriverCall
 from glowplug.types.errors import DeadlineExceeded, GlowplugError
 
 
@@ -34,6 +35,7 @@ class Calls:
         self._descriptor = descriptor
         self._loading = threading.Lock()
         self._driver: CheckpointDriver | None = None
+        self._nvml: Nvml | None = None
         self._answering = threading.Lock()
         self._under_way: dict[int, float] = {}
 
@@ -67,10 +69,20 @@ class Calls:
             self._driver.unlock(pid)
         return ""
 
+    def _inventory(self) -> dict[str, Any] | None:
+        """Raises SystemUnfit, GpuFailed."""
+        with self._loading:
+            self._nvml = self._nvml or Nvml()
+        inventory = self._nvml.read()
+        return None if inventory is None else inventory.model_dump(mode="json")
+
     def _answer(self, message: dict[str, Any]) -> None:
         answer: dict[str, Any] = {"number": message["number"]}
         try:
-            answer["value"] = self.make(DriverCall(message["question"]), **message["arguments"])
+            if message["question"] == INVENTORY:
+                answer["value"] = self._inventory()
+            else:
+                answer["value"] = self.make(DriverCall(message["question"]), **message["arguments"])
         except GlowplugError as error:
             answer["error"] = error.to_dict()
         with self._answering, contextlib.suppress(BrokenPipeError):  # the guard is gone: see main

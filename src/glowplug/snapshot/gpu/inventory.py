@@ -1,6 +1,8 @@
 """The GPUs of this machine, as NVIDIA's management library (NVML) tells of them.
 
-Asked in a process of its own with a deadline: NVML hangs when a GPU has fallen off its bus.
+Never asked in the process that wants to know: NVML hangs when a GPU has fallen off its bus. The command line
+has a process made for it (:func:`read_inventory`); the node's helper, which is resident, asks again and again
+(:class:`Nvml`), and initialises the library once.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from glowplug.types.errors import DeadlineExceeded, GpuFailed, SystemUnfit
 from glowplug.types.spec import Spec
 
 DRIVER = Path("/proc/driver/nvidia/version")  # there when its kernel module is loaded
+STAGE = "gpu inventory"
 READ_S = 30.0  # NVML wakes a driver without persistence mode first: seconds a GPU
 _RECOVERY_ACTIONS = {
     1: "it must be reset (`nvidia-smi --gpu-reset`)",
@@ -87,42 +90,78 @@ def read_inventory(timeout_s: float = READ_S) -> Inventory | None:
         raise DeadlineExceeded(
             f"NVIDIA's management library did not answer within {timeout_s:g} s.",
             remedy="Look for NVRM lines in `dmesg`: the GPU may need a reset, or the machine a reboot.",
-            stage="gpu inventory",
+            stage=STAGE,
         ) from error
     if reader.returncode == _NO_DRIVER:
         return None
     if reader.returncode == _NO_BINDINGS:
         if not DRIVER.exists():
             return None
-        raise SystemUnfit("nvidia-ml-py is not installed.", remedy="pip install 'glowplug[gpu]'")
+        raise _no_bindings()
     try:
         return Inventory.model_validate_json(listed)
     except ValidationError as error:
         last = (said.strip().splitlines() or ["it says nothing"])[-1]
-        raise GpuFailed(
-            f"The GPUs of this machine cannot be listed: {last}",
-            remedy="`nvidia-smi` must list them.",
-            call="nvml",
-        ) from error
+        raise _unlisted(last) from error
+
+
+class Nvml:
+    """The library in this process; initialised by the first reading, and again after one that failed."""
+
+    def __init__(self) -> None:
+        """Raises SystemUnfit without ``glowplug[gpu]``."""
+        try:
+            self._nvml: Any = importlib.import_module("pynvml")
+        except ImportError as error:
+            raise _no_bindings() from error
+        self._is_open = False
+
+    def read(self) -> Inventory | None:
+        """The inventory; None without a driver. May hang. Raises GpuFailed with NVML's words."""
+        nvml = self._nvml
+        try:
+            if not self._is_open:
+                nvml.nvmlInit()
+                self._is_open = True
+            return _inventory(nvml)
+        except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded):
+            return None
+        except nvml.NVMLError as error:
+            self._is_open = False
+            raise _unlisted(str(error)) from error
+
+
+def _no_bindings() -> SystemUnfit:
+    return SystemUnfit("nvidia-ml-py is not installed.", remedy="pip install 'glowplug[gpu]'")
+
+
+def _unlisted(why: str) -> GpuFailed:
+    return GpuFailed(
+        f"The GPUs of this machine cannot be listed: {why}",
+        remedy="`nvidia-smi` must list them.",
+        call="nvml",
+    )
 
 
 def main() -> None:
     """Print the inventory as JSON. For the exit codes see :func:`read_inventory`."""
     try:
-        nvml: Any = importlib.import_module("pynvml")
-    except ImportError:
+        nvml = Nvml()
+    except SystemUnfit:
         sys.exit(_NO_BINDINGS)
-    try:
-        nvml.nvmlInit()
-    except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded):
+    inventory = nvml.read()
+    if inventory is None:
         sys.exit(_NO_DRIVER)
+    print(inventory.model_dump_json())
+
+
+def _inventory(nvml: Any) -> Inventory:
     version = nvml.nvmlSystemGetCudaDriverVersion_v2()
-    inventory = Inventory(
+    return Inventory(
         driver=nvml.nvmlSystemGetDriverVersion(),
         cuda=f"{version // 1000}.{version % 1000 // 10}",
         devices=[_device_or_problem(nvml, index) for index in range(nvml.nvmlDeviceGetCount())],
     )
-    print(inventory.model_dump_json())
 
 
 def _device_or_problem(nvml: Any, index: int) -> Device:

@@ -39,16 +39,22 @@ def place(captured: Sequence[CapturedGpu], here: Inventory, given: Sequence[str]
     return placed
 
 
-def check_room(captured: Sequence[CapturedGpu], here: Inventory, placed: DeviceMap) -> None:
-    """Raise ResourceExhausted if a GPU has less free memory than what is to come back to it."""
+def check_room(
+    captured: Sequence[CapturedGpu], here: Inventory, placed: DeviceMap, what: str = "snapshot"
+) -> None:
+    """Raise ResourceExhausted if a GPU has less free memory than what is to come back to it.
+
+    ``what`` it comes from, in a word.
+    """
     by_uuid = {device.uuid: device for device in here.devices}
     for gpu in captured:
         device = by_uuid.get(placed.get(gpu.uuid, gpu.uuid))
         if gpu.held_bytes and device is not None and device.free_bytes < gpu.held_bytes:
             raise ResourceExhausted(
                 f"GPU {device.index} has {device.free_bytes / _MIB:.1f} MiB of device memory free, and the "
-                f"snapshot needs {gpu.held_bytes / _MIB:.1f} MiB.",
+                f"{what} needs {gpu.held_bytes / _MIB:.1f} MiB.",
                 remedy="`glowplug gpu ls` shows what is free; something else holds the rest.",
+                resource="gpu",
                 uuid=device.uuid,
             )
 

@@ -29,6 +29,9 @@ class DriverCall(StrEnum):
     STATE = "state"
 
 
+INVENTORY = "inventory"
+"""What the helper is asked besides: the GPUs, as NVML tells of them."""
+
 DeviceMap = dict[str, str]
 """UUIDs of the devices as captured, and of those that stand in for them; all of them, or none at all."""
 
