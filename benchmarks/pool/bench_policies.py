@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/pool/bench_policies.py --seeds 20 --output build/benchmarks/policies.json
 
-Cases: an hour of real LLM requests (Azure 2023) and made-up hours of day and night, bursts and a crowd, all
-with real prices (Google Cloud, 2023-11-16) and a made-up market (``examples/pools``; the file says what is
-assumed). For each case the table of every policy, and how the planner's points compare with the best of each
-family of baselines: USD at a p99 wait that is at least as short, p99 wait at a cost that is no higher. A
+Cases: an hour of real LLM requests (Azure 2023) and made-up hours of day and night, bursts, a crowd of eight
+times and a ramp to four hundred times the requests, all with real prices (Google Cloud, 2023-11-16) and a
+made-up market (``examples/pools``; the file says what is assumed). For each case the table of every policy,
+and how the planner's points compare with the best of each family of baselines: USD at a p99 wait that is at
+least as short, p99 wait at a cost that is no higher. A
 baseline that cannot be had at that wait or cost is said to be none. Intervals are 95 %, of paired
 differences of the same worlds.
 """
@@ -28,7 +29,11 @@ from glowplug.simulator.scenario import Scenario
 from glowplug.simulator.scenario_file import ScenarioFile
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pools"
-CASES = ("azure", "day", "bursts", "crowd", "quiet")
+CASES = ("azure", "day", "bursts", "crowd", "ramp", "quiet")
+FULL: list[dict[str, Any]] = [
+    {"kind": "ttl", "windows_s": [60, 300], "fill": True},
+    {"kind": "buffer", "gpus": [1, 4], "fill": True},
+]
 
 
 def case(name: str, hours: float) -> dict[str, Any]:
@@ -38,7 +43,8 @@ def case(name: str, hours: float) -> dict[str, Any]:
     scenario = _made_up(name, hours)
     if name == "azure":
         scenario = dict(yaml.safe_load((EXAMPLES / "azure_llm.yaml").read_text()))
-    scenario["policies"][-1]["demand_from"] = ["log", "live"]
+    *baselines, planner = scenario["policies"]
+    scenario["policies"] = [*baselines, *FULL, {**planner, "demand_from": ["log", "live"]}]
     scenario["plan"]["run"] |= {"solve_s": 120, "every_s": 15}
     return scenario
 
@@ -53,6 +59,12 @@ def _made_up(name: str, hours: float) -> dict[str, Any]:
         trace["bursts"] = {"per_h": 1.0, "length_s": 240, "factor": 4}
     elif name == "crowd":
         trace["crowd"] = {"at_h": hours / 2, "length_s": 1_800, "factor": 8}
+    elif name == "ramp":
+        trace |= {"per_s": 0.5, "day_swing": 0.0}
+        trace["crowd"] = {"at_h": 1.25, "length_s": 3_600 * (hours - 1.5), "factor": 400, "rise_s": 120}
+        scenario["apps"][0]["scaling"]["max_replicas"] = 1_000
+        for pool in scenario["plan"]["pools"]:
+            pool["quota"] = 200
     elif name == "quiet":
         trace |= {"per_s": 0.004, "day_swing": 0.5}
     return scenario
@@ -101,7 +113,8 @@ def show(name: str, found: Comparison) -> None:
     """The tables of one case."""
     print(
         f"\n### {name}: {found.requests:,} requests in {found.hours:g} h, {len(found.seeds)} worlds; "
-        f"bound {found.clairvoyant_usd_per_h.mean:.2f} USD/h, {found.wall_s:.0f} s\n"
+        f"bound {found.clairvoyant_usd_per_h.mean:.2f} USD/h, at most "
+        f"{found.clairvoyant_peak_gpus.mean:.0f} GPUs; {found.wall_s:.0f} s\n"
     )
     print("| policy | USD/h | p50 wait | p99 wait | lost | over bound | utilised | peak GPUs |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")

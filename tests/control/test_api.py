@@ -221,18 +221,19 @@ async def test_metrics_count_requests_by_class_and_replicas_by_state(control: Co
 
 
 async def test_the_planner_reads_its_demand_from_the_metrics(control: Control, agent: FakeAgent) -> None:
-    async def demand() -> dict[str, float]:
-        return requests_now((await control.get("/metrics")).text)
+    async def demand() -> dict[str, tuple[float, float, float]]:
+        counts = requests_now((await control.get("/metrics")).text)
+        return {name: (count.in_flight, count.waiting, count.ended) for name, count in counts.items()}
 
     assert await demand() == {}
     await control.deploy(app_spec())
     agent.gate.clear()
     held = [asyncio.create_task(control.get("/shop/web/")) for _ in range(3)]
     await control.held(3)
-    assert await demand() == {"shop": 3.0, "shop/web": 3.0}
+    assert await demand() == {"shop": (0.0, 3.0, 0.0), "shop/web": (0.0, 3.0, 0.0)}
     agent.gate.set()
     await asyncio.gather(*held)
-    assert await demand() == {"shop": 0.0, "shop/web": 0.0}
+    assert await demand() == {"shop": (0.0, 0.0, 3.0), "shop/web": (0.0, 0.0, 3.0)}
 
 
 async def test_cold_starts_are_filtered(control: Control) -> None:

@@ -54,6 +54,35 @@ async def test_the_buffer_is_there_while_the_server_is_used(control: Control, ag
     await eventually(lambda: not agent.ready, "none when idle")
 
 
+async def test_a_fleet_that_is_always_a_little_busy_shrinks_to_what_is_wanted(
+    control: Control, agent: FakeAgent
+) -> None:
+    scaling = {"max_replicas": 3, "target_concurrency": 4, "scaledown_window_s": 2.0}
+    await control.deploy(app_spec(server_spec(scaling=scaling)))
+    requests = [asyncio.create_task(control.get("/shop/web/wait")) for _ in range(12)]
+    await eventually(lambda: len(agent.ready) == 3, "three replicas")
+
+    def waiting() -> int:
+        return sum(agent.servers[view.id].waiting for view in agent.ready)
+
+    await eventually(lambda: waiting() == 12, "all requests")
+    for view in list(agent.ready):
+        agent.servers[view.id].release.set()
+    for request in requests:
+        assert (await request).status_code == 200
+
+    # Two at any moment, one after the other: one replica has room for them.
+    async def keep_asking() -> int:
+        answered = 0
+        while len(agent.ready) > 1 or answered < 3:
+            answer = await control.get("/shop/web/")
+            assert answer.status_code == 200
+            answered += 1
+        return answered
+
+    assert min(await asyncio.gather(keep_asking(), keep_asking())) >= 3
+
+
 async def test_stop_ends_all_replicas_and_the_next_request_wakes_one(
     control: Control, agent: FakeAgent
 ) -> None:

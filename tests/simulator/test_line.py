@@ -13,9 +13,11 @@ from glowplug.simulator.line import RequestLine
 from glowplug.simulator.traces import Trace
 
 
-def line(times: list[tuple[float, float]], limit: int = 1, hold_s: float = 1e9) -> RequestLine:
+def line(
+    times: list[tuple[float, float]], limit: int = 1, hold_s: float = 1e9, room: int | None = None
+) -> RequestLine:
     arrivals, durations = np.array(times, dtype=float).reshape(-1, 2).T
-    return RequestLine(Trace(arrivals, durations), limit, hold_s)
+    return RequestLine(Trace(arrivals, durations), limit, hold_s, room)
 
 
 def test_one_replica_takes_one_after_the_other() -> None:
@@ -54,6 +56,40 @@ def test_the_least_busy_replica_takes_a_request() -> None:
     queue.advance(1.5)
     assert not queue.is_idle(0)
     assert not queue.is_idle(1)
+
+
+def test_who_is_to_spare_gets_requests_only_when_the_others_have_their_share() -> None:
+    queue = line([(second, 100) for second in range(8)], limit=4, room=2)
+    first, second, spare = (queue.add(0.0) for _ in range(3))
+    queue.spare(spare, is_spare=True)
+
+    def busy_at(now_s: float) -> tuple[int, int, int]:
+        queue.advance(now_s)
+        return queue.in_flight_of(first), queue.in_flight_of(second), queue.in_flight_of(spare)
+
+    assert sorted(busy_at(3.5)[:2]) == [2, 2]
+    assert busy_at(3.5)[2] == 0
+    # Then the least busy of all does, who is to spare or not.
+    assert busy_at(5.5)[2] == 2
+    assert sum(busy_at(7.5)) == 8
+    assert queue.spares == {spare}
+
+
+def test_who_was_to_spare_is_as_the_others_again_or_leaves() -> None:
+    queue = line([(second, 10) for second in range(4)], limit=2, room=1)
+    replicas = [queue.add(0.0) for _ in range(2)]
+    for replica in replicas:
+        queue.spare(replica, is_spare=True)
+    queue.advance(1.5)
+    assert queue.in_flight == 2
+    queue.spare(replicas[0], is_spare=False)
+    queue.leave(replicas[1])
+    assert queue.spares == frozenset()
+    queue.advance(3.5)
+    assert (queue.in_flight_of(replicas[0]), queue.in_flight_of(replicas[1]), queue.waiting) == (2, 1, 1)
+    queue.advance(100.0)
+    assert queue.is_idle(replicas[1])
+    assert queue.serving_s(replicas[1], 100.0) == 10.0
 
 
 def test_who_leaves_finishes_what_it_has_and_gets_nothing_more() -> None:
@@ -108,16 +144,17 @@ def test_who_waits_too_long_is_lost_and_never_begins() -> None:
 REQUESTS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), min_size=1, max_size=40)
 
 
-@given(REQUESTS, st.integers(1, 3), st.lists(st.integers(0, 80), min_size=1, max_size=5))
+@given(REQUESTS, st.integers(1, 3), st.lists(st.integers(0, 80), min_size=1, max_size=5), st.booleans())
 def test_requests_begin_when_a_slow_line_says_so(
-    times: list[tuple[int, int]], limit: int, ready: list[int]
+    times: list[tuple[int, int]], limit: int, ready: list[int], has_spares: bool
 ) -> None:
     """Who waits does not depend on which replica works on what: the slow one has servers only."""
     times = sorted(times)
     queue = line([(float(a), float(d)) for a, d in times], limit)
     for now_s in sorted(ready):
         queue.advance(float(now_s))
-        queue.add(float(now_s))
+        replica = queue.add(float(now_s))
+        queue.spare(replica, is_spare=has_spares and replica % 2 == 0)
     queue.advance(1e6)
     free = [float(now_s) for now_s in sorted(ready) for _ in range(limit)]
     expected = []
@@ -134,7 +171,9 @@ def test_requests_begin_when_a_slow_line_says_so(
     st.integers(1, 3),
     st.lists(
         st.tuples(
-            st.sampled_from(["add", "leave", "back", "lose", "late"]), st.integers(0, 6), st.integers(0, 9)
+            st.sampled_from(["add", "leave", "back", "lose", "late", "spare", "need"]),
+            st.integers(0, 6),
+            st.integers(0, 9),
         ),
         max_size=30,
     ),
@@ -142,7 +181,7 @@ def test_requests_begin_when_a_slow_line_says_so(
 def test_whatever_happens_each_request_is_answered_once_or_lost(
     times: list[tuple[int, int]], limit: int, changes: list[tuple[str, int, int]]
 ) -> None:
-    queue = line([(float(a), float(d)) for a, d in sorted(times)], limit, hold_s=40.0)
+    queue = line([(float(a), float(d)) for a, d in sorted(times)], limit, hold_s=40.0, room=max(limit - 1, 1))
     now_s, there, gone = 0.0, 0, set()
     for what, which, after in changes:
         now_s += after
@@ -158,6 +197,8 @@ def test_whatever_happens_each_request_is_answered_once_or_lost(
                 gone.add(which)
             elif what == "leave":
                 queue.leave(which)
+            elif what in ("spare", "need"):
+                queue.spare(which, is_spare=what == "spare")
             else:
                 queue.come_back(which, now_s)
         assert all(queue.serving_s(replica, now_s) <= now_s for replica in range(there))

@@ -35,7 +35,7 @@ def machine(name: str, of: PoolId, free: int = 1, up_at_s: float = 0.0) -> Machi
 
 
 def seen(pools: list[PoolNow], machines: list[MachineNow], unplaced: int = 0, wanted: int = 0) -> Seen:
-    return Seen(tuple(pools), tuple(machines), {"L4": unplaced}, {"L4": wanted}, dict, tuple, dict)
+    return Seen(tuple(pools), tuple(machines), {"L4": unplaced}, {"L4": wanted}, dict, tuple, tuple, dict)
 
 
 def asked(rule: MachineRule, what: Seen, now_s: float = 1_000.0) -> list[PoolId]:

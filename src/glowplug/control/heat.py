@@ -64,3 +64,10 @@ def shrink_order(
     oldest.
     """
     return (not is_starting, -suspect_until_s, created_at_s)
+
+
+def spare_order(*, is_spare: bool, in_flight: int, created_at_s: float) -> tuple[bool, int, float]:
+    """Of busy replicas that are too many the least is spared first: who is already, then who has least to
+    do, then the oldest.
+    """
+    return (not is_spare, in_flight, created_at_s)

@@ -94,10 +94,12 @@ class Reconciler:
         self._reach([*live, *outdated])
         self._settle(target, live)
         wanted = self._wanted(target, live, outdated)
+        surplus = max(len(live) - wanted, 0)
         if wanted > len(live):
             self._grow(target, wanted - len(live))
-        elif wanted < len(live):
-            self._shrink(target, live, len(live) - wanted)
+        elif surplus:
+            surplus -= self._shrink(target, live, surplus)
+        target.spare(surplus)
         self._ladder.cool(target)
         self._retire(target, outdated, has_successor=any(r.is_serving for r in live), wanted=wanted)
 
@@ -136,7 +138,8 @@ class Reconciler:
             for _ in range(missing):
                 self._start(target)
 
-    def _shrink(self, target: Target, live: list[Replica], surplus: int) -> None:
+    def _shrink(self, target: Target, live: list[Replica], surplus: int) -> int:
+        """Idle ones step down; how many of ``surplus`` did."""
         idle = [replica for replica in live if not replica.in_flight and not replica.is_waking]
         idle.sort(
             key=lambda r: shrink_order(
@@ -147,6 +150,7 @@ class Reconciler:
         )
         for replica in idle[:surplus]:
             self._ladder.step_down(target, replica)
+        return min(len(idle), surplus)
 
     def _retire(self, target: Target, outdated: list[Replica], *, has_successor: bool, wanted: int) -> None:
         for replica in outdated:

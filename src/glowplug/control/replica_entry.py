@@ -43,6 +43,10 @@ class Replica:
     """The agent is being asked to freeze it: it gets no requests."""
     is_waking: bool = False
     """The agent is being asked to let it run on: it counts as starting."""
+    is_spare: bool = False
+    """One more than there should be, and busy: it gets requests only while no other has room, falls idle by
+    that, and goes then.
+    """
     is_push_out_asked: bool = False
     """Its memory is, or cannot be, where it frees most: the next step down is the stop."""
     wake_again_at_s: float = 0.0

@@ -16,6 +16,7 @@ from glowplug.control import hold_errors
 from glowplug.control.autoscaler import Autoscaler, Load
 from glowplug.control.cold_start_log import ColdStartLog, OpenColdStart
 from glowplug.control.demand import RecentDemand
+from glowplug.control.heat import spare_order
 from glowplug.control.replica_entry import Drain, Replica
 from glowplug.control.start_history import StartHistory
 from glowplug.control.timings import Timings
@@ -168,16 +169,39 @@ class Target:
             replica.drain.deadline_s = min(replica.drain.deadline_s, deadline_s)
         self.recompute()
 
+    def spare(self, surplus: int) -> None:
+        """So many busy replicas get requests only when they must: otherwise each would always have a few, and
+        a fleet that is larger than it should be would stay so.
+        """
+        live = self.live()
+        busy = [replica for replica in live if replica.in_flight]
+        busy.sort(
+            key=lambda r: spare_order(
+                is_spare=r.is_spare, in_flight=len(r.in_flight), created_at_s=r.view.created_at
+            )
+        )
+        spares = busy[:surplus]
+        for replica in live:
+            replica.is_spare = replica in spares
+
     # -- requests ------------------------------------------------------------------------------------------
 
     def pick(self) -> Replica | None:
-        """The ready replica with the fewest requests in flight, or None."""
+        """The ready replica with the fewest requests in flight, or None. One that is to spare is left alone
+        while any other has fewer than ``target_concurrency``.
+        """
         ready = self.ready
         if len(ready) == 1 and not ready[0].suspect_until_s:
             return ready[0]
         now_s = self._clock.monotonic()
         usable = [replica for replica in ready if replica.suspect_until_s <= now_s]
-        return min(usable, key=lambda replica: len(replica.in_flight), default=None)
+        room = self.version.spec.scaling.target_concurrency
+
+        def order(replica: Replica) -> tuple[bool, int]:
+            in_flight = len(replica.in_flight)
+            return replica.is_spare or in_flight >= room, in_flight
+
+        return min(usable, key=order, default=None)
 
     def suspect(self, replica: Replica, seconds: float) -> None:
         """The replica took no connection or broke one: avoid it for a while."""

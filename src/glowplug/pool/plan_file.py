@@ -130,7 +130,7 @@ class ScheduleEntry(_Part):
 
 class DemandEntry(_Part):
     """A class of demand: replicas that need ``gpus`` GPUs of a kind; what is forecast, wished, and what
-    missing costs.
+    missing costs. ``wait_s``: requests may wait so long, so that not every short peak needs room of its own.
     """
 
     gpu: Word
@@ -138,6 +138,7 @@ class DemandEntry(_Part):
     level: float = Field(default=0.95, ge=0.5, le=0.9999)
     requests: RequestLog | None = None
     live: LiveRequests | None = None
+    wait_s: Annotated[float, Field(ge=0, le=3_600, allow_inf_nan=False)] = 0.0
     floor: Slots = 0.0
     expected_peak: Slots = 0.0
     schedules: tuple[ScheduleEntry, ...] = ()

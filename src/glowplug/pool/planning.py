@@ -20,7 +20,7 @@ from glowplug.pool.market.price_files import read_prices
 from glowplug.pool.market.prices import PriceBook
 from glowplug.pool.market.supply_log import SupplyLog
 from glowplug.pool.market_now import Estimates, Holding, MarketNow
-from glowplug.pool.plan_file import DemandEntry, PlanFile, RequestLog
+from glowplug.pool.plan_file import DemandEntry, PlanFile
 from glowplug.pool.program.grid import Grid
 from glowplug.pool.program.problem import Demand, Pool, Problem, Survival
 from glowplug.types.errors import InvalidInput
@@ -102,7 +102,7 @@ def situation(file: PlanFile, folder: Path, clock_s: float) -> Situation:
     grid = grid_of(file)
 
     def forecast(_place: int, entry: DemandEntry, lead_time_s: float) -> Forecast:
-        history = load_demand(entry.requests, folder, now_s)
+        history = load_demand(entry, folder, now_s)
         return Forecaster(entry.level, lead_time_s).forecast(history, now_s, grid.starts_s, wishes_of(entry))
 
     found = pools_now(file, market, holdings, len(grid))
@@ -167,24 +167,28 @@ def load_prices(file: PlanFile, folder: Path, remarks: list[str]) -> PriceBook:
     return prices
 
 
-def load_demand(log: RequestLog | None, folder: Path, now_s: float) -> DemandSeries:
+def load_demand(entry: DemandEntry, folder: Path, now_s: float) -> DemandSeries:
     """What an entry's log of requests says until now; nothing without one. Raises InvalidInput."""
+    log = entry.requests
     if log is None:
-        return demand_until(None, np.empty(0), np.empty(0), now_s)
+        return demand_until(entry, np.empty(0), np.empty(0), now_s)
     starts_s, durations_s = read_requests(
         folder / log.file, log.prefill_tokens_per_s, log.decode_tokens_per_s
     )
-    return demand_until(log, starts_s, durations_s, now_s)
+    return demand_until(entry, starts_s, durations_s, now_s)
 
 
-def demand_until(log: RequestLog | None, starts_s: Floats, durations_s: Floats, now_s: float) -> DemandSeries:
-    """What these requests needed until now. Raises InvalidInput."""
+def demand_until(entry: DemandEntry, starts_s: Floats, durations_s: Floats, now_s: float) -> DemandSeries:
+    """What these requests of the entry's log needed until now. Raises InvalidInput."""
+    log = entry.requests
     if log is None:
         return DemandSeries(now_s, 60.0, np.empty(0))
     known = starts_s <= now_s
     if not known.any():
         return DemandSeries(now_s, log.step_s, np.empty(0))
-    series = slots_needed(starts_s[known], durations_s[known], log.step_s, log.requests_per_slot, now_s)
+    series = slots_needed(
+        starts_s[known], durations_s[known], log.step_s, log.requests_per_slot, now_s, entry.wait_s
+    )
     return series.until(now_s)
 
 

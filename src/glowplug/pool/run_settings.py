@@ -94,3 +94,8 @@ class RunSettings(_Part):
     """A call to a provider is given up after so long."""
     providers: dict[Name, ProviderEntry] = {}
     """By the ``cloud`` of the pools."""
+
+    @property
+    def sooner_s(self) -> float:
+        """When a provider has answered or a machine was checked, the next step comes after so long."""
+        return self.every_s / 5

@@ -16,8 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from glowplug.control.autoscaler import Decision, Load
-from glowplug.control.heat import StepDown, has_cooled, shrink_order, step_down, wake_order
+from glowplug.control.heat import StepDown, has_cooled, shrink_order, spare_order, step_down, wake_order
 from glowplug.pool.economics.meter import Meter
+from glowplug.pool.forecast.offered import OfferedLoad
 from glowplug.pool.forecast.series import DemandSeries
 from glowplug.simulator.fleet import Fleet, Machine, Replica, Schedule
 from glowplug.simulator.line import RequestLine
@@ -38,7 +39,7 @@ class Scaler(Protocol):
 
 
 class DemandRecord:
-    """Slots in flight and waiting, the most in each step: what the planner's loop keeps of metrics."""
+    """Slots that are needed, the most in each step: what the planner's loop keeps of metrics."""
 
     def __init__(self, history: DemandSeries, start_s: float, end_s: float) -> None:
         self._step_s = history.step_s
@@ -78,8 +79,10 @@ class AppRun:
         always_looks: bool,
     ) -> None:
         self.app: App = world.apps[index]
-        self.line = RequestLine(self.app.trace, self.app.limit, self.app.entry.hold_s)
+        room = self.app.spec.scaling.target_concurrency
+        self.line = RequestLine(self.app.trace, self.app.limit, self.app.entry.hold_s, room)
         self.live_demand = DemandRecord(self.app.demand.until(world.start_s), world.start_s, world.end_s)
+        self._offered = OfferedLoad(self.app.wait_s)
         self.replicas: list[Replica] = []
         self.starts: Counter[str] = Counter()
         self.wanted = 0
@@ -104,6 +107,11 @@ class AppRun:
         return max(self.wanted - live, 0) * self.app.entry.gpus
 
     @property
+    def waiting_slot_s(self) -> float:
+        """For how long one replica would work on what waits, as the planner's loop makes of metrics."""
+        return self._offered.waiting_work_s / self.app.limit
+
+    @property
     def wanted_gpus(self) -> int:
         """GPUs of all replicas that are wanted."""
         return self.wanted * self.app.entry.gpus
@@ -121,13 +129,15 @@ class AppRun:
         self._count_wanted(now_s)
         leaving, peak = line.leaving, line.take_peak()
         load = Load(ready, len(live) - ready, line.in_flight - leaving, line.waiting, max(peak - leaving, 0))
-        requests = line.in_flight + line.waiting
-        self.live_demand.note(now_s, math.ceil(requests / self.app.spec.scaling.target_concurrency))
+        requests = self._offered.read(now_s, line.in_flight, line.waiting, line.ended)
+        self.live_demand.note(now_s, math.ceil(requests / self.app.limit - 1e-9))
         self.wanted = self._scaler.decide(load, self._last_activity_s()).desired
+        surplus = max(len(live) - self.wanted, 0)
         if self.wanted > len(live):
             self.grow(now_s)
-        elif self.wanted < len(live):
-            self._shrink(live, len(live) - self.wanted, now_s)
+        elif surplus:
+            surplus -= self._shrink(live, surplus, now_s)
+        self._spare(surplus)
         self._cool(now_s)
         is_quiet = not (self.replicas or self.wanted or line.in_flight or line.waiting)
         if is_quiet and not self._always_looks:
@@ -235,7 +245,8 @@ class AppRun:
 
     # -- down ----------------------------------------------------------------------------------------------
 
-    def _shrink(self, live: list[Replica], surplus: int, now_s: float) -> None:
+    def _shrink(self, live: list[Replica], surplus: int, now_s: float) -> int:
+        """Idle ones step down; how many of ``surplus`` did."""
         idle = [
             replica
             for replica in live
@@ -252,6 +263,26 @@ class AppRun:
                 self._park(replica, now_s)
             else:
                 self._stop(replica, now_s)
+        return min(len(idle), surplus)
+
+    def _spare(self, surplus: int) -> None:
+        """So many busy replicas get requests only when they must, as the reconciler has it."""
+        line, before = self.line, self.line.spares
+        if not (surplus or before):
+            return
+        busy = []
+        for replica in self.replicas:
+            number = replica.number
+            if replica.state is ReplicaState.READY and number is not None and not line.is_idle(number):
+                order = spare_order(
+                    is_spare=number in before,
+                    in_flight=line.in_flight_of(number),
+                    created_at_s=replica.created_s,
+                )
+                busy.append((order, number))
+        spares = {number for _, number in sorted(busy)[:surplus]}
+        for number in before | spares:
+            line.spare(number, is_spare=number in spares)
 
     def _park(self, replica: Replica, now_s: float) -> None:
         assert replica.number is not None  # noqa: S101 - it was ready

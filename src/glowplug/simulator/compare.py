@@ -24,12 +24,12 @@ def compare(
     """Run all of them, one after the other. Raises InvalidInput."""
     began_s = perf_counter()
     runs: dict[str, list[RunResult]] = {policy.name: [] for policy in policies}
-    bounds_usd, hours = [], 0.0
+    least, hours = [], 0.0
     total = len(seeds) * len(policies)
     for place, seed in enumerate(seeds):
         world = scenario.world(seed)
         hours = world.hours
-        bounds_usd.append(clairvoyant(world).usd / world.hours)
+        least.append(clairvoyant(world))
         for index, policy in enumerate(policies):
             done = place * len(policies) + index
             text = f"{policy.name}, seed {seed}"
@@ -42,7 +42,8 @@ def compare(
         hours=hours,
         seeds=list(seeds),
         requests=next(iter(runs.values()))[0].measured,
-        clairvoyant_usd_per_h=estimate(bounds_usd),
+        clairvoyant_usd_per_h=estimate([bound.usd / hours for bound in least]),
+        clairvoyant_peak_gpus=estimate([float(sum(bound.peak_gpus.values())) for bound in least]),
         policies=[line(found, hours) for found in runs.values()],
         runs=[one for found in runs.values() for one in found],
         wall_s=perf_counter() - began_s,

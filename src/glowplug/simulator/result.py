@@ -87,7 +87,9 @@ class PolicyLine(BaseModel):
 
 
 class Comparison(BaseModel):
-    """All of it. ``clairvoyant_usd_per_h``: the bound when nobody waits."""
+    """All of it. ``clairvoyant_usd_per_h``, ``clairvoyant_peak_gpus``: the bound when nobody waits, and the
+    most GPUs that had requests at once then.
+    """
 
     version: Literal[1] = 1
     hours: float
@@ -95,6 +97,7 @@ class Comparison(BaseModel):
     requests: int
     """That count, in the world of the first seed."""
     clairvoyant_usd_per_h: Estimate
+    clairvoyant_peak_gpus: Estimate
     policies: list[PolicyLine]
     runs: list[RunResult]
     wall_s: float

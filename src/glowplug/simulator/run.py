@@ -28,7 +28,7 @@ from glowplug.simulator.policies.planned import PlannedMachines
 from glowplug.simulator.policies.rule import Actions, MachineNow, PoolNow, Seen
 from glowplug.simulator.quantile_table import Floats
 from glowplug.simulator.result import RunResult
-from glowplug.simulator.scenario import DEMAND_STEP_S, World
+from glowplug.simulator.scenario import DEMAND_STEP_S, World, filled
 from glowplug.simulator.scenario_file import DemandSource
 from glowplug.types.clock import ManualClock
 
@@ -39,7 +39,7 @@ Tell = Callable[[float], None]
 def run(world: World, policy: Policy, tell: Tell = lambda share: None) -> RunResult:
     """Run it to its end. The same world and policy give the same outcome."""
     began_s = process_time()
-    going = _Run(world, policy, tell)
+    going = _Run(filled(world) if policy.fills else world, policy, tell)
     going.to_the_end()
     return going.result(process_time() - began_s)
 
@@ -163,6 +163,7 @@ class _Run:
             wanted_gpus=wanted,
             busy_gpus=self._busy_gpus,
             demand=partial(self._demand, now_s),
+            waiting_slot_s=self._waiting_slot_s,
             listings=partial(self._fleet.listings, now_s),
         )  # fmt: skip
 
@@ -182,6 +183,17 @@ class _Run:
                     if (app.app.entry.gpu, app.app.entry.gpus) == (entry.gpu, entry.gpus)
                 ],
                 now_s,
+            )
+            for entry in self._world.file.plan.demand
+        )
+
+    def _waiting_slot_s(self) -> tuple[float, ...]:
+        """By class of the plan, what a planner that reads the control plane's metrics knows of lines."""
+        return tuple(
+            sum(
+                app.waiting_slot_s
+                for app in self._apps.values()
+                if (app.app.entry.gpu, app.app.entry.gpus) == (entry.gpu, entry.gpus)
             )
             for entry in self._world.file.plan.demand
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -85,13 +85,15 @@ class App:
     spec: ServerSpec
     starts: Starts
     trace: Trace
+    wait_s: float
+    """So long its requests may wait, as the plan says."""
     demand: DemandSeries
-    """Slots that history and trace need in each step, if nobody waits: what a log of requests says."""
+    """Slots that history and trace need in each step, if nobody waits longer: what a log of requests says."""
 
     @property
     def limit(self) -> int:
         """Requests that one replica takes at once."""
-        return self.entry.at_most_at_once or self.spec.scaling.target_concurrency
+        return self.entry.requests_at_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,17 +145,18 @@ class Scenario:
 
     def world(self, seed: int) -> World:
         """The world of a seed: made-up requests, the market and the time starts take depend on it."""
+        waits_s = {(demand.gpu, demand.gpus): demand.wait_s for demand in self.file.plan.demand}
         apps = []
         for index, entry in enumerate(self.file.apps):
             rng = np.random.default_rng([seed, _TRACE_STREAM, index])
             before, trace = trace_of(
                 entry.trace, self._folder, self._start_s, self._end_s - self._start_s, rng
             )
-            spec = _spec(entry)
+            wait_s = waits_s[entry.gpu, entry.gpus]
             demand = before.followed_by(trace).demand(
-                DEMAND_STEP_S, spec.scaling.target_concurrency, self._end_s
+                DEMAND_STEP_S, entry.requests_at_once, self._end_s, wait_s
             )
-            apps.append(App(entry, spec, self._starts[entry.name], trace, demand))
+            apps.append(App(entry, _spec(entry), self._starts[entry.name], trace, wait_s, demand))
         counts_from_s = self._start_s + self.file.warm_up_s
         if not any(len(app.trace.between(counts_from_s, self._end_s)) for app in apps):
             raise InvalidInput(
@@ -197,6 +200,15 @@ def policy_plan(file: PlanFile, level: float | None) -> PlanFile:
         return file
     demand = tuple(entry.model_copy(update={"level": level}) for entry in file.demand)
     return file.model_copy(update={"demand": demand})
+
+
+def filled(world: World) -> World:
+    """The same with replicas that are aimed to have all the requests that they take."""
+    apps = []
+    for app in world.apps:
+        scaling = app.spec.scaling.model_copy(update={"target_concurrency": app.limit})
+        apps.append(replace(app, spec=app.spec.model_copy(update={"scaling": scaling})))
+    return replace(world, apps=tuple(apps))
 
 
 def _spec(entry: AppEntry) -> ServerSpec:

@@ -122,6 +122,11 @@ class AppEntry(Part):
     hold_s: Positive = 600.0
     """A request waits so long at most, then it is lost."""
 
+    @property
+    def requests_at_once(self) -> int:
+        """That one replica takes."""
+        return self.at_most_at_once or self.scaling.target_concurrency
+
 
 class MarketEntry(Part):
     """How a pool really behaves.
@@ -150,10 +155,15 @@ class Market(Part):
 
 
 class TtlPolicy(Part):
-    """Rent when a replica has no place; keep replica and machine so long after their last request."""
+    """Rent when a replica has no place; keep replica and machine so long after their last request.
+
+    ``fill``: one more replica is wanted only when the others have all that they take (``at_most_at_once``)
+    and not ``target_concurrency``: as the planner counts slots.
+    """
 
     kind: Literal["ttl"]
     windows_s: tuple[Positive, ...] = (60.0, 300.0, 600.0, 1_200.0)
+    fill: bool = False
 
 
 class BufferPolicy(Part):
@@ -161,6 +171,7 @@ class BufferPolicy(Part):
 
     kind: Literal["buffer"]
     gpus: tuple[int, ...] = (1, 2, 4, 8)
+    fill: bool = False
 
 
 class KnativePolicy(Part):
@@ -189,7 +200,7 @@ class SpotHedgePolicy(Part):
 class PlannerPolicy(Part):
     """The pools' planner; once for each level at which it is to cover demand, and for each way to know it.
 
-    From a ``log`` (arrivals, and how long replicas worked), or ``live`` (requests in flight and waiting).
+    From a ``log`` (arrivals, and how long replicas worked), or ``live`` (requests in flight, waiting, ended).
     """
 
     kind: Literal["planner"]

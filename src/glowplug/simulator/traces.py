@@ -45,11 +45,11 @@ class Trace:
             np.concatenate((self.durations_s, later.durations_s)),
         )
 
-    def demand(self, step_s: float, requests_per_slot: int, until_s: float) -> DemandSeries:
-        """Slots that they needed until ``until_s``, if none of them had to wait."""
+    def demand(self, step_s: float, requests_per_slot: int, until_s: float, wait_s: float) -> DemandSeries:
+        """Slots that they needed until ``until_s``, if none had to wait for longer than ``wait_s``."""
         if not len(self):
             return DemandSeries(until_s, step_s, np.empty(0))
-        series = slots_needed(self.arrivals_s, self.durations_s, step_s, requests_per_slot, until_s)
+        series = slots_needed(self.arrivals_s, self.durations_s, step_s, requests_per_slot, until_s, wait_s)
         return series.until(until_s)
 
 

@@ -86,6 +86,14 @@ def test_a_new_app_gets_twice_its_highest_demand_or_its_expected_peak() -> None:
     assert (found.slots.tolist(), found.basis, found.coverage) == ([6, 6], Basis.NEW, None)
 
 
+def test_who_has_just_grown_a_hundredfold_is_not_expected_to_do_so_again() -> None:
+    grown = DemandSeries(0.0, 60.0, np.repeat([3.0, 300.0], (120, 30)))
+    for level, basis in ((0.95, Basis.HISTORY), (0.999, Basis.NEW)):
+        found = Forecaster(level, 600.0).forecast(grown, 9_000.0, np.array([0.0, 900.0]), Wishes())
+        assert found.basis is basis
+        assert found.slots.max() <= 1.15 * 300
+
+
 def test_a_schedule_is_covered_from_a_lead_time_before_it_begins() -> None:
     none = DemandSeries(0.0, 60.0, np.empty(0))
     wishes = Wishes(schedules=(Schedule(5.0, 8 * 60, 18 * 60, frozenset({0})),))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from glowplug.pool.planner.inputs import FileInputs
-from glowplug.pool.planner.live import RECORD_NAME, LiveDemand, requests_now
+from glowplug.pool.planner.live import RECORD_NAME, LiveDemand, RequestCounts, requests_now
 from glowplug.types.clock import ManualClock
 from glowplug.types.errors import Unavailable
 
@@ -18,12 +18,17 @@ from .world import START_S, file_of
 LIVE = {"gpu": "L4", "live": {"apps": ["chat", "code/small"], "requests_per_slot": 4, "step_s": 10}}
 
 
-def metrics(**requests: float) -> str:
+def metrics(ended: float = 0, held: float | None = None, **requests: float) -> str:
+    """Of so many in flight and, if nothing else is said, as many held."""
     registry = CollectorRegistry()
-    for name in ("glowplug_in_flight_requests", "glowplug_held_requests"):
-        gauge = Gauge(name, "n", ("app", "server"), registry=registry)
-        for target, count in requests.items():
-            gauge.labels(*target.split("_")).set(count)
+    in_flight = Gauge("glowplug_in_flight_requests", "n", ("app", "server"), registry=registry)
+    waiting = Gauge("glowplug_held_requests", "n", ("app", "server"), registry=registry)
+    over = Counter("glowplug_requests", "n", ("app", "server", "status_class"), registry=registry)
+    for target, count in requests.items():
+        in_flight.labels(*target.split("_")).set(count)
+        waiting.labels(*target.split("_")).set(count if held is None else held)
+        for status_class in ("2xx", "5xx"):
+            over.labels(*target.split("_"), status_class).inc(ended / 2)
     return generate_latest(registry).decode()
 
 
@@ -44,8 +49,10 @@ def live_of(folder: Path, router: Router, clock: ManualClock) -> LiveDemand:
 
 
 def test_requests_are_counted_by_app_and_by_server() -> None:
-    counts = requests_now(metrics(chat_big=3, chat_small=1, code_small=2))
-    assert (counts["chat"], counts["chat/big"], counts["code/small"]) == (8.0, 6.0, 4.0)
+    counts = requests_now(metrics(ended=10, held=5, chat_big=3, chat_small=1, code_small=2))
+    assert counts["chat"] == RequestCounts(in_flight=4.0, waiting=10.0, ended=20.0)
+    assert counts["chat/big"] == RequestCounts(in_flight=3.0, waiting=5.0, ended=10.0)
+    assert counts["code/small"].in_flight == 2.0
     with pytest.raises(Unavailable, match="no requests"):
         requests_now("# nothing\n")
     with pytest.raises(Unavailable, match="cannot be read"):
@@ -72,6 +79,24 @@ def test_the_most_of_each_step_counts_and_holes_are_no_quiet_hours(tmp_path: Pat
     assert live.problem == ""
     clock.advance(10.0)
     assert live.series(0, clock.wall()).until(clock.wall()).slots.tolist() == [5.0, 5.0, 5.0, 0.0]
+
+
+def test_a_line_that_waits_for_machines_is_told_as_work_and_not_as_demand(tmp_path: Path) -> None:
+    router, clock = Router(), ManualClock(START_S)
+    live = live_of(tmp_path, router, clock)
+    for second in range(100):  # four a second, of five seconds each
+        router.says = metrics(ended=4 * second, held=0, chat_big=20)
+        live.sample()
+        clock.advance(1.0)
+    assert live.waiting_slot_s(0) == 0.0
+    for second in range(100):  # of two at once; the others wait
+        router.says = metrics(ended=400 + 0.4 * second, held=3.6 * second, chat_big=2)
+        live.sample()
+        clock.advance(1.0)
+    assert live.series(0, clock.wall()).slots[-3:].max() <= 6
+    assert live.waiting_slot_s(0) == pytest.approx(356 * 5 / 4, rel=0.15)
+    found = FileInputs(file_of(demand=[LIVE]), tmp_path, live).read(clock.wall())
+    assert found.waiting_slot_s == (live.waiting_slot_s(0),)
 
 
 def test_a_restart_remembers_and_torn_lines_are_left_out(tmp_path: Path) -> None:

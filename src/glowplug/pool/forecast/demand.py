@@ -19,7 +19,8 @@ from glowplug.pool.forecast.series import DemandSeries, Floats
 
 _ORIGINS_AT_MOST = 1_000
 _HORIZONS_S = (0.0, 900.0, 3_600.0, 14_400.0)
-_NEW_APP_FACTOR = 2.0
+_GROWTH = 2.0
+_GROWTH_OF_MANY, _GROWTH_OF_FEW = 1.1, 4.0
 
 
 class Basis(StrEnum):
@@ -27,7 +28,7 @@ class Basis(StrEnum):
 
     HISTORY = "history"
     NEW = "new"
-    """Too little history for a bound: twice the highest demand so far, the expected peak or the floor."""
+    """Too little history for a bound: :func:`highest_to_come`, the expected peak or the floor."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Forecaster:
         expected = self.baseline.forecast(known, int(begins.max()) + width)
         peaks = window_maxima(expected, width)[begins]
         distance = np.interp(starts, bounds.ahead_s, bounds.distance)
-        bound = np.maximum(np.ceil(peaks + distance - 1e-9), 0.0)
+        bound = np.clip(np.ceil(peaks + distance - 1e-9), 0.0, highest_to_come(known))
         return Forecast(
             np.maximum(bound, self._wished(starts, now_s, wishes)),
             Basis.HISTORY,
@@ -172,8 +173,7 @@ class Forecaster:
         return np.array(found), math.ceil((ahead + width) / stride)
 
     def _new(self, known: DemandSeries, starts: Floats, now_s: float, wishes: Wishes) -> Floats:
-        seen = float(known.slots.max()) if len(known.slots) else 0.0
-        least = max(math.ceil(_NEW_APP_FACTOR * seen), wishes.expected_peak)
+        least = max(highest_to_come(known), wishes.expected_peak)
         return np.maximum(self._wished(starts, now_s, wishes), least)
 
     def _wished(self, starts: Floats, now_s: float, wishes: Wishes) -> Floats:
@@ -184,3 +184,12 @@ class Forecaster:
                 if schedule.overlaps(begin_s, begin_s + self.lead_time_s):
                     least[place] = max(least[place], schedule.slots)
         return least
+
+
+def highest_to_come(known: DemandSeries) -> float:
+    """Slots that no forecast goes beyond: twice the most that was ever needed, or a tenth and four slots
+    more, where that is less. Who has just grown a hundredfold is not expected to do it again: what is needed
+    in fact is covered as it comes.
+    """
+    most = float(known.slots.max()) if len(known.slots) else 0.0
+    return float(math.ceil(min(_GROWTH * most, _GROWTH_OF_MANY * most + _GROWTH_OF_FEW) - 1e-9))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from glowplug.pool.forecast.offered import patient_need
 from glowplug.pool.tables import moment_s, read_table
 from glowplug.types.errors import InvalidInput
 
@@ -33,10 +34,15 @@ class DemandSeries:
 
 
 def slots_needed(
-    starts_s: Floats, durations_s: Floats, step_s: float, requests_per_slot: int, until_s: float | None = None
+    starts_s: Floats,
+    durations_s: Floats,
+    step_s: float,
+    requests_per_slot: int,
+    until_s: float | None = None,
+    wait_s: float = 0.0,
 ) -> DemandSeries:
-    """Slots for requests that begin at ``starts_s`` and take ``durations_s``, ``requests_per_slot`` at once
-    in each.
+    """Slots for requests that come at ``starts_s`` and take ``durations_s``, ``requests_per_slot`` at once
+    in each, if each may wait for ``wait_s``.
 
     Steps are multiples of ``step_s`` since 1970, so that they line up from day to day. Raises InvalidInput.
     """
@@ -78,7 +84,20 @@ def slots_needed(
     filled[place[last_of_step]] = place[last_of_step]
     carried = at_end[np.maximum.accumulate(filled)]
     most[1:] = np.maximum(most[1:], carried[:-1])
-    return DemandSeries(first_s, step_s, np.ceil(most / requests_per_slot))
+    if wait_s > 0:
+        patient = _patient(starts_s - first_s, durations_s, step_s, steps, wait_s)
+        # However patient they are: whoever comes needs a place.
+        most = np.minimum(most, np.maximum(patient, 1.0))
+    return DemandSeries(first_s, step_s, np.ceil(most / requests_per_slot - 1e-9))
+
+
+def _patient(since_s: Floats, durations_s: Floats, step_s: float, steps: int, wait_s: float) -> Floats:
+    """Requests at once in each step, if they may wait: by the second, where that is not too fine."""
+    ticks = max(1, min(round(step_s), MAX_STEPS // steps))
+    tick_s = step_s / ticks
+    place = np.minimum((since_s / tick_s).astype(np.int64), steps * ticks - 1)
+    work_s = np.bincount(place, durations_s, minlength=steps * ticks).astype(np.float64)
+    return np.asarray(patient_need(work_s, tick_s, wait_s).reshape(steps, ticks).max(axis=1))
 
 
 def read_requests(

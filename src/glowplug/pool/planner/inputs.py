@@ -14,7 +14,7 @@ import numpy as np
 
 from glowplug.pool.forecast.series import DemandSeries, Floats, read_requests
 from glowplug.pool.market.prices import PriceBook
-from glowplug.pool.plan_file import PlanFile, RequestLog
+from glowplug.pool.plan_file import DemandEntry, PlanFile
 from glowplug.pool.planner.live import LiveDemand
 from glowplug.pool.planning import demand_until, load_prices
 from glowplug.types.errors import GlowplugError
@@ -25,10 +25,13 @@ _Loaded = TypeVar("_Loaded")
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Prices, and demand in the order of the file's entries. ``problems``: what could not be read, why."""
+    """Prices, and demand in the order of the file's entries. ``waiting_slot_s``: the work that waits there,
+    as far as it is known. ``problems``: what could not be read, why.
+    """
 
     prices: PriceBook
     demand: tuple[DemandSeries, ...]
+    waiting_slot_s: tuple[float, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -57,16 +60,18 @@ class FileInputs:
         sources = [self._folder / source.file for source in self._file.prices]
         if self._has_changed(sources) or self._prices is None:
             self._prices = self._kept("prices", self._load_prices, self._prices)
-        demand = []
+        demand, waiting_slot_s = [], []
         for place, entry in enumerate(self._file.demand):
             if entry.live is not None and self._live is not None:
                 demand.append(self._live.series(place, now_s))
+                waiting_slot_s.append(self._live.waiting_slot_s(place))
             else:
-                demand.append(self._demand(place, entry.requests, now_s))
+                demand.append(self._demand(place, entry, now_s))
+                waiting_slot_s.append(0.0)
         problems = list(self._problems.values())
         if self._live is not None and self._live.problem:
             problems.append(self._live.problem)
-        return Inputs(self._prices, tuple(demand), tuple(problems))
+        return Inputs(self._prices, tuple(demand), tuple(waiting_slot_s), tuple(problems))
 
     def _load_prices(self) -> PriceBook:
         remarks: list[str] = []
@@ -77,9 +82,10 @@ class FileInputs:
             self._problems.pop("rows", None)
         return prices
 
-    def _demand(self, place: int, log: RequestLog | None, now_s: float) -> DemandSeries:
+    def _demand(self, place: int, entry: DemandEntry, now_s: float) -> DemandSeries:
+        log = entry.requests
         if log is None:
-            return demand_until(None, np.empty(0), np.empty(0), now_s)
+            return demand_until(entry, np.empty(0), np.empty(0), now_s)
         file = self._folder / log.file
 
         def load() -> _Requests:
@@ -87,7 +93,7 @@ class FileInputs:
 
         if self._has_changed([file]) or place not in self._requests:
             self._requests[place] = self._kept(str(log.file), load, self._requests.get(place))
-        return demand_until(log, *self._requests[place], now_s)
+        return demand_until(entry, *self._requests[place], now_s)
 
     def _has_changed(self, files: list[Path]) -> bool:
         changed = False

@@ -1,7 +1,9 @@
-"""Demand as the router has it right now: requests in flight and waiting, from the control plane's metrics.
+"""Demand as the router has it right now: requests in flight, waiting and ended, from the control plane's
+metrics.
 
-Read every second, kept as the most in each step, and written down, so that a restart knows yesterday. While
-the control plane does not answer, demand is taken to be what it was: a hole would look like quiet hours.
+Read every second; what they need (``forecast.offered``: a line of requests is not the room that they need) is
+kept as the most in each step, and written down, so that a restart knows yesterday. While the control plane
+does not answer, demand is taken to be what it was: a hole would look like quiet hours.
 """
 
 from __future__ import annotations
@@ -11,20 +13,36 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
+from glowplug.pool.forecast.offered import OfferedLoad
 from glowplug.pool.forecast.series import DemandSeries
 from glowplug.pool.plan_file import LiveRequests, PlanFile
 from glowplug.types.errors import GlowplugError, SystemUnfit, Unavailable
 
 RECORD_NAME = "demand.jsonl"
+_SAMPLES = {
+    "glowplug_in_flight_requests": "in_flight",
+    "glowplug_held_requests": "waiting",
+    "glowplug_requests_total": "ended",
+}
 _GAUGES = ("glowplug_in_flight_requests", "glowplug_held_requests")
 _EVERY_S = 1.0
 _KEPT_S = 30 * 86_400.0
 _log = logging.getLogger(__name__)
+
+
+@dataclass
+class RequestCounts:
+    """Requests in flight and waiting now, and those that ended since the control plane began."""
+
+    in_flight: float = 0.0
+    waiting: float = 0.0
+    ended: float = 0.0
 
 
 class _Steps:
@@ -78,6 +96,7 @@ class LiveDemand:
         self._record = folder / RECORD_NAME
         self._lock = threading.Lock()
         self._steps = {place: _Steps(entry.step_s) for place, entry in self._entries.items()}
+        self._loads = {place: OfferedLoad(file.demand[place].wait_s) for place in self._entries}
         self.problem = ""
         """Why the last reading failed; empty if it did not."""
         self._load()
@@ -109,15 +128,26 @@ class LiveDemand:
             held = [steps.slots[-1]] * min(max(missing, 0), math.ceil(_KEPT_S / steps.step_s))
             return DemandSeries(steps.first * steps.step_s, steps.step_s, np.array(steps.slots + held))
 
-    def _take(self, counts: Mapping[str, float]) -> None:
+    def waiting_slot_s(self, place: int) -> float:
+        """For how long one slot of an entry would work on what waited at the last reading."""
+        with self._lock:
+            return self._loads[place].waiting_work_s / self._entries[place].requests_per_slot
+
+    def _take(self, counts: Mapping[str, RequestCounts]) -> None:
         now_s = self._wall()
         lines = []
         with self._lock:
             for place, entry in self._entries.items():
-                requests = sum(counts.get(app, 0.0) for app in entry.apps)
+                found = [counts[app] for app in entry.apps if app in counts]
+                requests = self._loads[place].read(
+                    now_s,
+                    sum(one.in_flight for one in found),
+                    sum(one.waiting for one in found),
+                    sum(one.ended for one in found),
+                )
                 steps = self._steps[place]
                 before = steps.first + len(steps.slots) - 1, steps.slots[-1] if steps.slots else 0.0
-                if steps.add(now_s, math.ceil(requests / entry.requests_per_slot)):
+                if steps.add(now_s, math.ceil(requests / entry.requests_per_slot - 1e-9)):
                     number, most = before
                     lines.append({"at_s": number * steps.step_s, "of": self._names[place], "slots": most})
         if lines:
@@ -152,11 +182,9 @@ class LiveDemand:
         self._write("".join(kept), "w")
 
 
-def requests_now(metrics: str) -> dict[str, float]:
-    """Requests in flight and waiting, by ``APP`` and by ``APP/SERVER``. Raises Unavailable for what are no
-    metrics of ours.
-    """
-    counts: dict[str, float] = {}
+def requests_now(metrics: str) -> dict[str, RequestCounts]:
+    """By ``APP`` and by ``APP/SERVER``. Raises Unavailable for what are no metrics of ours."""
+    counts: dict[str, RequestCounts] = {}
     try:
         families = list(text_string_to_metric_families(metrics))
     except (ValueError, KeyError, IndexError) as problem:
@@ -164,15 +192,16 @@ def requests_now(metrics: str) -> dict[str, float]:
             f"The control plane's metrics cannot be read: {problem}.",
             remedy="Is it Glowplug at that address?",
         ) from problem
-    found = [sample for family in families if family.name in _GAUGES for sample in family.samples]
     if not any(family.name in _GAUGES for family in families):
         raise Unavailable(
             "There are no requests in the control plane's metrics.", remedy="Is it Glowplug at that address?"
         )
-    for sample in found:
-        if not (math.isfinite(sample.value) and sample.value >= 0):
+    for sample in (sample for family in families for sample in family.samples):
+        what = _SAMPLES.get(sample.name)
+        if what is None or not (math.isfinite(sample.value) and sample.value >= 0):
             continue
         app, server = sample.labels.get("app", ""), sample.labels.get("server", "")
-        counts[app] = counts.get(app, 0.0) + sample.value
-        counts[f"{app}/{server}"] = counts.get(f"{app}/{server}", 0.0) + sample.value
+        for name in (app, f"{app}/{server}"):
+            count = counts.setdefault(name, RequestCounts())
+            setattr(count, what, getattr(count, what) + sample.value)
     return counts

@@ -103,7 +103,7 @@ class PlannerLoop:
             self.close()
 
     def _wait(self, ended: threading.Event, started_s: float) -> None:
-        soonest_s, latest_s = started_s + self._settings.every_s / 5, started_s + self._settings.every_s
+        soonest_s, latest_s = started_s + self._settings.sooner_s, started_s + self._settings.every_s
         while not ended.wait(_POLL_S):
             now_s = self._clock.monotonic()
             if now_s >= latest_s or (now_s >= soonest_s and self._answered.is_set()):
@@ -163,6 +163,7 @@ class PlannerLoop:
             heard=frozenset(name for name, held in machines.items() if held.address in work.heard),
             worth={name: work.worth.get(held.address, 0.0) for name, held in machines.items()},
             calling=calling,
+            waiting_slot_s=inputs.waiting_slot_s,
             jumped_s=jumped_s,
         )
 

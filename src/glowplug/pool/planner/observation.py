@@ -47,7 +47,9 @@ class Observation:
     ``jumped_s``: by how much more the clock was set forward since the last step than time went by; a clock
     that went back is noticed by itself.
 
-    ``demand``: one series for each entry of the file's ``demand``, in that order, until now. ``prices``: of
+    ``demand``: one series for each entry of the file's ``demand``, in that order, until now;
+    ``waiting_slot_s``: for how long one slot would work on what waits there, nothing where nobody knows.
+    ``prices``: of
     every moment up to now at least; what lies after now is not looked at.
     """
 
@@ -61,4 +63,5 @@ class Observation:
     heard: frozenset[str] = frozenset()
     worth: Mapping[str, float] = field(default_factory=dict)
     calling: frozenset[str] = frozenset()
+    waiting_slot_s: tuple[float, ...] = ()
     jumped_s: float = 0.0

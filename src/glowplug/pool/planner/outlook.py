@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,8 @@ from glowplug.pool.program.grid import Floats
 _MOST_SLOTS = 1e6
 _SAME_LEAD_TIME = 0.25
 _SOON = 2.0
+_STEPS_OF_NOW = 3
+_MOST_WAITING_SLOT_S = 1e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +44,20 @@ class Outlook:
         lead_time_s: float,
         now_s: float,
         starts_s: Floats,
+        waiting_slot_s: float = 0.0,
     ) -> Forecast:
-        """Of the entry at ``place``."""
+        """Of the entry at ``place``. ``waiting_slot_s``: for how long one slot would work on what waits."""
         known = series.until(now_s)
         kept = self._kept.get(place)
         if kept is None or not self._holds(kept, lead_time_s, now_s):
             forecaster = Forecaster(entry.level, lead_time_s)
             kept = self._kept[place] = _Kept(forecaster, forecaster.bounds(known), now_s)
         found = kept.forecaster.forecast(known, now_s, starts_s, wishes_of(entry), kept.bounds)
-        return _at_least_now(found, known, starts_s, lead_time_s)
+        soon_s = _SOON * lead_time_s
+        least = _needed_now(known) + _to_catch_up(waiting_slot_s, soon_s)
+        # A bound that holds 19 times in 20 is no help the twentieth time, while the crowd is there already.
+        is_soon = np.asarray(starts_s) <= soon_s
+        return replace(found, slots=np.where(is_soon, np.maximum(found.slots, least), found.slots))
 
     def _holds(self, kept: _Kept, lead_time_s: float, now_s: float) -> bool:
         ratio = lead_time_s / kept.forecaster.lead_time_s
@@ -59,14 +67,19 @@ class Outlook:
         return is_alike and not is_new and 0 <= now_s - kept.made_at_s < self._recalibrate_s
 
 
-def _at_least_now(found: Forecast, known: DemandSeries, starts_s: Floats, lead_time_s: float) -> Forecast:
-    """What is needed now is believed to be needed until it could be replaced, and as long again: a bound that
-    holds 19 times in 20 is no help the twentieth time, while the crowd is there already.
+def _needed_now(known: DemandSeries) -> float:
+    """What is needed now is believed to be needed until it could be replaced, and as long again. The middle
+    one of the last steps: a peak of one step is over before a machine for it could come.
     """
-    if not len(known.slots):
-        return found
-    is_soon = np.asarray(starts_s) <= _SOON * lead_time_s
-    return replace(found, slots=np.where(is_soon, np.maximum(found.slots, known.slots[-1]), found.slots))
+    last = np.sort(known.slots[-_STEPS_OF_NOW:])
+    return float(last[(len(last) - 1) // 2]) if len(last) else 0.0
+
+
+def _to_catch_up(waiting_slot_s: float, within_s: float) -> float:
+    """Slots more, so that who waits now is served within a time."""
+    if not 0 < waiting_slot_s <= _MOST_WAITING_SLOT_S:
+        return 0.0
+    return float(math.ceil(waiting_slot_s / within_s - 1e-9))
 
 
 def usable(series: DemandSeries) -> tuple[DemandSeries, int]:

@@ -170,9 +170,11 @@ class Planner:
 
     def _situation(self, turn: Turn, found: PoolsNow, demand: list[DemandSeries]) -> Situation:
         def forecast(place: int, entry: DemandEntry, lead_time_s: float) -> Forecast:
+            waiting = turn.seen.waiting_slot_s
             return self._outlook.forecast(
-                place, entry, demand[place], lead_time_s, turn.now_s, self._grid.starts_s
-            )
+                place, entry, demand[place], lead_time_s, turn.now_s, self._grid.starts_s,
+                waiting[place] if place < len(waiting) else 0.0,
+            )  # fmt: skip
 
         budget = self._file.budget_usd_per_h
         if budget is not None:

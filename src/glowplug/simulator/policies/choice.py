@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glowplug.control.autoscaler import Autoscaler
 from glowplug.simulator.apps import Scaler
@@ -33,8 +33,8 @@ MakeRule = Callable[[World], MachineRule]
 
 @dataclass(frozen=True)
 class Policy:
-    """``family``: policies that differ in one number only, and make one curve. ``always_looks``: see
-    AppRun.
+    """``family``: policies that differ in one number only, and make one curve. ``always_looks``: see AppRun.
+    ``fills``: replicas are aimed to have all the requests that they take.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Policy:
     make_scaler: MakeScaler
     make_rule: MakeRule
     always_looks: bool = False
+    fills: bool = False
 
 
 def policies(entries: Sequence[PolicyEntry]) -> list[Policy]:
@@ -53,10 +54,12 @@ def _policies(entry: PolicyEntry) -> Iterator[Policy]:
     match entry:
         case TtlPolicy():
             for window_s in entry.windows_s:
-                yield Policy(f"ttl {window_s:g} s", "ttl", _with_window(window_s), _reactive(0))
+                yield _maybe_full(
+                    Policy(f"ttl {window_s:g} s", "ttl", _with_window(window_s), _reactive(0)), entry.fill
+                )
         case BufferPolicy():
             for gpus in entry.gpus:
-                yield Policy(f"buffer {gpus}", "buffer", Autoscaler, _reactive(gpus))
+                yield _maybe_full(Policy(f"buffer {gpus}", "buffer", Autoscaler, _reactive(gpus)), entry.fill)
         case KnativePolicy():
             for gpus in entry.gpus:
                 name = f"knative, buffer {gpus}" if gpus else "knative"
@@ -73,6 +76,12 @@ def _policies(entry: PolicyEntry) -> Iterator[Policy]:
                 for level in entry.levels or (None,):
                     name = f"planner {source}" if level is None else f"planner {source} {level:g}"
                     yield Policy(name, f"planner {source}", Autoscaler, _planned(level, source))
+
+
+def _maybe_full(policy: Policy, fills: bool) -> Policy:
+    if not fills:
+        return policy
+    return replace(policy, name=f"{policy.name}, full", family=f"{policy.family}, full", fills=True)
 
 
 def _with_window(window_s: float) -> MakeScaler:

@@ -1,8 +1,9 @@
 """Machines by the pools' planner, unchanged: it is shown what a provider would list, and what it wants is
 done.
 
-Every call to a provider is answered at the next step, machines are found fit, and it is told the truth about
-nothing: lead times, refusals and interruptions it learns from what happens to its requests.
+Every call to a provider is answered at the next step. Machines are found fit, of which it hears sooner, as
+its loop would. It is told the truth about nothing: lead times, refusals and interruptions it learns from what
+happens to its requests.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class PlannedMachines:
         self._planner = Planner(file, FleetState(fleet=FLEET, nonce=f"s{seed}"))
         self._prices = prices
         self._last: Decision | None = None
+        self._run = file.run
         self.every_s = file.run.every_s
         self.sources: dict[str, int] = {}
 
@@ -45,8 +47,11 @@ class PlannedMachines:
             terminated={} if last is None else dict.fromkeys(last.terminations, _DONE),
             health={} if last is None else dict.fromkeys(last.check, Verdict(is_fit=True)),
             worth=seen.busy_gpus(),
+            # A log says nothing of those who still wait.
+            waiting_slot_s=seen.waiting_slot_s() if self._demand_from == "live" else (),
         )
         self._last = decision = self._planner.step(now_s, observation)
+        self.every_s = self._run.sooner_s if decision.check else self._run.every_s
         self.sources[decision.source.value] = self.sources.get(decision.source.value, 0) + 1
         return Actions(
             decision.requests,

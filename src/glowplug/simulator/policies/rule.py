@@ -69,7 +69,9 @@ class MachineNow:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The state of a run. GPUs by kind; ``busy_gpus`` by machine; ``demand`` by class of the plan."""
+    """The state of a run. GPUs by kind; ``busy_gpus`` by machine; ``demand`` and ``waiting_slot_s`` by class
+    of the plan.
+    """
 
     pools: tuple[PoolNow, ...]
     machines: tuple[MachineNow, ...]
@@ -77,6 +79,7 @@ class Seen:
     wanted_gpus: Mapping[str, int]
     busy_gpus: Callable[[], Mapping[str, float]]
     demand: Callable[[DemandSource], tuple[DemandSeries, ...]]
+    waiting_slot_s: Callable[[], tuple[float, ...]]
     listings: Callable[[], Mapping[str, tuple[Sighting, ...]]]
 
 
