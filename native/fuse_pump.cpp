@@ -1,12 +1,10 @@
 // See fuse_pump.h.
 //
-// What is answered here was hashed when it was fetched or first read (the VERIFIED bit of a place), by the Python
-// side. One thing can have happened since: a prune gave the place up, and then it is a hole, which reads as zeros.
-// So a piece of a chunk whose last page is all zeros is handed on, to be hashed again. (The last page is enough: a
-// hole is punched over whole chunks.) Whatever else is unusual is handed on as well: the Python side decides, counts
-// and logs. Layouts: include/uapi/linux/fuse.h.
+// What is answered here was hashed: when it was fetched, by the Python side, or when it was first read, here (blob.h).
+// Whatever is unusual is handed on: the Python side decides, counts and logs. Layouts: include/uapi/linux/fuse.h.
 
 #include "fuse_pump.h"
+#include "blob.h"
 #include "pack_files.h"
 
 #include <algorithm>
@@ -16,7 +14,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <memory>
@@ -34,99 +31,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+using gp::Blob;
 using gp::Packs;
+using gp::Room;
 
 namespace {
 
 constexpr std::size_t kRequestBytes = 1 << 16;  // longer than any request to a read-only filesystem
-constexpr int kPackShift = 33;
-constexpr std::int64_t kVerified = 1;
-
-bool all_zeros(const std::uint8_t *bytes, std::size_t size) {
-    return size == 0 || (bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0);
-}
-
-// One blob's chunks, and the answering of reads of them.
-class Blob {
-  public:
-    explicit Blob(const gp_blob &shared) : shared_(shared) {}
-
-    std::uint64_t size_bytes() const { return std::uint64_t{shared_.starts[shared_.chunks]} * GP_BLOCK_BYTES; }
-
-    std::uint32_t chunk_at(std::uint64_t offset) const {
-        const auto block = static_cast<std::uint32_t>(offset / GP_BLOCK_BYTES);
-        const auto *end = shared_.starts + shared_.chunks + 1;
-        return static_cast<std::uint32_t>(std::upper_bound(shared_.starts, end, block) - shared_.starts - 1);
-    }
-
-    // Put bytes start..end into `answer`. False if that takes more than reading what was verified.
-    bool read(std::uint64_t start, std::uint64_t end, std::uint32_t first, std::uint32_t last, Packs &packs,
-              std::uint8_t *answer) const {
-        std::uint32_t index = first;
-        while (index <= last) {
-            const std::int64_t place = place_of(index);
-            if (!is_verified(place)) return false;
-            // Chunks that follow each other in one pack as they do in the blob are read together. Each place is
-            // looked at once: it may change at any moment, and two looks would make one place of two.
-            std::uint32_t behind = index + 1;
-            while (behind <= last && follows(place_of(behind), behind, place, index)) ++behind;
-            const std::uint64_t from = std::max(start, start_of(index));
-            const std::uint64_t to = std::min(end, content_end(behind - 1));
-            if (from < to) {
-                const auto pack = packs.open(static_cast<std::uint32_t>(place >> kPackShift));
-                const std::uint64_t block = (place & ((std::int64_t{1} << kPackShift) - 1)) >> 1;
-                const std::uint64_t at = block * GP_BLOCK_BYTES + (from - start_of(index));
-                if (!pack || !pack->read(answer + (from - start), to - from, at)) return false;
-            }
-            for (; index < behind; ++index)
-                if (!finish(index, start, end, answer)) return false;
-        }
-        return true;
-    }
-
-    bool is_first_read(std::uint32_t first, std::uint32_t last) const {
-        for (std::uint32_t index = first; index <= last; ++index)
-            if (__atomic_load_n(shared_.touched + index, __ATOMIC_RELAXED) == 0) return true;
-        return false;
-    }
-
-    void count(std::uint64_t bytes) const {
-        __atomic_fetch_add(shared_.answered, 1, __ATOMIC_RELAXED);
-        __atomic_fetch_add(shared_.answered + 1, bytes, __ATOMIC_RELAXED);
-    }
-
-  private:
-    std::int64_t place_of(std::uint32_t index) const {
-        return __atomic_load_n(shared_.places + index, __ATOMIC_ACQUIRE);
-    }
-    static bool is_verified(std::int64_t place) { return place >= 0 && (place & kVerified); }
-    // Whether a chunk is as far from another in one pack as in the blob, and verified.
-    bool follows(std::int64_t place, std::uint32_t index, std::int64_t first_place, std::uint32_t first) const {
-        const std::int64_t blocks = std::int64_t{shared_.starts[index]} - shared_.starts[first];
-        return is_verified(place) && (place >> 1) - (first_place >> 1) == blocks;
-    }
-    std::uint64_t start_of(std::uint32_t index) const {
-        return std::uint64_t{shared_.starts[index]} * GP_BLOCK_BYTES;
-    }
-    std::uint64_t content_end(std::uint32_t index) const { return start_of(index) + shared_.sizes[index]; }
-
-    // Pad what was read of a chunk with zeros; false if it may have been a hole.
-    bool finish(std::uint32_t index, std::uint64_t start, std::uint64_t end, std::uint8_t *answer) const {
-        const std::uint64_t from = std::max(start, start_of(index));
-        const std::uint64_t content = content_end(index);
-        const std::uint64_t to = std::min(end, content);
-        if (from < to) {
-            const std::uint64_t page = std::max(from, (to - 1) / GP_BLOCK_BYTES * GP_BLOCK_BYTES);
-            if (all_zeros(answer + (page - start), to - page)) return false;
-        }
-        const std::uint64_t padded = std::min(end, start_of(index + 1));
-        const std::uint64_t padding = std::max(from, content);
-        if (padding < padded) std::memset(answer + (padding - start), 0, padded - padding);
-        return true;
-    }
-
-    const gp_blob shared_;
-};
 
 // What one side hands to the other: waits for more, and ends.
 template <typename Item> class Queue {
@@ -196,11 +107,11 @@ struct gp_pump {
 
     int attach(const gp_blob &blob) {
         std::unique_lock lock(blobs_mutex_);
-        return blobs_.try_emplace(blob.node, std::make_shared<const Blob>(blob)).second ? 0 : -EEXIST;
+        return blobs_.try_emplace(blob.node, std::make_shared<Blob>(blob)).second ? 0 : -EEXIST;
     }
 
     int detach(std::uint64_t node, unsigned timeout_ms) {
-        std::shared_ptr<const Blob> blob;
+        std::shared_ptr<Blob> blob;
         {
             std::unique_lock lock(blobs_mutex_);
             const auto known = blobs_.find(node);
@@ -240,10 +151,7 @@ struct gp_pump {
     void serve() {
         try {
             std::vector<std::uint8_t> request(kRequestBytes);
-            const std::unique_ptr<std::uint8_t, decltype(&std::free)> answer(
-                static_cast<std::uint8_t *>(std::aligned_alloc(GP_BLOCK_BYTES, GP_MAX_READ_BYTES + GP_BLOCK_BYTES)),
-                &std::free);
-            if (!answer) throw std::bad_alloc();
+            Room room;
             while (true) {
                 const ssize_t got = ::read(fd_, request.data(), request.size());
                 if (got < 0) {
@@ -254,7 +162,7 @@ struct gp_pump {
                 }
                 if (got == 0) break;
                 const auto size = static_cast<std::size_t>(got);
-                if (!answer_read(request.data(), size, answer.get()))
+                if (!answer_read(request.data(), size, room))
                     requests_.push(Request(request.begin(), request.begin() + got));
             }
         } catch (const std::bad_alloc &) {
@@ -265,7 +173,7 @@ struct gp_pump {
     }
 
     // Whether it was a read that could be answered at once.
-    bool answer_read(const std::uint8_t *request, std::size_t size, std::uint8_t *answer) {
+    bool answer_read(const std::uint8_t *request, std::size_t size, Room &room) {
         fuse_in_header head;
         fuse_read_in asked;
         if (size < sizeof head + sizeof asked) return false;
@@ -276,11 +184,11 @@ struct gp_pump {
         if (!blob || asked.offset >= blob->size_bytes() || asked.size == 0) return false;
         const std::uint64_t end = std::min(asked.offset + asked.size, blob->size_bytes());
         const std::uint32_t first = blob->chunk_at(asked.offset), last = blob->chunk_at(end - 1);
-        if (!blob->read(asked.offset, end, first, last, packs_, answer)) return false;
+        if (!blob->read(asked.offset, end, first, last, packs_, room)) return false;
         // Told before it is answered: whoever looks after the answer finds it noted.
         if (blob->is_first_read(first, last)) notices_.push({head.nodeid, first, last});
         blob->count(end - asked.offset);
-        return send(head.unique, answer, end - asked.offset);
+        return send(head.unique, room.answer(), end - asked.offset);
     }
 
     // False if the kernel refuses the answer as such.
@@ -295,7 +203,7 @@ struct gp_pump {
         return true;
     }
 
-    std::shared_ptr<const Blob> find(std::uint64_t node) {
+    std::shared_ptr<Blob> find(std::uint64_t node) {
         std::shared_lock lock(blobs_mutex_);
         const auto known = blobs_.find(node);
         return known == blobs_.end() ? nullptr : known->second;
@@ -304,7 +212,7 @@ struct gp_pump {
     const int fd_;
     Packs packs_;
     std::shared_mutex blobs_mutex_;
-    std::unordered_map<std::uint64_t, std::shared_ptr<const Blob>> blobs_;
+    std::unordered_map<std::uint64_t, std::shared_ptr<Blob>> blobs_;
     Queue<Request> requests_;  // the kernel bounds how many there are
     Queue<gp_notice> notices_;
     std::vector<std::thread> threads_;
@@ -315,6 +223,7 @@ extern "C" {
 
 gp_pump *gp_pump_start(int fd, const char *packs, unsigned threads) {
     try {
+        gp::prepare_hashing();
         auto pump = std::make_unique<gp_pump>(fd, packs);
         pump->start(threads);
         return pump.release();

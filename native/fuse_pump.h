@@ -1,8 +1,8 @@
 /* The inner loop of the blob daemon, as its Python side calls it (src/glowplug/image/lazy/fuse_pump.py).
  *
  * A pump has the descriptor of a FUSE connection and a few threads. They read the kernel's requests and answer
- * those reads that need nothing but bytes on this machine whose hash was checked before; all other requests are
- * handed on, unchanged, to whoever calls gp_pump_take. Why it is not Python: one interpreter answers 7,000 reads
+ * those reads that need nothing but bytes on this machine, which are hashed the first time; all other requests, and
+ * reads of bytes that turn out wrong, are handed on, unchanged, to whoever calls gp_pump_take. Why it is not Python: one interpreter answers 7,000 reads
  * a second at most, and an import of torch from an empty cache makes 3,500 while the same interpreter fetches.
  */
 #ifndef GLOWPLUG_FUSE_PUMP_H
@@ -17,7 +17,7 @@ extern "C" {
 
 #pragma GCC visibility push(default)
 
-enum { GP_PUMP_VERSION = 1, GP_BLOCK_BYTES = 4096, GP_MAX_READ_BYTES = 1 << 20 };
+enum { GP_PUMP_VERSION = 2, GP_BLOCK_BYTES = 4096, GP_MAX_READ_BYTES = 1 << 20, GP_ID_BYTES = 32 };
 
 typedef struct gp_pump gp_pump;
 
@@ -28,7 +28,9 @@ typedef struct gp_blob {
     uint64_t chunks;
     const uint32_t *starts;  /* first blocks, in units of GP_BLOCK_BYTES; one more entry: the end */
     const uint32_t *sizes;   /* bytes, 1 to GP_MAX_READ_BYTES, without the padding to whole blocks */
-    const int64_t *places;   /* pack << 33 | block << 1 | is verified; negative: not here. Changed by the caller */
+    const uint8_t *ids;      /* GP_ID_BYTES each: the BLAKE3 of a chunk's bytes */
+    int64_t *places;         /* pack << 33 | block << 1 | is verified; negative: not here. Changed by the caller;
+                              * the pump sets the last bit of one whose bytes it has found right */
     const uint8_t *touched;  /* 0: not read so far. Changed by the caller, when it hears of a read */
     uint64_t *answered;      /* two: reads answered here, bytes in them. Changed by the pump */
 } gp_blob;

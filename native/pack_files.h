@@ -24,6 +24,7 @@ inline constexpr std::size_t kOpenPacks = 128;
 // What is not in page cache and at least this long is read past it: it is kept in the image's own page cache,
 // and once is enough. Shorter reads are of files that lie among others, which the disk's read-ahead brings too.
 inline constexpr std::size_t kDirectBytes = 256 << 10;
+inline constexpr std::size_t kExpectedBytes = 8 << 20;
 inline constexpr long kCachestat = 451;  // not in the headers of Debian 12; the same number on every architecture
 
 // A pack file, opened twice: through the page cache, and past it (-1 where the filesystem cannot).
@@ -52,6 +53,12 @@ class Pack {
             done = got > 0 ? static_cast<std::size_t>(got) / GP_BLOCK_BYTES * GP_BLOCK_BYTES : 0;
         }
         if (size - done >= kDirectBytes) done += read_past_cache(into + done, size - done, offset + done);
+        return read_through_cache(into + done, size - done, offset + done);
+    }
+
+    // The same, but what is read stays in page cache; and nothing is written behind `size`.
+    bool read_through_cache(std::uint8_t *into, std::size_t size, std::uint64_t offset) const {
+        std::size_t done = 0;
         while (done < size) {
             const ssize_t more = ::pread(cached_, into + done, size - done, static_cast<off_t>(offset + done));
             if (more < 0 && errno == EINTR) continue;
@@ -59,6 +66,13 @@ class Pack {
             done += static_cast<std::size_t>(more);
         }
         return true;
+    }
+
+    // Have the disk begin to read what will be read through the page cache, if that is much, and what lies behind:
+    // whoever wants a part of a long chunk mostly goes on from there.
+    void expect(std::size_t size, std::uint64_t offset) const {
+        if (size < kDirectBytes) return;
+        ::posix_fadvise(cached_, static_cast<off_t>(offset), static_cast<off_t>(size + kExpectedBytes), POSIX_FADV_WILLNEED);
     }
 
   private:

@@ -9,7 +9,7 @@ scripts/apt_packages.sh ca-certificates g++ iproute2 mount python3 python3-venv 
 
 python=$(scripts/find_python.sh)
 stamp=.venv/.glowplug-setup
-wanted=$({ cat pyproject.toml hatch_build.py native/* constraints.txt; "$python" --version; } | sha256sum | cut -d' ' -f1)
+wanted=$({ cat pyproject.toml hatch_build.py native/*.* native/blake3/* constraints.txt; "$python" --version; } | sha256sum | cut -d' ' -f1)
 if [[ -f $stamp && $(<"$stamp") == "$wanted" && -x .venv/bin/glowplug ]]; then
     echo "==> .venv is up to date"
 else

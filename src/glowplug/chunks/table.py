@@ -39,7 +39,7 @@ MAX_CHUNKS = 1 << 26
 class ChunkTable(Sequence[Chunk]):
     """The chunks of a blob. Immutable; safe to use from many threads."""
 
-    def __init__(self, data: bytes | mmap.mmap) -> None:
+    def __init__(self, data: bytes | bytearray | mmap.mmap) -> None:
         """Raises InvalidInput for anything that is not a table."""
         if len(data) < HEADER.size:
             raise _damaged("it is shorter than its header")
@@ -66,7 +66,8 @@ class ChunkTable(Sequence[Chunk]):
         """Map a table's file. Raises InvalidInput, or OSError if it cannot be read."""
         with path.open("rb") as file:
             try:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                # Nobody writes to it; but only of memory that one may write to does ctypes give the address.
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             except ValueError as empty:
                 raise _damaged("it is empty") from empty
         table = cls(mapped)
@@ -113,6 +114,11 @@ class ChunkTable(Sequence[Chunk]):
 
     def __iter__(self) -> Iterator[Chunk]:
         return (self[i] for i in range(len(self)))
+
+    @property
+    def ids(self) -> memoryview:
+        """The chunks' names, one behind the other."""
+        return memoryview(self._data)[HEADER.size : HEADER.size + len(self) * ID_BYTES]
 
     @cached_property
     def starts(self) -> array[int]:

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from array import array
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,6 +49,11 @@ class SharedBlob:
         self.answered = array("Q", (0, 0))
 
 
+def shared(content: BlobContent, node: int = NODE) -> SharedBlob:
+    """A blob of which nothing is here."""
+    return SharedBlob(ChunkTable(bytearray(content.packed_table)), node)
+
+
 class PumpBench:
     """See the module."""
 
@@ -63,9 +69,11 @@ class PumpBench:
         for thread in self._threads:
             thread.start()
 
-    def serve(self, content: BlobContent, *, node: int = NODE, pack: int = 1) -> SharedBlob:
-        """Of its chunks, each verified, every other follows the one before it in the pack as in the blob."""
-        blob = SharedBlob(ChunkTable(content.packed_table), node)
+    def serve(
+        self, content: BlobContent, *, node: int = NODE, pack: int = 1, is_verified: bool = True
+    ) -> SharedBlob:
+        """Of its chunks, every other follows the one before it in the pack as in the blob."""
+        blob = shared(content, node)
         offset = ALIGN_BYTES
         with self.pack(pack).open("wb") as file:
             for index, body in enumerate(content.bodies):
@@ -73,7 +81,7 @@ class PumpBench:
                 file.write(
                     body + b"\xff" * (aligned(len(body)) - len(body))
                 )  # not zeros, as padding should be
-                blob.places[index] = place_word(Location(pack, offset)) | VERIFIED
+                blob.places[index] = place_word(Location(pack, offset)) | (VERIFIED if is_verified else 0)
                 offset += aligned(len(body)) + index % 2 * ALIGN_BYTES
         self.pump.attach(blob)
         return blob
@@ -84,15 +92,24 @@ class PumpBench:
 
     def ask(self, packet: bytes) -> bytes | None:
         """The answer; None if the request was handed on, unchanged. Either happens once, or this fails."""
-        self._kernel.send(packet)
-        answer = self._kernel.recv(1 << 21)
-        if answer.startswith(HANDED_ON):
-            assert answer.removeprefix(HANDED_ON) == packet
-            return None
-        length, error, unique = _ANSWER.unpack_from(answer)
-        assert (length, error) == (len(answer), 0)
-        assert packet[8:16] == unique.to_bytes(8, "little")
-        return answer[_ANSWER.size :]
+        return self.ask_at_once([packet])[0]
+
+    def ask_at_once(self, packets: Sequence[bytes]) -> list[bytes | None]:
+        """:meth:`ask` for each of these, all before the first answer is looked at; their numbers differ."""
+        for packet in packets:
+            self._kernel.send(packet)
+        answers: dict[bytes, bytes | None] = {}
+        for _ in packets:
+            answer = self._kernel.recv(1 << 21)
+            if answer.startswith(HANDED_ON):
+                packet = answer.removeprefix(HANDED_ON)
+                assert packet in packets
+                answers[packet[8:16]] = None
+            else:
+                length, error, _ = _ANSWER.unpack_from(answer)
+                assert (length, error) == (len(answer), 0)
+                answers[answer[8:16]] = answer[_ANSWER.size :]
+        return [answers[packet[8:16]] for packet in packets]
 
     def open_packs(self) -> list[str]:
         """What this process has open of the folder of packs."""

@@ -1,8 +1,8 @@
-"""The daemon's inner loop: reads of what is here and was hashed are answered by C++ threads, without the GIL.
+"""The daemon's inner loop: reads of what is here are hashed and answered by C++ threads, without the GIL.
 
 One interpreter answers about 7,000 reads a second while it does nothing else, and an import of torch from
 an empty cache makes 3,500 of them while it fetches. So ``native/fuse_pump.cpp`` reads the kernel's requests.
-What it cannot answer from packs alone it hands on unchanged: then
+What it cannot answer from packs alone, or finds damaged there, it hands on unchanged: then
 :class:`~glowplug.image.lazy.fuse_session.FuseSession` takes requests from here instead of the descriptor.
 """
 
@@ -28,7 +28,10 @@ _DETACH_TIMEOUT_MS = 2000  # a read of the disk may be under way
 
 
 class PumpedBlob(Protocol):
-    """What the pump shares of a blob: arrays with one entry a chunk, which never change their length."""
+    """What the pump shares of a blob: arrays with one entry a chunk, which never change their length.
+
+    The pump marks places as verified (:data:`glowplug.image.lazy.blob.VERIFIED`) and counts in ``answered``.
+    """
 
     node: int
     table: ChunkTable
@@ -51,6 +54,7 @@ class _Blob(ctypes.Structure):
         ("chunks", ctypes.c_uint64),
         ("starts", ctypes.c_void_p),
         ("sizes", ctypes.c_void_p),
+        ("ids", ctypes.c_void_p),
         ("places", ctypes.c_void_p),
         ("touched", ctypes.c_void_p),
         ("answered", ctypes.c_void_p),
@@ -84,7 +88,8 @@ class FusePump:
         """Answer reads of this blob from now on. One without chunks has none that could be answered here."""
         if not len(blob.table):
             return
-        arrays = (blob.table.starts, blob.table.sizes, blob.places, blob.touched, blob.answered)
+        table = blob.table
+        arrays = (table.starts, table.sizes, table.ids, blob.places, blob.touched, blob.answered)
         views = [(ctypes.c_char * memoryview(shared).nbytes).from_buffer(shared) for shared in arrays]
         with self._lock:
             asked = _Blob(blob.node, len(blob.table), *map(ctypes.addressof, views))
