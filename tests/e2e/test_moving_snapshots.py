@@ -44,10 +44,14 @@ def first(region: str) -> Iterator[Live]:
         yield live
 
 
+SLOW_TO_START = "import time; time.sleep(2)\n"
+"""What starts at once is not worth bytes from a region, and a node knows that."""
+
+
 def deploy(live: Live, folder: Path) -> str:
     """The same server wherever it is deployed, and no other test's."""
     file = folder / "app.py"
-    command = ["python3", "-c", TOOLBOX.read_text()]
+    command = ["python3", "-c", SLOW_TO_START + TOOLBOX.read_text()]
     file.write_text(APP_FILE.format(command=command, env={"GLOWPLUG_TEST": str(folder)}))
     name = live.new_name("moving")
     live.deploy(file, name)
@@ -112,7 +116,10 @@ def test_an_empty_node_restores_through_the_zone_cache(tmp_path: Path) -> None:
             other.restored(same)
             (record,) = other.cold_starts(same)
             assert record.bytes_by_tier["zone"] > snapshot.bytes * 0.9
-            assert "region" not in record.bytes_by_tier
+            asked_again_bytes = record.bytes_by_tier.get("region", 0)
+            assert asked_again_bytes < snapshot.bytes * 0.1, (
+                "a read that takes a second is tried elsewhere too"
+            )
         cloud.server.kill()
         with Live(**cloud.node) as third:
             cold = deploy(third, tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.cloud import Cloud, running_cloud
 from tests.e2e.live import GLOWPLUG, TOOLBOX, Live
+from tests.e2e.test_moving_snapshots import SLOW_TO_START
 from tests.snapshot.kept_files import flip_a_bit
 
 from glowplug.chunks.region_objects import ObstoreObjects
@@ -42,7 +43,8 @@ def deploy(live: Live, folder: Path) -> str:
     keep = f"import os; KEPT = {MARKER!r} % os.environ['GLOWPLUG_TEST'].encode().hex().encode() * 100\n"
     file.write_text(
         APP_FILE.format(
-            command=["python3", "-c", keep + TOOLBOX.read_text()], env={"GLOWPLUG_TEST": str(folder)}
+            command=["python3", "-c", SLOW_TO_START + keep + TOOLBOX.read_text()],
+            env={"GLOWPLUG_TEST": str(folder)},
         )
     )
     name = live.new_name("sealed")
