@@ -46,7 +46,7 @@ def write(folder: Path, runtime: str, changes: Changes | None = None) -> Path:
     return file
 
 
-@pytest.fixture(params=["runsc", "runc"])
+@pytest.fixture(params=[pytest.param("runsc", marks=pytest.mark.nightly), "runc"])
 def runtime(request: pytest.FixtureRequest) -> str:
     require_engine()
     if request.param == "runc":

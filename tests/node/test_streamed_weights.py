@@ -21,7 +21,7 @@ LAYERS, WIDTH = 25, 1024
 WEIGHTS_BYTES = 4 * LAYERS * (WIDTH * WIDTH + WIDTH)
 
 
-@pytest.fixture(params=["runsc", "runc"], autouse=True)
+@pytest.fixture(params=[pytest.param("runsc", marks=pytest.mark.nightly), "runc"], autouse=True)
 def runtime(request: pytest.FixtureRequest, agent: LiveAgent) -> str:
     if request.param == "runc":
         require_runc()

@@ -132,10 +132,11 @@ class FileTrees:
         except (NotFound, InvalidInput) as problem:
             _log.warning("%s", problem.message)
             return False
-        with suppress(Conflict):  # what it cached may be what is wrong
+        with suppress(Conflict):  # then it is read on through the mount that there is
             self._starts.unmount(digest)
         table = index.table()
         report = self._ssd.verify(only=table)
+        self._starts.read_anew(digest)
         if report.damaged:
             _log.error("%d chunks of %s were damaged on this disk", report.damaged, digest[:16])
         return not self._ssd.missing(table) or self._is_in_region(index)

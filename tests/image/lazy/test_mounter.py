@@ -19,6 +19,7 @@ from glowplug.image.lazy import syscalls
 from glowplug.image.lazy.mount_table import mounted_at
 from glowplug.image.lazy.mounter import LazyMounts, MountSettings
 from glowplug.image.lazy.probe import MountSupport, Trial
+from glowplug.image.lazy.starts import LazyStarts
 from glowplug.image.lazy.syscalls import MountRefused
 from glowplug.types.errors import Conflict, InvalidInput, NotFound, SystemUnfit
 from glowplug.types.paths import StateDir
@@ -291,6 +292,42 @@ def test_the_next_way_is_taken_and_the_refusal_logged(
     assert mounted.kind == "loop"
     assert "cannot be mounted as lazy: not today." in caplog.text
     assert contents(mounted.path) == contents(original)
+
+
+@pytest.mark.parametrize("is_in_use", [False, True])
+def test_wrong_bytes_that_were_read_are_read_anew(
+    node: MountingNode, folder: IndexFolder, original: Path, is_in_use: bool
+) -> None:
+    mounts = node.mounts("lazy")
+    starts = LazyStarts(mounts, node.catalog, node.daemon, lambda _timeout_s: node.daemon())
+    large = mounts.mount(folder.digest).path / "large"
+    assert large.read_bytes() == (original / "large").read_bytes()
+    damage_on_disk(node, folder, b"large")
+    assert large.read_bytes() != (original / "large").read_bytes(), "what was verified is not hashed again"
+    node.ssd.verify(only=folder.table())
+    if not is_in_use:
+        mounts.unmount(folder.digest)
+    starts.read_anew(folder.digest)
+    assert mounts.mount(folder.digest).is_new is not is_in_use
+    with pytest.raises(OSError, match="Input/output error"):
+        large.read_bytes()
+    node.add_image(original)
+    assert large.read_bytes() == (original / "large").read_bytes()
+
+
+def damage_on_disk(node: MountingNode, folder: IndexFolder, name: bytes) -> None:
+    """A bit in the middle of a file has flipped, and nobody has its pages cached."""
+    inode = folder.tree().lookup(name)
+    assert inode is not None
+    chunks = [chunk for extent in inode.extents for chunk in extent.chunks]
+    location = node.ssd.locate(chunks[len(chunks) // 2])
+    assert location is not None
+    with node.ssd.pack_path(location.pack).open("r+b") as pack:
+        pack.seek(location.offset)
+        byte = pack.read(1)[0]
+        pack.seek(location.offset)
+        pack.write(bytes([byte ^ 0x10]))
+    Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
 def test_an_image_graduates_on_loop_devices_where_files_cannot_be_mounted(

@@ -23,7 +23,7 @@ from typing import Protocol
 from glowplug.image.index.catalog import Catalog
 from glowplug.image.index.folder import IndexFolder
 from glowplug.image.job import Job
-from glowplug.image.lazy import fuse_mount
+from glowplug.image.lazy import fuse_mount, page_cache
 from glowplug.image.lazy.erofs_mount import gathered_content, mount_erofs, mount_erofs_on_loops
 from glowplug.image.lazy.graduate import (
     PIN_PREFIX,
@@ -147,6 +147,17 @@ class LazyMounts:
             if current is not None and current.kind == "plain_fuse":
                 self._wait_for_server(digest)
             self._release(digest)
+
+    def forget_pages(self, digest: str) -> None:
+        """Bytes of it were wrong: let the kernel read everything again.
+
+        What it has cached of the daemon's file outlives mounts; of a mount in use it has each file, too.
+        """
+        target = self._held.target(digest)
+        for folder, _, names in os.walk(target):
+            for name in names:
+                page_cache.forget_pages(Path(folder, name))
+        page_cache.forget_pages(self._held.blobs / digest)
 
     def mounted(self) -> list[Mounted]:
         """All images mounted now, by digest."""

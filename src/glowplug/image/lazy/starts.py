@@ -65,6 +65,14 @@ class LazyStarts:
         """Release it. Raises Conflict while somebody uses it."""
         self._mounts.unmount(digest)
 
+    def read_anew(self, digest: str) -> None:
+        """Bytes of it were wrong: forget where the daemon knows them, and what the kernel cached of them."""
+        try:
+            self._running(STATS_TIMEOUT_S).detach(digest)
+        except GlowplugError as problem:
+            _log.warning("no daemon was told to forget image %s: %s", digest[:16], problem.message)
+        self._mounts.forget_pages(digest)
+
     def use(self, digest: str) -> MountUse:
         """How it is mounted, and what the daemon gave since it was attached."""
         kind = self.kind(digest)
