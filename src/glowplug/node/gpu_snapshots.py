@@ -37,11 +37,18 @@ from glowplug.snapshot.gpu.inventory import Inventory
 from glowplug.snapshot.gpu.placement import check_room, place
 from glowplug.snapshot.gpu.protocol import Deadlines, Left
 from glowplug.snapshot.manifest import CapturedGpu
-from glowplug.types.errors import GlowplugError, ReplicaFailed, ResourceExhausted, Unavailable
+from glowplug.types.errors import (
+    DeadlineExceeded,
+    GlowplugError,
+    ReplicaFailed,
+    ResourceExhausted,
+    Unavailable,
+)
 
 # Small ones are moved in milliseconds, 140 GB in half a minute.
 STAGE_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 _EXPLAINED_S = 10.0
+_LISTED_WITHIN_S = 90.0  # beyond the guard's own deadlines
 _MIB = 1 << 20
 
 logger = logging.getLogger(__name__)
@@ -101,7 +108,16 @@ class GpuSnapshots:
         loop = asyncio.get_running_loop()
 
         def read() -> Inventory | None:
-            return asyncio.run_coroutine_threadsafe(self._guard.inventory(), loop).result()
+            asked = asyncio.run_coroutine_threadsafe(self._guard.inventory(), loop)
+            try:
+                return asked.result(_LISTED_WITHIN_S)
+            except TimeoutError:  # the loop has ended, or nothing gets its turn there
+                asked.cancel()
+                raise DeadlineExceeded(
+                    f"The GPU guard listed no GPUs within {_LISTED_WITHIN_S:g} s.",
+                    remedy="The agent's log tells what keeps it.",
+                    stage="gpu_guard",
+                ) from None
 
         self._gpus.resident = read
 
