@@ -8,8 +8,8 @@ PYTEST_ARGS ?=
 RESULTS ?= build/benchmarks
 KILLS ?= 200
 MINUTES ?= 60
-BENCH_ENGINES ?= vllm vllm-compile torch
-BENCH_ARGS ?= --cold 10 --restores 100 --host 10
+BENCH_ENGINES ?= vllm sglang vllm-compile torch
+BENCH_ARGS ?= --cold 3 --restores 100 --host 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -69,10 +69,12 @@ bench: engine services ## The benchmarks behind docs/specification.md (about hal
 	$(BIN)/python benchmarks/coldstart/bench_torch.py --output $(RESULTS)
 	$(BIN)/python benchmarks/router/bench_router.py
 
-bench-snapshots: engine services ## Engines' cold starts against 100 restores each, both runtimes (hours; can be resumed)
-	@for engine in $(BENCH_ENGINES); do \
-	    $(BIN)/python benchmarks/snapshot/bench_engines.py --engine $$engine --output $(RESULTS) $(BENCH_ARGS) || failed=1; \
-	done; exit $${failed:-0}
+bench-snapshots: engine services ## Engines' cold starts against 100 restores each, one runtime after the other (hours; can be resumed)
+	@scripts/setup_engines.sh sglang
+	@for engine in $(BENCH_ENGINES); do for runtime in runc runsc; do \
+	    $(BIN)/python benchmarks/snapshot/bench_engines.py --engine $$engine --runtime $$runtime \
+	        --output $(RESULTS)/$$runtime $(BENCH_ARGS) || failed=1; \
+	done; done; exit $${failed:-0}
 
 clean: ## Remove what these commands made in the clone (not GLOWPLUG_CACHE)
 	rm -rf .venv build demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -14,7 +14,8 @@ set -euo pipefail
 SGLANG_VERSION=0.5.23
 
 # install_environment NAME REQUIREMENTS [PACKAGE STUBS]: a virtual environment; PACKAGE is added without its own
-# requirements, and STUBS, a Python file, runs whenever Python starts in it.
+# requirements, and STUBS, a Python file, runs whenever Python starts in it (by a .pth file: a machine's own
+# sitecustomize would hide one of the environment).
 install_environment() {
     local final=$cache/engines/$1 build=$cache/engines/.building-$1 wanted pip site
     wanted=$(digest "${@:2:1}" "${@:4}" <(echo "$1" "${3:-}"))
@@ -30,7 +31,8 @@ install_environment() {
     if (($# > 2)); then
         "${pip[@]}" install --no-deps "$3"
         site=$("$build/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-        cp "$4" "$site/sitecustomize.py"
+        cp "$4" "$site/"
+        echo "import $(basename "$4" .py)" >"$site/stubs.pth"
     fi
     say_final_path "$build" "$final"
     publish "$build" "$final" "$wanted"

@@ -1,4 +1,4 @@
-"""Lets SGLang start on a machine without a GPU: installed as ``sitecustomize`` of its environment.
+"""Lets SGLang start on a machine without a GPU: imported whenever Python starts in its environment.
 
 SGLang imports its GPU kernels (``sgl_kernel``) and ``torchvision`` wherever it runs; for a text model on a
 CPU it calls neither. Here they are packages in which every name exists and nothing can be called. What

@@ -40,7 +40,11 @@ def cold_start(spec: dict[str, Any], ask: Callable[[httpx.Client, str], Answer])
     with tempfile.TemporaryDirectory(prefix="glowplug-host-", dir="/var/tmp") as scratch:
         started = time.monotonic()
         with _running(server, Path(scratch)) as process, _inside(process) as thread:
-            return thread.submit(_ask_when_ready, server, ask, process, started).result()
+            try:
+                return thread.submit(_ask_when_ready, server, ask, process, started).result()
+            except RuntimeFailed as failure:
+                said = (Path(scratch) / "log").read_text(errors="replace")
+                raise RuntimeFailed(f"{failure.message} It said: {said[-2000:]}") from failure
 
 
 def _ask_when_ready(
