@@ -1,4 +1,4 @@
-"""Compiles ``native/`` when Glowplug is installed or packed: a library for ctypes, and a small program.
+"""Compiles ``native/`` when Glowplug is installed or packed: libraries for ctypes, and a small program.
 
 Needs compilers of C and C++20 (``CC``, ``CXX``; else gcc, g++). Each goes beside its Python module, so that
 an editable install finds it where any other install does.
@@ -29,6 +29,7 @@ BLAKE3_OF_MACHINE = {
 }
 # What is made, of what, how beyond FLAGS, and whether it hashes.
 MADE = {
+    "src/glowplug/chunks/_chunk_run.so": ("native/chunk_run.cpp", LIBRARY_FLAGS, True),
     "src/glowplug/image/lazy/_fuse_pump.so": ("native/fuse_pump.cpp", LIBRARY_FLAGS, True),
     "src/glowplug/runtime/_merge_pages": ("native/merge_pages.cpp", [], False),
 }

@@ -59,8 +59,17 @@ def _pack_index(data: bytes) -> None:
 def _placement(data: bytes) -> None:
     placement = Placement(data)
     ranges = placement.plan(range(len(placement)))
-    _require(sum(len(each.members) for each in ranges) == len(placement))
+    _require(sum(len(each.indices) for each in ranges) == len(placement))
     _require(all(0 < each.size_bytes <= RANGE_BYTES for each in ranges))
+
+
+def _answer(data: bytes) -> None:
+    """A range's bytes, cut off or not."""
+    (wanted,) = Placement(_PLACEMENT).plan(range(len(_PIECES)))
+    run = wanted.open(data, [Chunk.of(piece) for piece in _PIECES])
+    wrong = set(run.wrong())
+    _require(all(run.body(at) == piece for at, piece in enumerate(_PIECES) if at not in wrong))
+    _require(data != _PACK or not wrong)
 
 
 def _frame(data: bytes) -> None:
@@ -87,21 +96,23 @@ def _ref(data: bytes) -> None:
     Ref.parse(data, "name")
 
 
-def _samples() -> tuple[bytes, bytes]:
-    """A pack's index, and a placement in that pack."""
+def _samples() -> tuple[bytes, bytes, bytes]:
+    """A pack, its index, and a placement in that pack."""
     writer = PackWriter(is_compressing=True)
-    for piece in (b"one", b"two " * 500, bytes(range(256))):
+    for piece in _PIECES:
         writer.add(Chunk.of(piece), piece)
     pack = writer.finish()
     places = [Place(pack.id, each.offset, each.stored_bytes, each.encoding) for each in pack.members]
-    return pack.index, Placement.pack(places)
+    return bytes(pack.data), pack.index, Placement.pack(places)
 
 
-_INDEX, _PLACEMENT = _samples()
+_PIECES = (b"one", b"two " * 500, bytes(range(256)))
+_PACK, _INDEX, _PLACEMENT = _samples()
 _HEAD = b"HTTP/1.1 206 OK\r\nContent-Length: 10\r\nContent-Range: bytes 0-9/10\r\nX-Cache-Status: HIT"
 _PARSERS = {
     b"i": (_pack_index, _INDEX),
     b"p": (_placement, _PLACEMENT),
+    b"c": (_answer, _PACK),
     b"z": (_frame, compress(b"some words " * 100)),
     b"h": (_head, _HEAD),
     b"a": (_address, b"https://host.example:8443/some/prefix"),

@@ -5,8 +5,8 @@
 // side. (The last page is enough: a hole is punched over whole chunks.)
 #pragma once
 
-#include "blake3/blake3.h"
 #include "fuse_pump.h"
+#include "hashing.h"
 #include "pack_files.h"
 
 #include <algorithm>
@@ -28,18 +28,6 @@ inline constexpr std::size_t kPieceBytes = 128 << 10;  // what is hashed while i
 
 inline bool all_zeros(const std::uint8_t *bytes, std::size_t size) {
     return size == 0 || (bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0);
-}
-
-// When BLAKE3 is first used it looks what this processor can, without a lock: so this comes before there are threads.
-inline void prepare_hashing() {
-    static const bool is_prepared = [] {
-        std::array<std::uint8_t, GP_ID_BYTES> id{};
-        blake3_hasher hasher;
-        blake3_hasher_init(&hasher);
-        blake3_hasher_finalize(&hasher, id.data(), id.size());
-        return true;
-    }();
-    static_cast<void>(is_prepared);
 }
 
 // What a thread reads into. Memory that is not written to costs nothing.
@@ -229,9 +217,7 @@ class Blob {
 
     // Whether it is the chunk that was hashed; then that is noted of its place, unless it lies elsewhere by now.
     bool conclude(const blake3_hasher &hasher, std::uint32_t index, std::int64_t place) const {
-        std::array<std::uint8_t, GP_ID_BYTES> id{};
-        blake3_hasher_finalize(&hasher, id.data(), id.size());
-        if (std::memcmp(id.data(), shared_.ids + std::size_t{index} * GP_ID_BYTES, id.size()) != 0) return false;
+        if (!is_named(hasher, shared_.ids + std::size_t{index} * kIdBytes)) return false;
         __atomic_compare_exchange_n(shared_.places + index, &place, place | kVerified, false, __ATOMIC_RELEASE,
                                     __ATOMIC_RELAXED);
         return true;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import blake3
@@ -14,7 +14,8 @@ from glowplug.chunks.chunk import Chunk
 from glowplug.chunks.fetch import Done, Fetcher, Outcome, RemoteBlob
 from glowplug.chunks.pack import Encoding, pack_key
 from glowplug.chunks.placement import Place, Placement
-from glowplug.chunks.ssd_packs import Location
+from glowplug.chunks.run import Run
+from glowplug.chunks.ssd_packs import place_of
 from glowplug.chunks.table import ChunkTable
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, NotFound, ResourceExhausted
 
@@ -159,10 +160,10 @@ class FakeSsd:
             raise ResourceExhausted("The disk is full.")
         self.chunks[chunk.id] = bytes(data)
 
-    def put_verified(self, bodies: Sequence[tuple[Chunk, Buffer]]) -> list[Location | None]:
-        for chunk, data in bodies:
-            self.put(chunk, data)
-        return [Location(1, 0) for _ in bodies]
+    def put_verified(self, run: Run) -> list[int | None]:
+        for number, chunk in enumerate(run.chunks):
+            self.put(chunk, run.body(number))
+        return [place_of(1, 4096 * number) for number in range(len(run.chunks))]
 
     def flush(self) -> None:
         self._work()

@@ -15,7 +15,7 @@ from tests.chunks.fetch_fakes import (
 
 from glowplug.chunks.fetch import Outcome, Priority, RemoteBlob
 from glowplug.chunks.fetch_plan import READ_BYTES
-from glowplug.chunks.ssd_packs import Location
+from glowplug.chunks.ssd_packs import place_of
 from glowplug.types.errors import InvalidInput
 
 # What is asked for comes, once
@@ -103,11 +103,11 @@ def test_an_index_that_the_blob_does_not_have_is_refused(make_fetcher: MakeFetch
 
 
 def test_whoever_keeps_places_hears_where_each_chunk_was_written(make_fetcher: MakeFetcher) -> None:
-    blob, kept = make_blob([1000] * 3), dict[int, Location]()
-    blob.remote.kept = kept.__setitem__
+    blob, kept = make_blob([1000] * 3), dict[int, int | None]()
+    blob.remote.kept = lambda indices, places: kept.update(zip(indices, places, strict=True))
     fetcher = make_fetcher(FakeSsd(), FakeTier("region", blob.packs))
     assert fetcher.prefetch(blob.remote, range(3)).wait(PATIENCE_S)
-    assert kept.keys() == {0, 1, 2}
+    assert kept == {index: place_of(1, 4096 * index) for index in range(3)}
 
 
 # A read takes its neighbours along

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 from tests.chunks.fetch_fakes import (
@@ -17,11 +17,10 @@ from tests.chunks.fetch_fakes import (
     far_apart,
     make_blob,
 )
-from typing_extensions import Buffer
 
-from glowplug.chunks.chunk import Chunk, ChunkInvalid, ChunkMissing
+from glowplug.chunks.chunk import ChunkInvalid, ChunkMissing
 from glowplug.chunks.fetch import Outcome, Priority, RemoteBlob
-from glowplug.chunks.ssd_packs import Location
+from glowplug.chunks.run import Run
 from glowplug.types.errors import (
     DeadlineExceeded,
     NotFound,
@@ -286,10 +285,10 @@ def test_what_finds_no_room_together_is_kept_one_by_one(make_fetcher: MakeFetche
     blob, ssd = make_blob([1000] * 3), FakeSsd()
     put_verified, refused = ssd.put_verified, ResourceExhausted("The disk is nearly full.")
 
-    def put_one(bodies: Sequence[tuple[Chunk, Buffer]]) -> list[Location | None]:
-        if len(bodies) > 1:
+    def put_one(run: Run) -> list[int | None]:
+        if len(run.chunks) > 1:
             raise refused
-        return put_verified(bodies)
+        return put_verified(run)
 
     ssd.put_verified = put_one  # type: ignore[method-assign]
     fetcher = make_fetcher(ssd, FakeTier("region", blob.packs))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glowplug.chunks.chunk import CHUNK_BYTES, Chunk, ChunkInvalid
+from glowplug.chunks.chunk import CHUNK_BYTES, Chunk
 from glowplug.chunks.pack import MAX_PACK_BYTES, Encoding, PackWriter, pack_key
 from glowplug.chunks.placement import Place, Placement, placement_limit_bytes
 from glowplug.types.errors import InvalidInput
@@ -75,15 +76,17 @@ def test_a_plan_reads_every_chunk_once_and_within_its_limits(
     wanted = data.draw(st.lists(st.integers(0, len(places) - 1))) if places else []
     gap, most = data.draw(st.integers(0, 1 << 20)), data.draw(st.integers(CHUNK_BYTES, 8 << 20))
     ranges = placement.plan(wanted, gap_bytes=gap, max_bytes=most)
-    assert sorted(index for each in ranges for index, _ in each.members) == sorted(set(wanted))
+    assert sorted(index for each in ranges for index in each.indices) == sorted(set(wanted))
     for each in ranges:
+        of_each = [places[index] for index in each.indices]
         assert each.size_bytes <= most
-        assert each.start == min(place.offset for _, place in each.members)
-        assert each.start + each.size_bytes == max(place.end for _, place in each.members)
-        assert {pack_key(place.pack_id) for _, place in each.members} == {each.key}
-        for (_, first), (_, second) in zip(each.members, each.members[1:], strict=False):
+        assert each.start == min(place.offset for place in of_each)
+        assert each.start + each.size_bytes == max(place.end for place in of_each)
+        assert {pack_key(place.pack_id) for place in of_each} == {each.key}
+        assert each.offsets == [place.offset for place in of_each]
+        for first, second in pairwise(of_each):
             assert second.offset - first.end <= gap
-    first_asked = [min(wanted.index(index) for index, _ in each.members) for each in ranges]
+    first_asked = [min(wanted.index(index) for index in each.indices) for each in ranges]
     assert first_asked == sorted(first_asked)
 
 
@@ -103,8 +106,14 @@ def test_the_first_range_is_the_one_that_is_wanted_first() -> None:
     assert [each.key for each in placed(places).plan([0, 1])] == [pack_key(PACKS[3]), pack_key(PACKS[0])]
 
 
+@pytest.mark.parametrize("index", [-1, 3])
+def test_a_chunk_that_is_not_there_is_in_no_plan(index: int) -> None:
+    with pytest.raises(IndexError):
+        placed(neighbours([10] * 3)).plan([0, index])
+
+
 @pytest.mark.parametrize("is_compressing", [False, True])
-def test_members_of_a_range_are_opened_and_verified(is_compressing: bool) -> None:
+def test_chunks_of_a_range_are_opened_and_what_is_wrong_is_told(is_compressing: bool) -> None:
     pieces = [b"some text " * 500, b"other words " * 500, b"x"]
     writer = PackWriter(is_compressing=is_compressing)
     for piece in pieces:
@@ -113,14 +122,18 @@ def test_members_of_a_range_are_opened_and_verified(is_compressing: bool) -> Non
     placement = placed([Place(pack.id, m.offset, m.stored_bytes, m.encoding) for m in pack.members])
     [wanted] = placement.plan([1, 2])
     data = bytes(pack.data[wanted.start : wanted.start + wanted.size_bytes])
-    for member in wanted.members:
-        chunk = Chunk.of(pieces[member[0]])
-        assert bytes(wanted.open_member(data, member, chunk, "zone")) == pieces[member[0]]
-    flipped = bytes(byte ^ 1 for byte in data)
-    with pytest.raises(ChunkInvalid):
-        wanted.open_member(flipped, wanted.members[0], Chunk.of(pieces[1]), "zone")
-    with pytest.raises(ChunkInvalid):
-        wanted.open_member(data[:5], wanted.members[0], Chunk.of(pieces[1]), "zone")
+    chunks = [Chunk.of(piece) for piece in pieces[1:]]
+    run = wanted.open(data, chunks)
+    assert run.wrong() == []
+    assert [bytes(run.body(number)) for number in range(2)] == pieces[1:]
+    assert wanted.open(bytes(byte ^ 1 for byte in data), chunks).wrong() == [0, 1]
+    assert wanted.open(bytes([data[0] ^ 1]) + data[1:], chunks).wrong() == [0]
+    assert wanted.open(data[:5], chunks).wrong() == [0, 1]
+    last = wanted.only([1])
+    assert last.open(data, chunks[1:]).wrong() == []
+    alone = wanted.alone(1)
+    begin = alone.start - wanted.start
+    assert alone.open(data[begin : begin + alone.size_bytes], chunks[1:]).wrong() == []
 
 
 @settings(max_examples=300)

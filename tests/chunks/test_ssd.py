@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.chunks.conftest import OpenSsd
-from tests.chunks.content import SIZES, TIMEOUT_S, chunks_of, contents
+from tests.chunks.content import SIZES, TIMEOUT_S, chunks_of, contents, run_of
 from tests.chunks.contract import HOUR_S, Pin, PruneStoreContract
 
 from glowplug.chunks.chunk import ALIGN_BYTES, CHUNK_BYTES, Chunk, ChunkMissing, aligned
 from glowplug.chunks.ssd import SsdStore
+from glowplug.chunks.ssd_packs import location_of
 from glowplug.chunks.store import PruneStore
 from glowplug.chunks.table import ChunkTable
 from glowplug.types.clock import ManualClock
@@ -267,29 +268,26 @@ def test_any_order_of_calls_gives_right_bytes_and_right_sums(
 def test_many_that_were_verified_are_kept_at_once_and_found_where_it_says(ssd: SsdStore) -> None:
     bodies = contents([1, 4096, 5000, CHUNK_BYTES, 70_000, CHUNK_BYTES, 3])
     ssd.put(Chunk.of(bodies[2]), bodies[2])
-    locations = ssd.put_verified([(Chunk.of(body), body) for body in bodies])
-    assert [index for index, location in enumerate(locations) if location is None] == [2]
-    for body, location in zip(bodies, locations, strict=True):
+    places = ssd.put_verified(run_of(bodies))
+    assert [index for index, place in enumerate(places) if place is None] == [2]
+    for body, place in zip(bodies, places, strict=True):
         assert ssd.get(Chunk.of(body), TIMEOUT_S) == body
-        assert location in (None, ssd.locate(Chunk.of(body)))
+        assert place is None or location_of(place) == ssd.locate(Chunk.of(body))
     used_bytes = ssd.used_bytes()
-    assert ssd.put_verified([(Chunk.of(body), body) for body in bodies]) == [None] * len(bodies)
+    assert ssd.put_verified(run_of(bodies)) == [None] * len(bodies)
     ssd.flush()
     assert ssd.used_bytes() == used_bytes == sum(aligned(len(body)) for body in bodies)
     assert ssd.verify().damaged == 0
 
 
-def test_a_short_write_is_finished_and_harms_nothing_beside_it(
-    ssd: SsdStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bodies = contents([5000, 6000, 7000])
-    original = os.pwritev
-
-    def pwritev(descriptor: int, parts: list[memoryview], offset: int) -> int:
-        return original(descriptor, [parts[0][:100]], offset)
-
-    monkeypatch.setattr(os, "pwritev", pwritev)
-    ssd.put_verified([(Chunk.of(body), body) for body in bodies])
-    monkeypatch.undo()
-    for body in bodies:
-        assert ssd.get(Chunk.of(body), TIMEOUT_S) == body
+def test_more_than_one_statement_takes_are_committed_together(ssd: SsdStore, open_ssd: OpenSsd) -> None:
+    bodies = contents([10] * 200)
+    other = open_ssd()
+    ssd.put_verified(run_of(bodies))
+    other.put_verified(run_of(bodies[::3]))
+    ssd.flush()
+    other.flush()
+    for store in (ssd, other):
+        assert store.missing(chunks_of(bodies)) == []
+        assert store.used_bytes() == len(bodies) * ALIGN_BYTES
+        assert store.verify().damaged == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +17,7 @@ from tests.chunks.contract import HOUR_S
 from tests.chunks.test_ssd_pins import damage, fill
 
 from glowplug.chunks.chunk import CHUNK_BYTES, Chunk, ChunkMissing
+from glowplug.chunks.run import Run
 from glowplug.chunks.ssd import SsdStore
 from glowplug.chunks.ssd_packs import LockedPack
 from glowplug.types.clock import ManualClock
@@ -240,6 +241,11 @@ def test_chunks_can_be_removed_from_a_disk_without_a_byte_left(open_on_disk: Ope
     assert store._ballast._path.exists()
 
 
+def begun(run: Run, size_bytes: int) -> Run:
+    """What is written of chunks of which so much is."""
+    return Run([Chunk(chunk.id, size_bytes) for chunk in run.chunks], run.offsets, run.data)
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_one_failed_write_costs_the_oldest_chunks_and_is_tried_again(
     ssd: SsdStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, number: int
@@ -250,11 +256,11 @@ def test_one_failed_write_costs_the_oldest_chunks_and_is_tried_again(
     original = LockedPack.append
     failures = [number]
 
-    def append(self: LockedPack, bodies: Iterable[bytes], offset: int) -> None:
+    def append(self: LockedPack, run: Run, offset: int) -> None:
         if failures:
-            original(self, [body[:100] for body in bodies], offset)
+            original(self, begun(run, 100), offset)
             raise OSError(failures.pop(), "injected")
-        original(self, bodies, offset)
+        original(self, run, offset)
 
     monkeypatch.setattr(LockedPack, "append", append)
     (body,) = contents([6000], seed=2)
@@ -270,8 +276,8 @@ def test_a_write_that_fails_twice_is_resource_exhausted_and_leaves_nothing(
     ssd.flush()
     original = LockedPack.append
 
-    def append(self: LockedPack, bodies: Iterable[bytes], offset: int) -> None:
-        original(self, [body[:5000] for body in bodies], offset)
+    def append(self: LockedPack, run: Run, offset: int) -> None:
+        original(self, begun(run, 5000), offset)
         raise OSError(errno.EDQUOT, "injected")
 
     monkeypatch.setattr(LockedPack, "append", append)

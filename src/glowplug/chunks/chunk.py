@@ -6,7 +6,7 @@ last chunk is shorter). Equal content has equal names everywhere: across files, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import blake3
 from typing_extensions import Buffer
@@ -32,15 +32,14 @@ class ChunkInvalid(GlowplugError):
     code = "chunk_invalid"
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A chunk's name and length: 32 bytes of BLAKE3, and 1 to :data:`CHUNK_BYTES` bytes."""
+class Chunk(NamedTuple):
+    """A chunk's name and length: 32 bytes of BLAKE3, and 1 to :data:`CHUNK_BYTES` bytes.
+
+    Two lengths of one name are two chunks: a table that lies must not decide what others get.
+    """
 
     id: bytes
     size_bytes: int
-
-    def __hash__(self) -> int:
-        return hash(self.id)
 
     @staticmethod
     def of(data: Buffer) -> Chunk:
@@ -52,13 +51,16 @@ class Chunk:
         """Raise ChunkInvalid unless ``data`` is this chunk; ``tier`` is where it came from."""
         view = memoryview(data)
         if view.nbytes != self.size_bytes or blake3.blake3(view).digest() != self.id:
-            raise ChunkInvalid(
-                f"What {tier} gave for chunk {self.id.hex()[:16]} is not that chunk.",
-                remedy="It is fetched again from the next tier; `glowplug image verify` checks all of them.",
-                chunk=self.id.hex(),
-                tier=tier,
-                got_bytes=view.nbytes,
-            )
+            raise self.invalid(tier)
+
+    def invalid(self, tier: str) -> ChunkInvalid:
+        """The error of a tier that gave something else."""
+        return ChunkInvalid(
+            f"What {tier} gave for chunk {self.id.hex()[:16]} is not that chunk.",
+            remedy="It is fetched again from the next tier; `glowplug image verify` checks all of them.",
+            chunk=self.id.hex(),
+            tier=tier,
+        )
 
     def missing(self, tier: str) -> ChunkMissing:
         """The error of a tier that does not hold it."""

@@ -17,12 +17,12 @@ from types import TracebackType
 from glowplug.chunks.chunk import Chunk
 from glowplug.chunks.fetch_blob import RemoteBlob
 from glowplug.chunks.fetch_claims import Claims
-from glowplug.chunks.fetch_flight import Done, Flight, Priority
+from glowplug.chunks.fetch_flight import Done, Flight, Outcome, Priority
 from glowplug.chunks.fetch_plan import GAP_BYTES, READ_BYTES, beside, chunk_of
 from glowplug.chunks.fetch_prefetch import PlannedRange
 from glowplug.chunks.fetch_prefetch import Prefetch as PrefetchHandle
 from glowplug.chunks.fetch_queue import FetchQueue
-from glowplug.chunks.fetch_range import Outcome, RangeReader
+from glowplug.chunks.fetch_range import Came, Failed, RangeReader
 from glowplug.chunks.fetch_ssd import KeepingStore, LocalChunks
 from glowplug.chunks.fetch_stats import Counters, FetchStats
 from glowplug.chunks.objects import Objects
@@ -220,23 +220,23 @@ class Fetcher:
             return placement.plan((flight.index, *indices), GAP_BYTES, READ_BYTES)[0]
 
         wanted = range_of(beside(blob, flight.index))
-        others = [(index, blob.table[index]) for index, _ in wanted.members if index != flight.index]
+        others = [(index, blob.table[index]) for index in wanted.indices if index != flight.index]
         neighbours = self._claim(claims, blob, others)
         if len(neighbours) < len(others):
             wanted = range_of(neighbours)
         return wanted
 
-    def _claim(self, claims: Claims, blob: RemoteBlob, members: Sequence[tuple[int, Chunk]]) -> list[int]:
+    def _claim(self, claims: Claims, blob: RemoteBlob, chunks: Sequence[tuple[int, Chunk]]) -> list[int]:
         """Claim what nobody fetches and is not here; the indices of these.
 
         In this order: what another worker has just finished was on the SSD before its flight ended.
         """
-        flights = self._queue.claim(blob, members, None, None)
+        flights = self._queue.claim(blob, chunks, None, None)
         claims.add(flights)
         missing = self._local.missing([flight.chunk for flight in flights])
         claimed = []
         for flight in flights:
-            if flight.chunk.id in missing:
+            if flight.chunk in missing:
                 claimed.append(flight.index)
             else:
                 claims.end_unfetched(flight, is_present=True)
@@ -263,24 +263,25 @@ class Fetcher:
                 prefetch.give_up(_closed())
 
     def _plan(self, prefetch: PrefetchHandle) -> None:
-        absent = dict(prefetch.next_slice())
+        absent = prefetch.next_slice()
         looked_at = self._queue.arrivals
         missing = self._local.missing(list(absent.values()))
-        here = [index for index, chunk in absent.items() if chunk.id not in missing]
+        here = [index for index, chunk in absent.items() if chunk not in missing]
         for index in here:
             prefetch.settled(absent.pop(index).size_bytes, None)
         if absent:
             for wanted in prefetch.blob.placed().plan(absent, GAP_BYTES, prefetch.range_bytes):
-                members = [(index, absent[index]) for index, _ in wanted.members]
-                prefetch.ranges.append(PlannedRange(wanted, members, looked_at))
+                chunks = [absent[index] for index in wanted.indices]
+                prefetch.ranges.append(PlannedRange(wanted, chunks, looked_at))
 
     def _fetch_range(self, prefetch: PrefetchHandle, planned: PlannedRange) -> None:
         blob = prefetch.blob
         with Claims(self._queue) as claims:
-            flights = self._queue.claim(blob, planned.members, Priority.READ, prefetch, planned.looked_at)
+            chunks = zip(planned.range.indices, planned.chunks, strict=True)
+            flights = self._queue.claim(blob, chunks, Priority.READ, prefetch, planned.looked_at)
             claims.add(flights)
             parts = [planned.range]
-            if len(flights) < len(planned.members):
+            if len(flights) < len(planned.chunks):
                 indices = [flight.index for flight in flights]
                 parts = blob.placed().plan(indices, GAP_BYTES, prefetch.range_bytes)
             for part in parts:
@@ -296,43 +297,39 @@ class Fetcher:
         first: Flight | None,
         prefetch: PrefetchHandle | None,
     ) -> None:
-        """Read a range whose members were claimed, keep what comes and tell who waits for it."""
-        deadline_s = self._queue.deadline_s(first or claims.by_index[wanted.members[0][0]])
+        """Read a range whose chunks were claimed, keep what comes and tell who waits for it."""
+        flights = [claims.by_index[index] for index in wanted.indices]
+        deadline_s = self._queue.deadline_s(first or flights[0])
         counters = (self._counters, blob.counters)
-        chunks = {index: claims.by_index[index].chunk for index, _ in wanted.members}
+        chunks = [flight.chunk for flight in flights]
         error: GlowplugError | None = None
-        for group in self._reader.read(wanted, chunks, first.index if first else None, deadline_s, counters):
-            arrived: list[tuple[Flight, bytes | memoryview]] = []
-            for index, outcome in group:
-                if isinstance(outcome, GlowplugError):
-                    error = outcome
-                    self._count(blob, failed=1)
-                    claims.settle(claims.by_index[index], outcome)
-                else:
-                    arrived.append((claims.by_index[index], outcome))
-            if arrived and not self._keep(blob, arrived) and prefetch is not None:
-                prefetch.give_up(_no_room())
-            claims.settle_all(arrived)
+        for found in self._reader.read(wanted, chunks, first.index if first else None, deadline_s, counters):
+            if isinstance(found, Failed):
+                error = found.error
+                self._count(blob, failed=1)
+                claims.settle(claims.by_index[found.index], error)
+            else:
+                if not self._keep(blob, found) and prefetch is not None:
+                    prefetch.give_up(_no_room())
+                claims.settle_all([claims.by_index[index] for index in found.indices], found.run)
         if prefetch is not None:
             prefetch.note_range(error)
 
-    def _keep(self, blob: RemoteBlob, arrived: Sequence[tuple[Flight, bytes | memoryview]]) -> bool:
+    def _keep(self, blob: RemoteBlob, came: Came) -> bool:
         """Put them on the SSD: all together; if that fails, each that there is room for."""
-        bodies = [(flight.chunk, data) for flight, data in arrived]
         try:
-            locations = self._local.keep(bodies)
+            places = self._local.keep(came.run)
         except ResourceExhausted:
-            locations = []
-        if locations:
-            for (flight, _), location in zip(arrived, locations, strict=True):
-                if location is not None and blob.kept is not None:
-                    blob.kept(flight.index, location)
-            return True
-        if len(arrived) > 1:
-            kept = [self._keep(blob, [one]) for one in arrived]
-            return all(kept)
-        self._count(blob, unstored=1)
-        return False
+            numbers = range(len(came.indices))
+            if len(numbers) > 1:
+                each = [Came((came.indices[number],), came.run.only((number,))) for number in numbers]
+                kept = [self._keep(blob, one) for one in each]
+                return all(kept)
+            self._count(blob, unstored=1)
+            return False
+        if blob.kept is not None:
+            blob.kept(came.indices, places)
+        return True
 
     def _count(
         self,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from glowplug.chunks.fetch_stats import Counters
 from glowplug.chunks.placement import Placement
-from glowplug.chunks.ssd_packs import Location
 from glowplug.chunks.table import ChunkTable
 from glowplug.types.errors import NotFound
 
@@ -22,15 +21,16 @@ class RemoteBlob:
 
     ``placement`` may be replaced at any time (a later push or pull); it is None for a blob that was never
     pushed: such a blob's chunks can be had from the SSD tier only. ``prefetch`` is the latest of it.
-    ``kept`` is told where on the SSD a chunk of verified bytes was just written to. Until ``refused_until_s``
-    on the monotonic clock nothing of it is fetched: whoever wanted it has given up.
+    ``kept`` is told of chunks of verified bytes, and where on the SSD each was just written to
+    (:func:`~glowplug.chunks.ssd_packs.place_of`), if it was. Until ``refused_until_s`` on the monotonic clock
+    nothing of it is fetched: whoever wanted it has given up.
     """
 
     table: ChunkTable
     placement: Placement | None = None
     counters: Counters = field(default_factory=Counters)
     prefetch: Prefetch | None = None
-    kept: Callable[[int, Location], None] | None = None
+    kept: Callable[[Sequence[int], Sequence[int | None]], None] | None = None
     refused_until_s: float = 0.0
 
     @property

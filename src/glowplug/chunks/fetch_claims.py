@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from glowplug.chunks.fetch_flight import Flight
+from glowplug.chunks.fetch_flight import Flight, Outcome
 from glowplug.chunks.fetch_queue import FetchQueue
-from glowplug.chunks.fetch_range import Outcome
+from glowplug.chunks.run import Run
 from glowplug.types.errors import Unavailable
 
 
@@ -40,11 +40,11 @@ class Claims:
         del self.by_index[flight.index]
         self._queue.settle(flight, outcome)
 
-    def settle_all(self, arrived: Sequence[tuple[Flight, bytes | memoryview]]) -> None:
+    def settle_all(self, flights: Sequence[Flight], run: Run) -> None:
         """See :meth:`FetchQueue.settle_all`."""
-        for flight, _ in arrived:
+        for flight in flights:
             del self.by_index[flight.index]
-        self._queue.settle_all(arrived)
+        self._queue.settle_all(flights, run)
 
     def end_unfetched(self, flight: Flight, *, is_present: bool) -> None:
         """See :meth:`FetchQueue.end_unfetched`."""

@@ -10,9 +10,12 @@ from enum import Enum, IntEnum
 from glowplug.chunks.chunk import Chunk
 from glowplug.chunks.fetch_blob import RemoteBlob
 from glowplug.chunks.fetch_prefetch import Prefetch
-from glowplug.chunks.fetch_range import Outcome
+from glowplug.types.errors import GlowplugError
 
 _log = logging.getLogger(__name__)
+
+Outcome = bytes | memoryview | GlowplugError
+"""A chunk's verified bytes, or why there are none."""
 
 Done = Callable[[Outcome], None]
 """What an asker wants called with the chunk's verified bytes or the error; must be quick."""
@@ -58,12 +61,6 @@ class Flight:
     state: State
     waiters: list[Waiter] = field(default_factory=list)
     followers: list[Prefetch] = field(default_factory=list)
-
-
-def flight_key(chunk: Chunk) -> tuple[bytes, int]:
-    """What flights are found by."""
-    # The size, too: a table that lies about it must not decide what others get for the same id.
-    return chunk.id, chunk.size_bytes
 
 
 def mark_answered(waiters: Iterable[Waiter]) -> list[Done]:

@@ -31,10 +31,10 @@ MAX_FAILED_RANGES = 16
 
 
 class PlannedRange(NamedTuple):
-    """A range to read, and the chunks in it, which were not here at the queue's arrival ``looked_at``."""
+    """A range to read, and its chunks, which were not here at the queue's arrival ``looked_at``."""
 
     range: PackRange
-    members: Sequence[tuple[int, Chunk]]
+    chunks: Sequence[Chunk]
     looked_at: int
 
 
@@ -98,16 +98,17 @@ class Prefetch:
         """There are chunks that no range was taken for yet."""
         return not self.is_over and (bool(self.ranges) or self._next < len(self._order))
 
-    def next_slice(self) -> list[tuple[int, Chunk]]:
-        """The next chunks to plan for. Only for the worker that took this from the ring."""
-        taken: list[tuple[int, Chunk]] = []
+    def next_slice(self) -> dict[int, Chunk]:
+        """The next chunks to plan for, by index. Only for the worker that took this from the ring."""
+        table = self.blob.table
+        taken: dict[int, Chunk] = {}
         taken_bytes = 0
-        while self._next < len(self._order) and len(taken) < SLICE_CHUNKS and taken_bytes < SLICE_BYTES:
-            index = self._order[self._next]
-            chunk = self.blob.table[index]
-            taken.append((index, chunk))
+        for index in self._order[self._next : self._next + SLICE_CHUNKS]:
+            if taken_bytes >= SLICE_BYTES:
+                break
+            taken[index] = chunk = table[index]
             taken_bytes += chunk.size_bytes
-            self._next += 1
+        self._next += len(taken)
         return taken
 
     def settled(self, size_bytes: int, error: GlowplugError | None, *, chunks: int = 1) -> None:
@@ -136,7 +137,7 @@ class Prefetch:
                 return
             self.error = error
             self._over.set()
-            planned = [index for wanted in list(self.ranges) for index, _ in wanted.members]
+            planned = [index for wanted in list(self.ranges) for index in wanted.range.indices]
             left = [*planned, *self._order[self._next :]]
         self._when_given_up(left)
 

@@ -19,20 +19,20 @@ from glowplug.chunks.fetch_blob import RemoteBlob
 from glowplug.chunks.fetch_flight import (
     Done,
     Flight,
+    Outcome,
     Priority,
     State,
     Waiter,
     call_all,
-    flight_key,
     mark_answered,
 )
 from glowplug.chunks.fetch_prefetch import Prefetch
-from glowplug.chunks.fetch_range import Outcome
+from glowplug.chunks.run import Run
 from glowplug.types.clock import Clock
 from glowplug.types.errors import Conflict, DeadlineExceeded, GlowplugError
 
-MAX_RECENT = 4096
-"""Arrivals that are remembered: more than come between the planning of a slice and the fetch of its end."""
+MIN_RECENT = 4096
+"""So many arrivals are remembered: more than come from the planning of a slice to the fetch of its end."""
 
 MAX_AHEAD = 16
 """Read-aheads that wait; of more, the oldest is about what was read longest ago, and is given up."""
@@ -52,8 +52,8 @@ class FetchQueue:
         self._sequence = itertools.count()
         self._prefetches: deque[Prefetch] = deque()
         self._ahead: list[tuple[int, Prefetch]] = []  # by age, the newest last
-        self._flights: dict[tuple[bytes, int], Flight] = {}  # a Chunk itself is slow to hash
-        self._recent: dict[tuple[bytes, int], int] = {}  # what came last, by the number of its arrival
+        self._flights: dict[Chunk, Flight] = {}
+        self._recent: dict[Chunk, int] = {}  # what came last, by the number of its arrival
         self._arrivals = 0
         self._deadlines: deque[Waiter] = deque()  # in order: all have the same timeout
         self._is_closed = False
@@ -63,10 +63,10 @@ class FetchQueue:
         with self._lock:
             if self._is_closed:
                 return None
-            flight = self._flights.get(flight_key(chunk))
+            flight = self._flights.get(chunk)
             is_joining = flight is not None
             if flight is None:
-                flight = self._flights[flight_key(chunk)] = Flight(chunk, blob, index, priority, State.QUEUED)
+                flight = self._flights[chunk] = Flight(chunk, blob, index, priority, State.QUEUED)
                 self._push(flight)
             is_guest = flight.state is State.RUNNING or flight.blob is not blob
             deadline_s = self._clock.monotonic() + self._timeout_s
@@ -144,13 +144,13 @@ class FetchQueue:
         here_bytes: list[int] = []
         with self._lock:
             for index, chunk in chunks:
-                flight = self._flights.get(flight_key(chunk))
+                flight = self._flights.get(chunk)
                 if flight is None:
-                    if looked_at is not None and self._recent.get(flight_key(chunk), 0) > looked_at:
+                    if looked_at is not None and self._recent.get(chunk, 0) > looked_at:
                         here_bytes.append(chunk.size_bytes)
                         continue
                     flight = Flight(chunk, blob, index, Priority.PREFETCH, State.RUNNING)
-                    self._flights[flight_key(chunk)] = flight
+                    self._flights[chunk] = flight
                     claimed.append(flight)
                 elif flight.state is State.QUEUED and flight.priority != spared and flight.blob is blob:
                     flight.state = State.RUNNING
@@ -212,19 +212,19 @@ class FetchQueue:
         for follower in followers:
             follower.settled(flight.chunk.size_bytes, error)
 
-    def settle_all(self, arrived: Sequence[tuple[Flight, bytes | memoryview]]) -> None:
-        """:meth:`settle` many that have come and were kept, as far as there was room."""
+    def settle_all(self, flights: Sequence[Flight], run: Run) -> None:
+        """:meth:`settle` many that came as a run, in its order, and were kept, as far as there was room."""
         calls: list[tuple[list[Done], Outcome]] = []
         followed: dict[Prefetch, list[int]] = {}
         with self._lock:
-            for flight, data in arrived:
+            for number, flight in enumerate(flights):
                 if flight.waiters:
                     waiting = (waiter for waiter in flight.waiters if not waiter.is_answered)
-                    calls.append((mark_answered(waiting), data))
+                    calls.append((mark_answered(waiting), run.body(number)))
                 self._forget(flight)
-                self._note_arrival(flight)
                 for follower in flight.followers:
                     followed.setdefault(follower, []).append(flight.chunk.size_bytes)
+            self._note_arrivals(flights)
         for dones, outcome in calls:
             call_all(dones, outcome)
         for follower, sizes in followed.items():
@@ -322,13 +322,14 @@ class FetchQueue:
 
     def _forget(self, flight: Flight) -> None:
         flight.state = State.SETTLED
-        del self._flights[flight_key(flight.chunk)]
+        del self._flights[flight.chunk]
 
-    def _note_arrival(self, flight: Flight) -> None:
-        self._arrivals += 1
-        self._recent[flight_key(flight.chunk)] = self._arrivals
-        if len(self._recent) > MAX_RECENT:
-            del self._recent[next(iter(self._recent))]
+    def _note_arrivals(self, flights: Sequence[Flight]) -> None:
+        if len(self._recent) > 2 * MIN_RECENT:
+            self._recent = dict(itertools.islice(self._recent.items(), MIN_RECENT, None))
+        for flight in flights:
+            self._arrivals += 1
+            self._recent[flight.chunk] = self._arrivals
 
     def _watch(self, waiter: Waiter) -> None:
         while self._deadlines and self._deadlines[0].is_answered:

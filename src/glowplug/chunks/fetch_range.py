@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from glowplug.chunks.chunk import Chunk, ChunkInvalid, ChunkMissing
+from glowplug.chunks.chunk import Chunk, ChunkMissing
 from glowplug.chunks.fetch_stats import Counters
 from glowplug.chunks.objects import MeteredObjects, Objects
 from glowplug.chunks.pace import Meter
-from glowplug.chunks.placement import Member, PackRange
+from glowplug.chunks.placement import PackRange
+from glowplug.chunks.run import Run
 from glowplug.types.clock import Clock
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, NotFound, Unavailable
 
@@ -24,8 +26,21 @@ _log = logging.getLogger(__name__)
 
 _LOG_PAUSE_S = 1.0
 
-Outcome = bytes | memoryview | GlowplugError
-"""A chunk's verified bytes, or why there are none."""
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """Verified chunks, which came together, with their indices in the blob."""
+
+    indices: Sequence[int]
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A chunk that no tier gave."""
+
+    index: int
+    error: GlowplugError
 
 
 class LogLimit:
@@ -69,43 +84,43 @@ class RangeReader:
     def read(
         self,
         wanted: PackRange,
-        chunks: Mapping[int, Chunk],
+        chunks: Sequence[Chunk],
         first_index: int | None,
         deadline_s: float,
         counters: Sequence[Counters],
-    ) -> Iterator[list[tuple[int, Outcome]]]:
-        """Every member's index and outcome, each once: ``first_index``'s as soon as it is known.
+    ) -> Iterator[Came | Failed]:
+        """What becomes of each of the range's chunks, once: of ``first_index`` as soon as it is known.
 
-        In groups, of what is known at the same time.
-
-        ``chunks`` are the members' by index; ``deadline_s`` is on the clock's monotonic time; all of
+        ``chunks`` are the range's in its order; ``deadline_s`` is on the clock's monotonic time; all of
         ``counters`` are told what was done.
         """
         asking = _Asking(self._tiers, self._clock, self._log_limit, deadline_s, counters)
-        members = sorted(wanted.members, key=lambda member: member[0] != first_index)
         problems: list[_Problem] = []
         answer = asking.first_answer(wanted, problems)
         if answer is None:
-            yield [(index, _failure(chunks[index], problems)) for index, _ in members]
+            for index, chunk in zip(wanted.indices, chunks, strict=True):
+                yield Failed(index, _failure(chunk, problems))
             return
         position, data = answer
-        bad: list[tuple[Member, list[_Problem]]] = []
-        good: list[tuple[int, Outcome]] = []
-        for member in members:
-            own_problems: list[_Problem] = []
-            opened = asking.open(position, wanted, data, member, chunks[member[0]], own_problems)
-            if opened is None:
-                bad.append((member, own_problems))
-            else:
-                good.append((member[0], opened))
-            if good and (member[0] == first_index or member is members[-1]):
-                asking.count_good(position, len(good))
-                yield good
-                good = []
-        del data, opened  # what follows may take long
-        for member, own_problems in bad:
-            outcome = asking.alone(position, wanted.key, member, chunks[member[0]], own_problems)
-            yield [(member[0], outcome)]
+        bad: list[int] = []
+        for numbers in _turns(wanted, first_index):
+            part = wanted.only(numbers)
+            came, wrong = asking.open(position, part, data, [chunks[number] for number in numbers])
+            bad += [numbers[number] for number in wrong]
+            if came.indices:
+                yield came
+        del data, came  # what follows may take long
+        for number in bad:
+            yield asking.alone(position, wanted.alone(number), chunks[number])
+
+
+def _turns(wanted: PackRange, first_index: int | None) -> list[Sequence[int]]:
+    """The numbers of the range's chunks, in the order to look at them, together where nobody waits."""
+    numbers = range(len(wanted.indices))
+    if first_index is None or len(numbers) == 1:
+        return [numbers]
+    first = wanted.indices.index(first_index)
+    return [[first], [number for number in numbers if number != first]]
 
 
 _Problem = tuple[str, GlowplugError]
@@ -140,46 +155,42 @@ class _Asking:
                 return position, data
         return None
 
-    def alone(
-        self, bad_position: int, key: str, member: Member, chunk: Chunk, problems: list[_Problem]
-    ) -> Outcome:
+    def alone(self, bad_position: int, wanted: PackRange, chunk: Chunk) -> Came | Failed:
         """A chunk that one tier gave wrong: from those behind it, then from the first once more."""
-        wanted = PackRange(key, member[1].offset, member[1].stored_bytes, (member,))
+        problems = [self._invalid(bad_position, chunk)]
         positions = [*range(bad_position + 1, len(self._tiers)), 0]
         for turn, position in enumerate(positions):
             data = self._ask(position, wanted, len(positions) - turn, problems, is_fallback=True)
             if data is None:
                 continue
-            opened = self.open(position, wanted, data, member, chunk, problems)
-            if opened is not None:
-                self.count_good(position, 1)
-                return opened
-        return _failure(chunk, problems)
+            came, wrong = self.open(position, wanted, data, (chunk,))
+            if not wrong:
+                return came
+            problems.append(self._invalid(position, chunk))
+        return Failed(wanted.indices[0], _failure(chunk, problems))
 
     def open(
-        self,
-        position: int,
-        wanted: PackRange,
-        data: bytes | memoryview,
-        member: Member,
-        chunk: Chunk,
-        problems: list[_Problem],
-    ) -> bytes | memoryview | None:
-        """A member's verified bytes out of the range's; None, logged and counted, if they are wrong."""
+        self, position: int, wanted: PackRange, data: bytes | memoryview, chunks: Sequence[Chunk]
+    ) -> tuple[Came, list[int]]:
+        """The chunks of a range that are right in its bytes, and the numbers of the others; counted."""
         tier = self._tiers[position].tier
-        try:
-            return wanted.open_member(data, member, chunk, tier)
-        except ChunkInvalid as problem:
-            self._log_limit.warn(f"{tier} invalid", problem.message)
-            problems.append((tier, problem))
-            for counter in self._counters:
-                counter.add_tier(tier, invalid=1)
-            return None
+        run = wanted.open(data, chunks)
+        wrong = run.wrong()
+        self._count(tier, chunks=len(chunks) - len(wrong), invalid=len(wrong))
+        if not wrong:
+            return Came(wanted.indices, run), []
+        for number in wrong:
+            self._log_limit.warn(f"{tier} invalid", chunks[number].invalid(tier).message)
+        right = sorted(set(range(len(chunks))).difference(wrong))
+        return Came([wanted.indices[number] for number in right], run.only(right)), wrong
 
-    def count_good(self, position: int, chunks: int) -> None:
-        """These were verified and are handed on."""
+    def _invalid(self, position: int, chunk: Chunk) -> _Problem:
+        tier = self._tiers[position].tier
+        return tier, chunk.invalid(tier)
+
+    def _count(self, tier: str, **counts: int) -> None:
         for counter in self._counters:
-            counter.add_tier(self._tiers[position].tier, chunks=chunks)
+            counter.add_tier(tier, **counts)
 
     def _ask(
         self, position: int, wanted: PackRange, shares: int, problems: list[_Problem], *, is_fallback: bool
@@ -195,11 +206,9 @@ class _Asking:
         except GlowplugError as problem:
             self._log_limit.warn(tier.tier, f"{tier.tier} could not give {wanted.key}: {problem.message}")
             problems.append((tier.tier, problem))
-            for counter in self._counters:
-                counter.add_tier(tier.tier, requests=1, errors=1, fallbacks=int(is_fallback))
+            self._count(tier.tier, requests=1, errors=1, fallbacks=int(is_fallback))
             return None
-        for counter in self._counters:
-            counter.add_tier(tier.tier, requests=1, transferred_bytes=len(data), fallbacks=int(is_fallback))
+        self._count(tier.tier, requests=1, transferred_bytes=len(data), fallbacks=int(is_fallback))
         return data
 
 

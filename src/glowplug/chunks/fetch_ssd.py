@@ -6,10 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from typing_extensions import Buffer
-
 from glowplug.chunks.chunk import Chunk, ChunkInvalid, ChunkMissing
-from glowplug.chunks.ssd_packs import Location
+from glowplug.chunks.run import Run
 from glowplug.chunks.store import WriteStore
 from glowplug.types.errors import ResourceExhausted
 
@@ -21,10 +19,10 @@ _TIMEOUT_S = 5.0  # a local disk that takes longer than the region is no help
 class KeepingStore(WriteStore, Protocol):
     """Also keeps many at once, on its caller's word."""
 
-    def put_verified(self, bodies: Sequence[tuple[Chunk, Buffer]]) -> Sequence[Location | None]:
+    def put_verified(self, run: Run) -> Sequence[int | None]:
         """Keep what the caller has verified; where each lies if it was written just now. Raises as ``put``.
 
-        After a failure some of them may have been kept.
+        After a failure some of them may have been kept. Places: :func:`glowplug.chunks.ssd_packs.place_of`.
         """
         ...
 
@@ -45,23 +43,20 @@ class LocalChunks:
             _log.warning("the SSD tier could not be read; the chunk is fetched", exc_info=True)
             return None
 
-    def missing(self, chunks: Sequence[Chunk]) -> set[bytes]:
-        """The ids of those that are not here."""
+    def missing(self, chunks: Sequence[Chunk]) -> set[Chunk]:
+        """Those that are not here."""
         if not chunks:
             return set()
         try:
-            return {chunk.id for chunk in self._ssd.missing(chunks)}
+            return set(self._ssd.missing(chunks))
         except Exception:  # noqa: BLE001 - as above
             _log.warning("the SSD tier could not be asked; the chunks are fetched", exc_info=True)
-            return {chunk.id for chunk in chunks}
+            return set(chunks)
 
-    def keep(self, bodies: Sequence[tuple[Chunk, bytes | memoryview]]) -> list[Location | None]:
-        """Keep verified bytes; where each was written. Raises ResourceExhausted, logged, for whatever reason.
-
-        Then, too, some of them may have been kept.
-        """
+    def keep(self, run: Run) -> Sequence[int | None]:
+        """:meth:`KeepingStore.put_verified`. Raises ResourceExhausted, logged, for whatever reason."""
         try:
-            return list(self._ssd.put_verified(bodies))
+            return self._ssd.put_verified(run)
         except ResourceExhausted as full:
             _log.debug("chunks are passed on without being kept: %s", full.message)
             raise

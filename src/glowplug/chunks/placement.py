@@ -22,6 +22,7 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,11 +33,12 @@ from glowplug.chunks.pack import (
     MAX_PACK_BYTES,
     ZSTD_BIT,
     Encoding,
-    decode,
+    content_of_frame,
     little_endian_array,
     little_endian_bytes,
     pack_key,
 )
+from glowplug.chunks.run import Run
 from glowplug.chunks.table import MAX_CHUNKS
 from glowplug.types.errors import InvalidInput
 
@@ -70,27 +72,45 @@ class Place(NamedTuple):
         return self.offset + self.stored_bytes
 
 
-Member = tuple[int, Place]
-"""A chunk's index in its blob, and its place."""
-
-
 @dataclass(frozen=True, slots=True)
 class PackRange:
-    """One range of one object to read, and the chunks in it, in pack order."""
+    """One range of one object to read, and the chunks in it, in pack order.
+
+    Of each, ``indices`` has its index in the blob, ``offsets`` where it begins in the pack, ``stored`` how
+    long it is there, as a placement has it.
+    """
 
     key: str
     start: int
     size_bytes: int
-    members: tuple[Member, ...]
+    indices: Sequence[int]
+    offsets: Sequence[int]
+    stored: Sequence[int]
 
-    def open_member(self, data: Buffer, member: Member, chunk: Chunk, tier: str) -> bytes | memoryview:
-        """One chunk of this range's bytes ``data``, which ``tier`` gave; verified. Raises ChunkInvalid.
+    def only(self, numbers: Sequence[int]) -> PackRange:
+        """The same range, of whose chunks no others than these are wanted."""
+        indices, offsets, stored = (
+            [column[number] for number in numbers] for column in (self.indices, self.offsets, self.stored)
+        )
+        return PackRange(self.key, self.start, self.size_bytes, indices, offsets, stored)
 
-        What it returns may be a view of ``data``.
-        """
-        place = member[1]
-        start = place.offset - self.start
-        return decode(memoryview(data)[start : start + place.stored_bytes], place.encoding, chunk, tier)
+    def alone(self, number: int) -> PackRange:
+        """The range of one of its chunks."""
+        offset, stored = self.offsets[number], self.stored[number]
+        return PackRange(self.key, offset, stored & ~ZSTD_BIT, (self.indices[number],), (offset,), (stored,))
+
+    def open(self, data: Buffer, chunks: Sequence[Chunk]) -> Run:
+        """Its chunks, given in its order, out of its bytes. None is verified, or need be there."""
+        if max(self.stored) < ZSTD_BIT:
+            return Run(chunks, [offset - self.start for offset in self.offsets], data)
+        view = memoryview(data)
+        bodies: list[Buffer] = []
+        for chunk, offset, stored in zip(chunks, self.offsets, self.stored, strict=True):
+            begin = offset - self.start
+            body = view[begin : begin + (stored & ~ZSTD_BIT)]
+            bodies.append(content_of_frame(body, chunk) if stored & ZSTD_BIT else body)
+        ends = accumulate((len(memoryview(body)) for body in bodies), initial=0)
+        return Run(chunks, list(ends)[:-1], b"".join(bodies))
 
 
 class Placement:
@@ -195,35 +215,32 @@ class Placement:
 
         Each chunk is in one range. Raises IndexError for a chunk there is not.
         """
-        asked = {index: turn for turn, index in reversed(list(enumerate(indices)))}
-        members = sorted(((index, self.place(index)) for index in asked), key=_pack_order)
-        groups: list[list[Member]] = []
-        for member in members:
-            if groups and _fits(groups[-1], member[1], gap_bytes, max_bytes):
-                groups[-1].append(member)
+        asked: dict[int, int] = {}
+        for index in indices:
+            asked.setdefault(index, len(asked))
+        if asked and not 0 <= min(asked) <= max(asked) < self._count:
+            raise IndexError(min(asked), max(asked))
+        numbers, offsets, stored = self._numbers, self._offsets, self._stored
+        groups: list[list[int]] = []
+        pack, start, end = -1, 0, 0  # of the last group
+        for index in sorted(asked, key=lambda index: numbers[index] * MAX_PACK_BYTES + offsets[index]):
+            offset, behind = offsets[index], offsets[index] + (stored[index] & ~ZSTD_BIT)
+            if numbers[index] == pack and offset - end <= gap_bytes and behind - start <= max_bytes:
+                groups[-1].append(index)
             else:
-                groups.append([member])
-        groups.sort(key=lambda group: min(asked[index] for index, _ in group))
-        return [_range_of(group) for group in groups]
+                groups.append([index])
+                pack, start = numbers[index], offset
+            end = behind
+        groups.sort(key=lambda group: min(map(asked.__getitem__, group)))
+        return [self._range_of(group) for group in groups]
 
-
-def _pack_order(member: Member) -> tuple[bytes, int]:
-    return member[1].pack_id, member[1].offset
-
-
-def _fits(group: list[Member], place: Place, gap_bytes: int, max_bytes: int) -> bool:
-    first, last = group[0][1], group[-1][1]
-    return (
-        place.pack_id == first.pack_id
-        and place.offset - last.end <= gap_bytes
-        and place.end - first.offset <= max_bytes
-    )
-
-
-def _range_of(group: list[Member]) -> PackRange:
-    # Overlaps are hostile, not impossible: the last member need not be the one that ends last.
-    start, end = group[0][1].offset, max(place.end for _, place in group)
-    return PackRange(pack_key(group[0][1].pack_id), start, end - start, tuple(group))
+    def _range_of(self, group: Sequence[int]) -> PackRange:
+        offsets = [self._offsets[index] for index in group]
+        stored = [self._stored[index] for index in group]
+        # Overlaps are hostile, not impossible: the last chunk need not be the one that ends last.
+        end = max(offset + (length & ~ZSTD_BIT) for offset, length in zip(offsets, stored, strict=True))
+        key = pack_key(self.pack_id(self._numbers[group[0]]))
+        return PackRange(key, offsets[0], end - offsets[0], group, offsets, stored)
 
 
 def _numbers(column: memoryview) -> Sequence[int]:

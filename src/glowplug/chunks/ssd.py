@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from typing_extensions import Buffer
 from glowplug.chunks import ssd_errors, ssd_rows
 from glowplug.chunks.accept import accept
 from glowplug.chunks.chunk import CHUNK_BYTES, Chunk, aligned
+from glowplug.chunks.run import Run
 from glowplug.chunks.ssd_ballast import Ballast
 from glowplug.chunks.ssd_index import WRITE_TIMEOUT_S, Index
 from glowplug.chunks.ssd_keep import Keeps, KeptTable, check_name
@@ -129,8 +130,8 @@ class SsdStore:
     def missing(self, chunks: Iterable[Chunk]) -> list[Chunk]:
         """Those that it does not hold, in order, each once."""
         unique = list(dict.fromkeys(chunks))
-        locations = self.locate_all(unique)
-        return [chunk for chunk, location in zip(unique, locations, strict=True) if location is None]
+        known = self._reader.find_all(unique)
+        return [chunk for chunk in unique if (body := known.get(chunk.id)) is None or not body.is_of(chunk)]
 
     def locate(self, chunk: Chunk) -> Location | None:
         """Where its bytes are; nothing is read, so nothing is checked.
@@ -139,7 +140,7 @@ class SsdStore:
         the same as before. After that there may be zeros.
         """
         body = self._reader.find(chunk.id)
-        return None if body is None or body.size_bytes != chunk.size_bytes else location_of(body.place)
+        return location_of(body.place) if body is not None and body.is_of(chunk) else None
 
     def locate_all(self, chunks: Iterable[Chunk]) -> list[Location | None]:
         """:meth:`locate` for many."""
@@ -176,31 +177,33 @@ class SsdStore:
     def put(self, chunk: Chunk, data: Buffer) -> None:
         """Keep the chunk; see :class:`WriteStore`. Makes room by removing what was not used for longest."""
         known = self._reader.find(chunk.id)
-        if known is not None and known.size_bytes == chunk.size_bytes:
+        if known is not None and known.is_of(chunk):
             self.touch((chunk.id,))
             return
         accept(chunk, data, self.tier)
         if known is not None:
             self._reader.drop(known, WRITE_TIMEOUT_S)
-        self._keep([(chunk, data)])
+        self._keep(Run.of(chunk, data))
 
-    def put_verified(self, bodies: Sequence[tuple[Chunk, Buffer]]) -> list[Location | None]:
-        """:meth:`put` many of different names that the caller has just verified; they are not hashed again.
+    def put_verified(self, run: Run) -> list[int | None]:
+        """:meth:`put` chunks of different names that the caller has just verified; they are not hashed again.
 
-        Returns where each lies now; None for one that was here before, whose bytes nobody has looked at.
+        Returns the place of each (:func:`~glowplug.chunks.ssd_packs.place_of`); None for one that was here
+        before, whose bytes nobody has looked at.
         """
-        known = self._reader.find_all([chunk for chunk, _ in bodies])
-        new: list[tuple[Chunk, Buffer]] = []
-        for chunk, data in bodies:
+        known = self._reader.find_all(run.chunks)
+        new: list[int] = []
+        for number, chunk in enumerate(run.chunks):
             body = known.get(chunk.id)
-            if body is None or body.size_bytes != chunk.size_bytes:
+            if body is None or not body.is_of(chunk):
                 if body is not None:
                     self._reader.drop(body, WRITE_TIMEOUT_S)
-                new.append((chunk, data))
-        places: dict[bytes, Location] = {}
-        for run in _runs(new):
-            places.update((row.id, location_of(row.place)) for row in self._keep(run))
-        return [places.get(chunk.id) for chunk, _ in bodies]
+                new.append(number)
+        places: list[int | None] = [None] * len(run.chunks)
+        rows = (row for part in run.only(new).parts(CHUNK_BYTES) for row in self._keep(part))
+        for number, row in zip(new, rows, strict=True):
+            places[number] = row.place
+        return places
 
     def flush(self) -> None:
         """Make all that was put so far durable. Raises ResourceExhausted, DeadlineExceeded, Unavailable."""
@@ -352,38 +355,23 @@ class SsdStore:
         self._packs.start_over()
         self._keeps.start(connection)
 
-    def _keep(self, bodies: Sequence[tuple[Chunk, Buffer]]) -> list[Body]:
+    def _keep(self, run: Run) -> list[Body]:
         """Write them, of together at most CHUNK_BYTES; on a full disk, once more after some room was made."""
-        room_bytes = sum(aligned(chunk.size_bytes) for chunk, _ in bodies)
+        room_bytes = run.room_bytes
         try:
             with self._room.taken(room_bytes):
                 try:
-                    return self._append(bodies, room_bytes)
+                    return self._append(run, room_bytes)
                 except ResourceExhausted:
                     self._room.make_on_disk()
-                    return self._append(bodies, room_bytes)
+                    return self._append(run, room_bytes)
         except ResourceExhausted:
             self._counts.add("full_errors")
             raise
 
-    def _append(self, bodies: Sequence[tuple[Chunk, Buffer]], room_bytes: int) -> list[Body]:
+    def _append(self, run: Run, room_bytes: int) -> list[Body]:
         try:
             self._room.check_disk(room_bytes)
-            return self._writer.append(bodies)
+            return self._writer.append(run)
         except OSError as error:
             raise ssd_errors.from_os(error, self._root) from error
-
-
-def _runs(bodies: Iterable[tuple[Chunk, Buffer]]) -> Iterator[list[tuple[Chunk, Buffer]]]:
-    """In order, cut so that each run fits into whatever pack has room for a chunk."""
-    run: list[tuple[Chunk, Buffer]] = []
-    run_bytes = 0
-    for chunk, data in bodies:
-        room_bytes = aligned(chunk.size_bytes)
-        if run and run_bytes + room_bytes > CHUNK_BYTES:
-            yield run
-            run, run_bytes = [], 0
-        run.append((chunk, data))
-        run_bytes += room_bytes
-    if run:
-        yield run

@@ -21,9 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from typing_extensions import Buffer
-
 from glowplug.chunks.chunk import ALIGN_BYTES, CHUNK_BYTES, aligned
+from glowplug.chunks.run import Run
 
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"([0-9]{8})\.pack")
@@ -31,7 +30,6 @@ _MAX_NUMBER = 10**8 - 1
 _PLACE_BITS = 32  # of a place, for the block within the pack: 16 TiB
 _OPEN_PACKS = 128  # RLIMIT_NOFILE is 20,000 for everything in the process
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01  # <linux/falloc.h>
-_ZEROS = memoryview(bytes(ALIGN_BYTES))
 
 
 class Location(NamedTuple):
@@ -48,7 +46,12 @@ def place_of(pack: int, offset: int) -> int:
 
 def location_of(place: int) -> Location:
     """What :func:`place_of` was made from."""
-    return Location(place >> _PLACE_BITS, (place & ((1 << _PLACE_BITS) - 1)) * ALIGN_BYTES)
+    return Location(pack_of(place), (place & ((1 << _PLACE_BITS) - 1)) * ALIGN_BYTES)
+
+
+def pack_of(place: int) -> int:
+    """The pack of a place."""
+    return place >> _PLACE_BITS
 
 
 class PackFile(int):
@@ -80,19 +83,10 @@ class LockedPack:
         """The file's length, as whole blocks."""
         return aligned(os.fstat(self.descriptor).st_size)
 
-    def append(self, bodies: Iterable[Buffer], offset: int) -> None:
-        """Write bodies, each with the zeros that pad it to whole blocks: at most 512. Raises OSError."""
-        parts: list[memoryview] = []
-        room_bytes = 0
-        for data in bodies:
-            body = memoryview(data).cast("B")
-            padding = -len(body) % ALIGN_BYTES
-            parts += (body, _ZEROS[:padding]) if padding else (body,)
-            room_bytes += len(body) + padding
+    def append(self, run: Run, offset: int) -> None:
+        """Write chunks, each with the zeros that pad it to whole blocks. Raises OSError."""
         with self._appending:
-            written = os.pwritev(self.descriptor, parts, offset)
-            while written < room_bytes:
-                written += os.pwrite(self.descriptor, b"".join(parts)[written:], offset + written)
+            run.write(self.descriptor, offset)
 
     def release(self) -> None:
         """Let others have it."""

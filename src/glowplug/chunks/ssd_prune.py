@@ -22,7 +22,7 @@ from glowplug.chunks import ssd_errors, ssd_rows
 from glowplug.chunks.chunk import ALIGN_BYTES, Chunk, aligned
 from glowplug.chunks.ssd_index import Index
 from glowplug.chunks.ssd_keep import Keeps
-from glowplug.chunks.ssd_packs import LockedPack, PackFolder, location_of
+from glowplug.chunks.ssd_packs import LockedPack, PackFolder, location_of, pack_of
 from glowplug.chunks.ssd_rows import Body
 from glowplug.chunks.store import Pruned
 from glowplug.types.errors import ResourceExhausted
@@ -110,14 +110,14 @@ class Pruner:
     def punch(self) -> None:
         """Give back all ranges that are noted and may be, and delete packs that hold nothing any more."""
         holes = self._index.read(self._holes_to_punch)
-        for number, of_pack in groupby(holes, lambda hole: location_of(hole.place).pack):
+        for number, of_pack in groupby(holes, lambda hole: pack_of(hole.place)):
             try:
                 self._packs.punch(number, _merged(of_pack))
             except OSError as error:  # it stays noted
                 raise ssd_errors.from_os(error, self._root) from error
         if holes:
             self._index.write(partial(ssd_rows.delete_holes, punched=holes))
-            self._delete_empty({location_of(hole.place).pack for hole in holes})
+            self._delete_empty({pack_of(hole.place) for hole in holes})
 
     def gc(self) -> int:
         """Give back all that nobody needs; how many bytes of it killed processes had left unnoted."""

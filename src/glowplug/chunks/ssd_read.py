@@ -11,7 +11,7 @@ from pathlib import Path
 from glowplug.chunks import ssd_errors, ssd_rows
 from glowplug.chunks.chunk import Chunk, ChunkInvalid
 from glowplug.chunks.ssd_index import WRITE_TIMEOUT_S, Index
-from glowplug.chunks.ssd_packs import Location, PackFolder, location_of
+from glowplug.chunks.ssd_packs import Location, PackFolder, location_of, pack_of
 from glowplug.chunks.ssd_prune import Pruner
 from glowplug.chunks.ssd_reports import Counts
 from glowplug.chunks.ssd_rows import Body
@@ -51,8 +51,8 @@ class ChunkReader:
 
     def find_all(self, chunks: Sequence[Chunk]) -> dict[bytes, Body]:
         """Where those of these lie that are here, by id."""
-        pending = {chunk.id: body for chunk in chunks if (body := self._writer.find(chunk.id)) is not None}
-        ids = list({chunk.id for chunk in chunks} - pending.keys())
+        pending = self._writer.find_all(chunks)
+        ids = [chunk.id for chunk in chunks if chunk.id not in pending]
         return pending | self._index.read(partial(ssd_rows.find_all, ids=ids)) if ids else pending
 
     def locate_all(self, chunks: Sequence[Chunk]) -> list[Location | None]:
@@ -83,7 +83,7 @@ class ChunkReader:
 
     def right_bytes(self, chunk: Chunk, body: Body) -> bytes | None:
         """What lies there, if it is the chunk."""
-        if body.size_bytes != chunk.size_bytes:
+        if not body.is_of(chunk):
             return None
         data = self.read_at(location_of(body.place), body.size_bytes)
         try:
@@ -104,7 +104,7 @@ class ChunkReader:
                 self._writer.commit()
             if not self._pruner.forget_corrupt(body, timeout_s):
                 return False
-            if not self._packs.path_of(location_of(body.place).pack).exists():
+            if not self._packs.path_of(pack_of(body.place)).exists():
                 self._counts.add("corrupt_chunks", self._pruner.forget_lost_packs())
         except GlowplugError as error:
             _LOG.warning("a corrupt chunk stays known, and is not used: %s", error.message)
@@ -114,9 +114,9 @@ class ChunkReader:
 
 
 def locations_in(found: dict[bytes, Body], chunks: Sequence[Chunk]) -> list[Location | None]:
-    """Where these lie according to what was found; a row of another length is not the chunk."""
+    """Where these lie according to what was found."""
     bodies = (found.get(chunk.id) for chunk in chunks)
     return [
-        location_of(body.place) if body is not None and body.size_bytes == chunk.size_bytes else None
+        location_of(body.place) if body is not None and body.is_of(chunk) else None
         for chunk, body in zip(chunks, bodies, strict=True)
     ]

@@ -6,10 +6,11 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from glowplug.chunks.chunk import aligned
-from glowplug.chunks.ssd_packs import location_of, place_of
+from glowplug.chunks.chunk import Chunk, aligned
+from glowplug.chunks.ssd_packs import location_of, pack_of, place_of
 
 _IDS_PER_QUERY = 256
+_ROWS_PER_INSERT = 64  # each statement gives the GIL away, and waits for it
 
 
 class Body(NamedTuple):
@@ -18,6 +19,10 @@ class Body(NamedTuple):
     place: int
     size_bytes: int
     id: bytes
+
+    def is_of(self, chunk: Chunk) -> bool:
+        """Whether it can be this chunk: a row of another length is not."""
+        return self.size_bytes == chunk.size_bytes
 
 
 class Totals(NamedTuple):
@@ -67,7 +72,7 @@ def packs(connection: sqlite3.Connection) -> Iterator[tuple[int, int]]:
         found = connection.execute(query, (place_of(pack + 1, 0),)).fetchone()
         if found is None:
             return
-        pack = location_of(found[0]).pack
+        pack = pack_of(found[0])
         yield pack, end_of(connection, "chunk", pack)
 
 
@@ -75,7 +80,7 @@ def highest_pack(connection: sqlite3.Connection) -> int:
     """The last pack that anything is known of."""
     query = "SELECT max(place) FROM (SELECT max(place) AS place FROM chunk UNION SELECT max(place) FROM hole)"
     (place,) = connection.execute(query).fetchone()
-    return 0 if place is None else location_of(place).pack
+    return 0 if place is None else pack_of(place)
 
 
 def end_of(connection: sqlite3.Connection, table: str, pack: int) -> int:
@@ -103,10 +108,12 @@ def oldest(
 def insert(connection: sqlite3.Connection, rows: Sequence[Body], used_s: int) -> None:
     """Add chunks; of one that another process has added meanwhile, our copy becomes a hole."""
     before = connection.total_changes
-    connection.executemany(
-        "INSERT INTO chunk VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
-        [(place, chunk_id, size, used_s) for place, size, chunk_id in rows],
-    )
+    for start in range(0, len(rows), _ROWS_PER_INSERT):
+        some = rows[start : start + _ROWS_PER_INSERT]
+        marks = ",".join(["(?, ?, ?, ?)"] * len(some))
+        values = [value for place, size, chunk_id in some for value in (place, chunk_id, size, used_s)]
+        statement = f"INSERT INTO chunk VALUES {marks} ON CONFLICT (id) DO NOTHING"  # noqa: S608 (question marks only)
+        connection.execute(statement, values)
     added_rows = rows
     if connection.total_changes - before != len(rows):
         known = find_all(connection, [row.id for row in rows])

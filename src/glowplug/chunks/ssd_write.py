@@ -14,17 +14,17 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 
-from typing_extensions import Buffer
-
 from glowplug.chunks import ssd_errors, ssd_rows
-from glowplug.chunks.chunk import Chunk, aligned
+from glowplug.chunks.chunk import ALIGN_BYTES, Chunk, aligned
+from glowplug.chunks.run import Run
 from glowplug.chunks.ssd_index import Index
-from glowplug.chunks.ssd_packs import LockedPack, PackFolder, location_of, place_of
+from glowplug.chunks.ssd_packs import LockedPack, PackFolder, pack_of, place_of
 from glowplug.chunks.ssd_rows import Body, Totals
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError, ResourceExhausted
@@ -105,18 +105,21 @@ class ChunkWriter:
         self._is_closed = False
         self._thread: threading.Thread | None = None
 
-    def append(self, bodies: Sequence[tuple[Chunk, Buffer]]) -> list[Body]:
-        """Write bodies of chunks that were verified, one behind the other; of together at most CHUNK_BYTES.
+    def append(self, run: Run) -> list[Body]:
+        """Write chunks that were verified, one behind the other; of together at most CHUNK_BYTES.
 
         Raises OSError, and what opening a pack raises.
         """
-        appended, offset = self._reserve(sum(aligned(chunk.size_bytes) for chunk, _ in bodies))
-        rows, end = [], offset
-        for chunk, _ in bodies:
-            rows.append(Body(place_of(appended.pack.number, end), chunk.size_bytes, chunk.id))
-            end += aligned(chunk.size_bytes)
+        appended, offset = self._reserve(run.room_bytes)
+        places = accumulate(
+            (aligned(chunk.size_bytes) // ALIGN_BYTES for chunk in run.chunks),
+            initial=place_of(appended.pack.number, offset),
+        )
+        rows = [
+            Body(place, chunk.size_bytes, chunk.id) for chunk, place in zip(run.chunks, places, strict=False)
+        ]
         try:
-            appended.pack.append((data for _, data in bodies), offset)
+            appended.pack.append(run, offset)
         except BaseException:
             self._finish(appended, rows, is_written=False)
             raise
@@ -127,6 +130,11 @@ class ChunkWriter:
     def find(self, chunk_id: bytes) -> Body | None:
         """The row of a chunk that is not committed yet."""
         return self._pending.get(chunk_id)
+
+    def find_all(self, chunks: Iterable[Chunk]) -> dict[bytes, Body]:
+        """The rows of those of these that are not committed yet."""
+        find = self._pending.get
+        return {chunk.id: body for chunk in chunks if (body := find(chunk.id)) is not None}
 
     def totals(self) -> Totals:
         """The sums over all chunks, committed or not, each counted once."""
@@ -240,7 +248,7 @@ class ChunkWriter:
 
     def _sync(self, batch: _Batch) -> None:
         """Have the bodies on disk. What cannot be brought there is given up, with the pack it is in."""
-        numbers = {location_of(row.place).pack for row in batch.rows}
+        numbers = {pack_of(row.place) for row in batch.rows}
         for appended in batch.packs:
             if appended.pack.number not in numbers:
                 continue
@@ -253,7 +261,7 @@ class ChunkWriter:
     def _give_up(self, appended: _Appended, batch: _Batch) -> None:
         number = appended.pack.number
         _LOG.error("pack %d could not be synced: its newest chunks are given up", number)
-        lost = [row for row in batch.rows if location_of(row.place).pack == number]
+        lost = [row for row in batch.rows if pack_of(row.place) == number]
         self._forget_pending(lost, 0)
         with self._changed:
             appended.is_retired = True
@@ -291,8 +299,8 @@ class ChunkWriter:
     def _release_retired(self) -> None:
         """Let go of packs that are full, or gone, once nothing of them is unknown to the index."""
         with self._changed:
-            waiting = {location_of(row.place).pack for row in self._pending.values()}
-            waiting |= {location_of(hole.place).pack for hole in self._lost}
+            waiting = {pack_of(row.place) for row in self._pending.values()}
+            waiting |= {pack_of(hole.place) for hole in self._lost}
             for appended in list(self._appended):
                 if appended.is_retired and not appended.in_flight and appended.pack.number not in waiting:
                     self._appended.remove(appended)
@@ -331,4 +339,4 @@ class ChunkWriter:
 
 
 def _outside(packs: set[int], bodies: list[Body]) -> list[Body]:
-    return [body for body in bodies if location_of(body.place).pack not in packs] if packs else bodies
+    return [body for body in bodies if pack_of(body.place) not in packs] if packs else bodies

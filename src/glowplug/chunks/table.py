@@ -106,9 +106,9 @@ class ChunkTable(Sequence[Chunk]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if index < 0:
             index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        size_bytes = self.sizes[index]
+            if index < 0:
+                raise IndexError(index)
+        size_bytes = self.sizes[index]  # raises IndexError
         start = HEADER.size + index * ID_BYTES
         return Chunk(bytes(self._data[start : start + ID_BYTES]), size_bytes)
 

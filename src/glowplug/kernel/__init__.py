@@ -1,1 +1,1 @@
-"""What more than one room asks of the kernel, and Python has no function for: mounts, processes."""
+"""What more than one room needs and Python has no function for: mounts, processes, libraries of our own."""

@@ -17,7 +17,9 @@ from tests.image.lazy.blob_content import MIXED_SIZES, BlobContent, cached_bytes
 from tests.image.lazy.fetcher_fake import FakeFetcher
 
 from glowplug.chunks.chunk import ALIGN_BYTES
+from glowplug.chunks.run import Run
 from glowplug.chunks.ssd import SsdStore
+from glowplug.chunks.ssd_packs import location_of
 from glowplug.image.lazy.blob import NOWHERE, VERIFIED, Blob, open_blob, place_word
 from glowplug.image.lazy.blob_server import BlobServer
 from glowplug.image.lazy.fuse_session import Part, Scratch
@@ -276,11 +278,12 @@ def test_a_chunk_that_was_fetched_is_read_where_it_was_written_without_hashing_i
 ) -> None:
     content = BlobContent.of_sizes([5000, 7000])
     blob = bench.serve(content, [])
-    (location,) = bench.ssd.put_verified([(content.chunks[1], content.bodies[1])])
-    assert location is not None
+    (place,) = bench.ssd.put_verified(Run.of(content.chunks[1], content.bodies[1]))
+    assert place is not None
     assert blob.remote.kept is not None
-    blob.remote.kept(1, location)
-    assert blob.places[1] == place_word(location) | VERIFIED
+    blob.remote.kept([0, 1], [None, place])
+    assert blob.places[0] == NOWHERE
+    assert blob.places[1] == place_word(location_of(place)) | VERIFIED
     start = blob.starts[1] * ALIGN_BYTES
     assert bench.read(blob, start, 4096).wait() == content.blob[start : start + 4096]
     assert bench.fetcher.wanted == []

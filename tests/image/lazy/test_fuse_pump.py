@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import platform
 import struct
-import subprocess
 import tempfile
 import threading
 from array import array
@@ -19,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.image.lazy.blob_content import MIXED_SIZES, BlobContent, cached_bytes, forget_pages
 from tests.image.lazy.pump_bench import NODE, PumpBench, SharedBlob, read_request, request_of, shared
+from tests.native_driver import build, run
 
 from glowplug.chunks.chunk import ALIGN_BYTES
 from glowplug.chunks.ssd_packs import Location
@@ -28,8 +27,6 @@ from glowplug.image.lazy.fuse_pump import Notice
 
 CONTENT = BlobContent.of_sizes(MIXED_SIZES)
 MIB = 1 << 20
-NATIVE = Path(__file__).parents[3] / "native"
-FUZZ_TIMEOUT_S = 400.0
 
 
 @pytest.fixture
@@ -298,33 +295,12 @@ def moving(blob: SharedBlob, *turns: Sequence[int]) -> Iterator[set[int]]:
 @pytest.mark.parametrize(("sanitizers", "requests"), [("address,undefined", 20_000), ("thread", 4_000)])
 def test_it_keeps_its_promises_under_sanitizers(tmp_path: Path, sanitizers: str, requests: int) -> None:
     """Random blobs, packs that change, hostile requests: by a driver in C++, which sees errors of memory."""
-    driver = tmp_path / "fuzz_pump"
-    flags = ["-O1", "-g", "-pthread", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    run(["gcc", "-O2", "-c", *blake3_sources()], tmp_path)
-    sources = [NATIVE / "fuse_pump.cpp", NATIVE / "fuzz_pump.cpp", *tmp_path.glob("*.o")]
-    run(["g++", "-std=c++20", *flags, "-o", driver, *sources], tmp_path)
+    driver = build(tmp_path, "fuse_pump", "fuzz_pump", sanitizers)
     # ThreadSanitizer of GCC 12 knows where memory lies without randomization only.
     told = run(["setarch", "--addr-no-randomize", driver, tmp_path / "packs", "1", str(requests)], tmp_path)
     answered, handed_on = map(int, told.split())
     assert answered > requests / 20
     assert handed_on > requests / 20
-
-
-def blake3_sources() -> list[Path]:
-    """As ``hatch_build.py`` chooses them."""
-    folder, machine = NATIVE / "blake3", platform.machine()
-    common = [folder / f"blake3{part}.c" for part in ("", "_dispatch", "_portable")]
-    if machine == "aarch64":
-        return [*common, folder / "blake3_neon.c"]
-    return [*common, *folder.glob(f"*_{machine.replace('_', '-')}_unix.S")]
-
-
-def run(command: Sequence[str | Path], folder: Path) -> str:
-    ran = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=FUZZ_TIMEOUT_S, check=False
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return ran.stdout
 
 
 @pytest.mark.parametrize("is_verified", [True, False])

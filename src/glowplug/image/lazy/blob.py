@@ -13,15 +13,15 @@ import logging
 import re
 import threading
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import blake3
 
-from glowplug.chunks.chunk import ALIGN_BYTES
 from glowplug.chunks.fetch import RemoteBlob
 from glowplug.chunks.placement import Placement
-from glowplug.chunks.ssd_packs import Location
+from glowplug.chunks.ssd_packs import Location, place_of
 from glowplug.chunks.table import ChunkTable
 from glowplug.image.lazy.read_ahead import ReadAhead
 from glowplug.types.errors import InvalidInput, NotFound
@@ -95,9 +95,11 @@ class Blob:
             self.places[index] = NOWHERE
             self.ahead.forget((index,))
 
-    def _kept(self, index: int, location: Location) -> None:
-        """The fetcher hashed the chunk and wrote it there: what follows it in every way was just hashed."""
-        self.places[index] = place_word(location) | VERIFIED
+    def _kept(self, indices: Sequence[int], kept: Sequence[int | None]) -> None:
+        """The fetcher hashed these chunks and wrote them there: their bytes count as verified."""
+        for index, place in zip(indices, kept, strict=True):
+            if place is not None:
+                self.places[index] = place << 1 | VERIFIED  # as place_word
 
     def touch(self, first: int, last: int) -> list[int]:
         """Note a read of these chunks; returns those that were not read before, in order."""
@@ -159,7 +161,7 @@ def place_word(location: Location) -> int:
     Bit 0 says that its bytes there were hashed (:data:`VERIFIED`), the rest is the block, then the pack.
     Chunks that follow each other in a pack differ by their blocks, as in the blob.
     """
-    return (location.pack << _PACK_SHIFT) | (location.offset // ALIGN_BYTES << 1)
+    return place_of(*location) << 1
 
 
 def pack_and_block(place: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from glowplug.chunks.table import ChunkTable
+from glowplug.kernel.native import load_library
 
 _log = logging.getLogger(__name__)
 
@@ -147,23 +148,16 @@ class FusePump:
 
 @cache
 def _load() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(str(_LIBRARY), use_errno=True)
-    except OSError as problem:
-        raise OSError(
-            problem.errno, f"{problem}; install Glowplug again, which compiles it", str(_LIBRARY)
-        ) from problem
     pointer, number, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
-    signatures: dict[str, tuple[type | None, list[type]]] = {
-        "gp_pump_start": (pointer, [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]),
-        "gp_pump_attach": (ctypes.c_int, [pointer, pointer]),
-        "gp_pump_detach": (ctypes.c_int, [pointer, ctypes.c_uint64, ctypes.c_uint]),
-        "gp_pump_take": (number, [pointer, pointer, size]),
-        "gp_pump_notices": (number, [pointer, pointer, size]),
-        "gp_pump_noticed": (ctypes.c_uint64, [pointer]),
-        "gp_pump_free": (None, [pointer]),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+    return load_library(
+        _LIBRARY,
+        {
+            "gp_pump_start": (pointer, [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]),
+            "gp_pump_attach": (ctypes.c_int, [pointer, pointer]),
+            "gp_pump_detach": (ctypes.c_int, [pointer, ctypes.c_uint64, ctypes.c_uint]),
+            "gp_pump_take": (number, [pointer, pointer, size]),
+            "gp_pump_notices": (number, [pointer, pointer, size]),
+            "gp_pump_noticed": (ctypes.c_uint64, [pointer]),
+            "gp_pump_free": (None, [pointer]),
+        },
+    )
