@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -209,7 +208,7 @@ def test_sparse_files_that_need_a_huge_index_are_refused_together() -> None:
 
 
 def test_one_chunk_cannot_have_two_lengths() -> None:
-    other = file(6, extents=(Extent(0, (replace(chunk(1, 5), size_bytes=6),)),))
+    other = file(6, extents=(Extent(0, (chunk(1, 5)._replace(size_bytes=6),)),))
     with pytest.raises(InvalidInput, match="another length"):
         write_index(tree_of({b"a": file(5), b"b": other}))
 
