@@ -252,35 +252,49 @@ def test_a_refusal_names_the_credentials_but_never_shows_them(
     assert "SECRET" not in str(caught.value.to_dict())
 
 
-def test_a_server_that_was_killed_is_unavailable_and_comes_back(tmp_path: Path) -> None:
+def test_a_server_that_was_killed_is_unavailable_and_comes_back() -> None:
     server = S3Server()
+    content = b"right" * 1000
+    stop, right, failed = threading.Event(), threading.Semaphore(0), threading.Semaphore(0)
+    wrong: list[bytes] = []
+
+    def read_on() -> None:
+        while not stop.is_set():
+            try:
+                data = objects.read("packs/one", 0, len(content), TIMEOUT_S)
+            except (Unavailable, DeadlineExceeded, NotFound):
+                failed.release()
+            else:
+                right.release()
+                if data != content:
+                    wrong.append(bytes(data))
+
     try:
         objects = server.objects(server.make_bucket("bucket"))
-        content = b"right" * 1000
         objects.write("packs/one", content, TIMEOUT_S)
-        stop, wrong = threading.Event(), []
-
-        def read_on() -> None:
-            while not stop.is_set():
-                try:
-                    data = objects.read("packs/one", 0, len(content), 0.5)
-                except (Unavailable, DeadlineExceeded, NotFound):
-                    continue
-                if data != content:
-                    wrong.append(data)
-
         readers = [threading.Thread(target=read_on) for _ in range(3)]
         for reader in readers:
             reader.start()
-        server.kill()
-        server.start()
-        server.make_bucket("bucket")
-        objects.write("packs/one", content, TIMEOUT_S)
-        stop.set()
-        for reader in readers:
-            reader.join()
+        try:
+            assert taken(right, 6), "nothing was read before the server was killed"
+            server.kill()
+            assert taken(failed, 3), "no read failed while the server was dead"
+            server.start()
+            server.make_bucket("bucket")
+            objects.write("packs/one", content, TIMEOUT_S)
+            while right.acquire(blocking=False):
+                pass
+            assert taken(right, 6), "nothing was read when the server was back"
+        finally:
+            stop.set()
+            for reader in readers:
+                reader.join()
         assert wrong == []
-        assert objects.read("packs/one", 0, len(content), TIMEOUT_S) == content
         objects.close()
     finally:
         server.kill()
+
+
+def taken(semaphore: threading.Semaphore, times: int) -> bool:
+    """Whether something happened so many times, in time."""
+    return all(semaphore.acquire(timeout=2 * TIMEOUT_S) for _ in range(times))
