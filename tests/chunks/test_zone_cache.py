@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from tests.chunks.servers import (
     http_server,
     serving,
 )
+from tests.chunks.zone_caches import MAX_BYTES, TIMEOUT_S, cache_folder, kill, started, url_of
 from tests.ports import free_port
 
 from glowplug.chunks.http_objects import HttpObjects
@@ -42,11 +41,7 @@ from glowplug.types.errors import (
     Unavailable,
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("nginx", path=cache.NGINX_PLACES) is None, reason="needs nginx")
-
-TIMEOUT_S = 20.0
 SLICE_BYTES = 1 << 20
-MAX_BYTES = 256 << 20
 CONTENT = os.urandom(SLICE_BYTES) * 2 + os.urandom(5000)
 PACK = f"packs/ab/ab{'0' * 62}"
 IMAGE = f"images/{'0' * 64}"
@@ -54,13 +49,8 @@ IMAGE = f"images/{'0' * 64}"
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One that nginx's user may enter, unlike pytest's own."""
-    path = Path(tempfile.mkdtemp(prefix="glowplug-zone-"))
-    path.chmod(0o755)
-    yield path / "cache-1"
-    for leftover in path.iterdir():
-        processes.end(processes.of_folder(leftover), signal.SIGKILL, TIMEOUT_S, SystemClock().monotonic)
-    shutil.rmtree(path, ignore_errors=True)
+    with cache_folder() as path:
+        yield path
 
 
 @pytest.fixture
@@ -77,18 +67,6 @@ def zone_cache(origin: HttpServer, folder: Path) -> Iterator[ZoneCache]:
     made = started(origin.url, folder)
     yield made
     made.down()
-
-
-def started(origin_url: str, folder: Path, port: int | None = None) -> ZoneCache:
-    made = ZoneCache(
-        origin_url, f"127.0.0.1:{port or free_port()}", folder, MAX_BYTES, min_free_bytes=1 << 20
-    )
-    made.up()
-    return made
-
-
-def url_of(zone_cache: ZoneCache) -> str:
-    return f"http://{zone_cache.status().listen}"
 
 
 @pytest.fixture
@@ -298,9 +276,7 @@ def test_kill_9_of_the_cache_under_reads_gives_no_wrong_byte_and_falls_through(
     for reader in readers:
         reader.start()
     for _ in range(3):
-        for pid in processes.of_folder(zone_cache.folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill(zone_cache)
         before = sum(counts)
         while sum(counts) < before + 20:
             assert all(reader.is_alive() for reader in readers)
