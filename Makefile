@@ -8,13 +8,14 @@ PYTEST_ARGS ?=
 RESULTS ?= build/benchmarks
 KILLS ?= 200
 MINUTES ?= 60
+SECONDS ?= 60
 BENCH_ENGINES ?= vllm vllm-compile torch
 BENCH_ARGS ?= --cold 10 --restores 100 --host 10
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup engine engines services root demo demo-images lint test test-gpu nightly faults soak bench bench-images \
-	bench-snapshots clean
+.PHONY: help setup engine engines services root demo demo-images lint test test-gpu nightly faults fuzz soak bench \
+	bench-images bench-snapshots clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +61,13 @@ test-gpu: setup ## The tests of GPU snapshots on this machine's real driver; ski
 
 faults: engine services ## kill -9 at every step, and 200 random kills under load (about half an hour)
 	GLOWPLUG_FAULTS=all GLOWPLUG_FAULT_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/faults $(PYTEST_ARGS)
+
+fuzz: setup ## Fuzz every parser of what comes from elsewhere, one after the other (SECONDS=60 each)
+	@for harness in fuzz/fuzz_*.py; do \
+	    name=$$(basename $$harness .py); mkdir -p build/fuzz/$$name; echo "==> $$name"; \
+	    $(BIN)/python -m fuzz.$$name -max_total_time=$(SECONDS) -artifact_prefix=build/fuzz/$$name- build/fuzz/$$name \
+	        || failed=1; \
+	done; exit $${failed:-0}
 
 soak: engine services ## Ten apps, Poisson arrivals, random kills, for an hour (MINUTES=5)
 	$(BIN)/python benchmarks/snapshot/soak.py --minutes $(MINUTES) --output $(RESULTS)
