@@ -7,17 +7,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests import needs
 from tests.e2e.cloud import Cloud, running_cloud
 from tests.e2e.conftest import Apps
 from tests.e2e.image_root import make_python_root
 from tests.e2e.live import TOOLBOX, Live
-from tests.image.origin.oci_images import require
+from tests.image.origin.oci_images import run
 from tests.image.origin.registry_server import DockerRegistry
 from tests.ports import free_port
 
@@ -42,7 +41,8 @@ def web():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require("nginx", "docker-registry", "skopeo", "umoci")
+    needs.root("to mount")
+    needs.programs("nginx", "docker-registry", "skopeo", "umoci")
     return make_python_root(tmp_path_factory.mktemp("root") / "root")
 
 
@@ -172,84 +172,6 @@ def test_a_lost_zone_cache_costs_latency_only(cloud: Cloud, tmp_path: Path) -> N
 _SUM = "import hashlib; print(hashlib.sha256(open('/srv/unread', 'rb').read()).hexdigest())"
 
 
-# --- every kind of source gives the same tree ---
-
-
-def _as_folder(root: Path, scratch: Path) -> str:
-    return str(root)
-
-
-def _as_tar(root: Path, scratch: Path) -> str:
-    with tarfile.open(scratch / "root.tar.gz", "w:gz", compresslevel=1, format=tarfile.PAX_FORMAT) as archive:
-        archive.add(root, arcname=".")
-    return str(scratch / "root.tar.gz")
-
-
-def _as_layout(root: Path, scratch: Path) -> str:
-    _umoci_layout(root, scratch)
-    return f"oci:{scratch}/layout:app"
-
-
-def _umoci_layout(root: Path, scratch: Path) -> None:
-    def umoci(*arguments: str) -> None:
-        subprocess.run(["umoci", *arguments], check=True, capture_output=True, timeout=120)
-
-    umoci("init", "--layout", f"{scratch}/layout")
-    umoci("new", "--image", f"{scratch}/layout:app")
-    umoci("insert", "--image", f"{scratch}/layout:app", str(root), "/")
-
-
-Source = Callable[[Path, Path], str]
-
-
-@pytest.mark.parametrize("make_source", [_as_folder, _as_tar, _as_layout], ids=["folder", "tar", "oci"])
-def test_the_mounted_tree_is_the_original(
-    root: Path, tmp_path: Path, live: Live, make_source: Source
-) -> None:
-    live.cli("image", "import", make_source(root, tmp_path), "same:1")
-    _compare_mounted(live, root, tmp_path)
-
-
-def test_an_image_from_a_registry_is_the_original(
-    root: Path, tmp_path: Path, live: Live, registry: str
-) -> None:
-    live.cli("image", "import", f"docker://{registry}", "same:2", timeout_s=120)
-    _compare_mounted(live, root, tmp_path, "same:2")
-
-
-def _compare_mounted(live: Live, root: Path, scratch: Path, name: str = "same:1") -> None:
-    target = scratch / "mounted"
-    target.mkdir()
-    live.cli("image", "mount", name, str(target))
-    try:
-        compared = subprocess.run(
-            ["diff", "-r", "--no-dereference", str(root), str(target)],
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert (compared.returncode, compared.stdout) == (0, "")
-        assert _facts(target) == _facts(root)
-    finally:
-        live.cli("image", "unmount", str(target))
-        live.cli("image", "unmount", name)
-
-
-def _facts(root: Path) -> dict[str, object]:
-    """Mode, owner, time, links and attributes of everything."""
-    facts: dict[str, object] = {}
-    for folder, folders, files in os.walk(root):
-        for entry in (*folders, *files):
-            path = Path(folder, entry)
-            status = path.lstat()
-            attributes = {n: os.getxattr(path, n, follow_symlinks=False)
-                          for n in os.listxattr(path, follow_symlinks=False)}  # fmt: skip
-            time_s = 0 if path.is_symlink() else int(status.st_mtime)
-            facts[str(path.relative_to(root))] = (
-                status.st_mode, status.st_uid, status.st_gid, time_s, attributes,
-                0 if path.is_dir() else status.st_nlink,
-            )  # fmt: skip
-    return facts
-
-
 # --- the examples ---
 
 
@@ -257,13 +179,13 @@ def _facts(root: Path) -> dict[str, object]:
 def registry(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A registry that holds the image ``team/python:1``; its reference."""
     scratch = tmp_path_factory.mktemp("registry")
-    _umoci_layout(root, scratch)
+    run("umoci", "init", "--layout", f"{scratch}/layout")
+    run("umoci", "new", "--image", f"{scratch}/layout:app")
+    run("umoci", "insert", "--image", f"{scratch}/layout:app", str(root), "/")
     with DockerRegistry(scratch / "registry") as server:
         reference = f"{server.address}/team/python:1"
-        subprocess.run(
-            ["skopeo", "copy", "--dest-tls-verify=false", f"oci:{scratch}/layout:app", f"docker://{reference}"],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
+        source = f"oci:{scratch}/layout:app"
+        run("skopeo", "copy", "--dest-tls-verify=false", source, f"docker://{reference}")
         yield reference
 
 
