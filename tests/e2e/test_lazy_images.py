@@ -84,6 +84,7 @@ def test_a_server_starts_on_an_empty_node_and_fetches_only_what_it_reads(
     (image,) = empty_node.listing("image", "ls")["indexes"]
     assert 0 < fetched_bytes(record) < image["content_bytes"] / 2
     assert record.bytes_by_tier["zone"] > 0
+    assert record.chunks_by_tier["zone"] > 0
     assert image["here_bytes"] >= fetched_bytes(record) / 2
     assert not image["is_complete"]
     shown = empty_node.cli("coldstarts", name).stdout
