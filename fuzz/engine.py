@@ -2,9 +2,9 @@
 
     .venv/bin/python -m fuzz.fuzz_tar -max_total_time=60        all of them: make fuzz SECONDS=60
 
-A harness has ``fuzz(data)``, which tells whether the code under test took the input and raises only for a finding,
-and ``SOUND``, inputs that must be taken. It can be imported like any module, without atheris: the tests give each
-one ``SOUND`` and changes of it (``tests/scripts/test_fuzz.py``), so that none of them rots.
+A harness has ``fuzz(data)``, which tells whether the code under test took the input and raises only for a
+finding, and ``SOUND``, inputs that must be taken. It can be imported like any module, without atheris: the
+tests give each one ``SOUND`` and changes of it (``tests/scripts/test_fuzz.py``), so that none of them rots.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Parser(NamedTuple):
 def is_taken(data: bytes, parsers: Mapping[bytes, Parser], refusals: tuple[type[Exception], ...]) -> bool:
     """Give the input to one parser.
 
-    Its first byte chooses (any other: the first) and what follows is parsed or, behind a capital letter, is changes
-    to what is sound.
+    Its first byte chooses (any other: the first) and what follows is parsed or, behind a capital letter, is
+    changes to what is sound.
     """
     kind, rest = data[:1], data[1:]
     parser = parsers.get(kind.lower()) or next(iter(parsers.values()))

@@ -25,8 +25,6 @@ PARSERS: dict[int, Callable[[memoryview], object]] = {
 }
 
 
-
-
 def _request(opcode: int, body: bytes) -> bytes:
     return struct.pack("<IIQQIIIHH", protocol.HEADER_BYTES + len(body), opcode, 7, 1, 0, 0, 0, 0, 0) + body
 

@@ -1,7 +1,7 @@
-"""Fuzz small files and lines of text with a state: traces, leases, records, tokens, passwords, orders to the daemon.
+"""Fuzz what is small and of many kinds: traces, leases, records, tokens, passwords, orders to the daemon.
 
-Run as :mod:`fuzz.engine` says, and inputs are as there. Whatever comes in, it is refused by the error that the
-reader promises, or ignored, or what was read of it is possible; anything else is a finding.
+Run as :mod:`fuzz.engine` says, and inputs are as there. Whatever comes in, it is refused by the error that
+the reader promises, or ignored, or what was read of it is possible; anything else is a finding.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ with instrumented(__name__, "glowplug.chunks", "glowplug.image"):
 
 NOW_S = 1_800_000_000.0
 DAY_S = 86_400.0
-TABLE = ChunkTable(ChunkTable.pack(Chunk(number.to_bytes(32, "little"), 1 + number) for number in range(100)))
+TABLE = ChunkTable(ChunkTable.pack(Chunk(n.to_bytes(32, "little"), 1 + n) for n in range(100)))
 
 
 class OneObject:

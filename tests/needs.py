@@ -1,4 +1,4 @@
-"""What tests need of the machine: without it they are skipped, but fail where ``CI`` says that all of it is there.
+"""What tests need of the machine: without it they are skipped, but in CI they fail.
 
 ``.ci/run`` installs everything first, so what is missing then was forgotten, and a skip would hide that.
 """

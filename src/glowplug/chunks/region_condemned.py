@@ -60,7 +60,7 @@ class Condemned:
 
 
 def _time(value: Any) -> float:
-    """A Unix time out of JSON. What is no number, or is infinite, is none: ValueError, or what float() raises."""
+    """A Unix time out of JSON. Raises ValueError for an infinite one, and what float() raises."""
     time_s = float(value)
     if not math.isfinite(time_s):
         raise ValueError(f"{value} is no time")

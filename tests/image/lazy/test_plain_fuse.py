@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests import needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests import needs
 from tests.image.lazy.small_image import needs_root, write_small_image
 
 from glowplug.chunks.chunk import CHUNK_BYTES, Chunk, aligned

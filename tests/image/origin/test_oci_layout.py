@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tests import needs
 import zstandard
+from tests import needs
 from tests.image.index.trees import describe
 from tests.image.origin.oci_images import (
     CONFIG,
