@@ -49,6 +49,11 @@ def fsck(image: bytes, folder: Path, blob_bytes: Sequence[int]) -> str:
             file.truncate(size_bytes)
         devices.append(f"--device={blob}")
     checked = subprocess.run(
-        ["fsck.erofs", *devices, index], capture_output=True, text=True, timeout=120, check=False, errors="replace"
+        ["fsck.erofs", *devices, index],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        errors="replace",
     )
     return "" if checked.returncode == 0 else checked.stdout + checked.stderr
