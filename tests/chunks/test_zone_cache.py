@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import random
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,15 @@ from tests.chunks.servers import (
     http_server,
     serving,
 )
-from tests.chunks.zone_caches import MAX_BYTES, TIMEOUT_S, cache_folder, kill, started, url_of
+from tests.chunks.zone_caches import (
+    MAX_BYTES,
+    TIMEOUT_S,
+    cache_folder,
+    kill,
+    running_cache,
+    started,
+    url_of,
+)
 from tests.ports import free_port
 
 from glowplug.chunks.http_objects import HttpObjects
@@ -290,6 +300,51 @@ def test_kill_9_of_the_cache_under_reads_gives_no_wrong_byte_and_falls_through(
     zone_cache.down()
     zone.close()
     region.close()
+
+
+def test_one_of_three_caches_is_killed_under_reads_and_the_others_go_on(
+    origin: HttpServer, tmp_path: Path
+) -> None:
+    content = random.Random(5).randbytes(24 << 20)  # six stripes: every cache has some
+    (tmp_path / PACK).write_bytes(content)
+    with ExitStack() as held:
+        caches = [held.enter_context(running_cache(origin.url)) for _ in range(3)]
+        urls = [url_of(cache) for cache in caches]
+        zone = ZoneObjects(urls)  # there is no way past them
+        held.callback(zone.close)
+        stop, right = threading.Event(), threading.Semaphore(0)
+        wrong: list[object] = []
+
+        def read_on(seed: int) -> None:
+            chance = random.Random(seed)
+            while not stop.is_set():
+                at = chance.randrange(len(content) - 100_000)
+                try:
+                    is_right = zone.read(PACK, at, 100_000, TIMEOUT_S) == content[at : at + 100_000]
+                except GlowplugError as problem:
+                    wrong.append(problem)
+                    continue
+                if is_right:
+                    right.release()
+                else:
+                    wrong.append(at)
+
+        readers = [threading.Thread(target=read_on, args=(seed,)) for seed in range(4)]
+        for reader in readers:
+            reader.start()
+        try:
+            assert all(right.acquire(timeout=TIMEOUT_S) for _ in range(20))
+            kill(caches[0])
+            while not zone.skipped_servers:
+                assert right.acquire(timeout=TIMEOUT_S)
+            assert all(right.acquire(timeout=TIMEOUT_S) for _ in range(20))
+        finally:
+            stop.set()
+            for reader in readers:
+                reader.join()
+        assert zone.skipped_servers == urls[:1]
+    assert wrong == []
+    assert zone.counters.region_reads == 0
 
 
 # --- starting and stopping
