@@ -20,6 +20,8 @@ from tests.image.origin.oci_images import run
 from tests.image.origin.registry_server import DockerRegistry
 from tests.ports import free_port
 
+from glowplug.image.index.catalog import Catalog
+from glowplug.image.lazy import trace
 from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.replica import StartPath
 
@@ -216,6 +218,26 @@ def test_importing_twice_gives_the_same_digest_and_stores_nothing_new(
     first = live.listing("image", "import", str(root), "twice:1")
     second = live.listing("image", "import", str(root), "twice:2")
     assert (second["digest"], second["new_bytes"]) == (first["digest"], 0)
+
+
+def test_an_import_in_the_order_of_a_trace_lays_out_first_what_was_read(live: Live, tmp_path: Path) -> None:
+    folder = tmp_path / "folder" / "bin"
+    folder.mkdir(parents=True)
+    for number in range(20):
+        (folder / f"{number:02}").write_bytes(os.urandom(5000))
+    importing = ("image", "import", str(folder.parent))
+    plain = Catalog(live.state).get(live.listing(*importing, "read:1")["digest"])
+    ordering = (*importing, "ordered:1", "--order-by", "read:1")
+    refused = live.cli(*ordering, code=None)
+    assert refused.returncode != 0
+    assert "no access trace" in " ".join(refused.stderr.split())
+    read = [19, 5, 7]
+    trace.save(plain.path, trace.key_of(["a command"]), ["a command"], read)
+    digest = live.listing(*ordering)["digest"]
+    ordered = Catalog(live.state).get(digest).table()
+    assert [ordered[number] for number in range(3)] == [plain.table()[number] for number in read]
+    assert sorted(chunk.id for chunk in ordered) == sorted(chunk.id for chunk in plain.table())
+    live.cli("image", "diff", "read:1", "ordered:1")  # its exit code says that they are the same
 
 
 def test_nothing_stays_mounted_after_down(root: Path, tmp_path: Path) -> None:
