@@ -10,6 +10,7 @@ KILLS ?= 200
 MINUTES ?= 60
 SECONDS ?= 60
 BENCH_ENGINES ?= vllm vllm-compile torch
+IMAGE_RUNS ?= 9
 BENCH_ARGS ?= --cold 10 --restores 100 --host 10
 
 .DEFAULT_GOAL := help
@@ -52,8 +53,9 @@ lint: setup ## Style, types and import contracts
 test: lint engines services ## All of lint, then every test (PYTEST_ARGS="-k router")
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-nightly: engines services ## Tests that take minutes: engines on both runtimes, ranks, the benchmark of GPUs (PYTEST_ARGS="-k sglang"); prints docs/engines.md's figures
+nightly: engines services root ## Tests that take minutes: engines on both runtimes, ranks, the benchmark of GPUs (PYTEST_ARGS="-k sglang"); prints docs/engines.md's figures
 	@scripts/setup_engines.sh sglang two-ranks
+	@scripts/setup_azurite.sh
 	$(BIN)/python -m pytest -m nightly -rP tests $(PYTEST_ARGS)
 
 test-gpu: setup ## The tests of GPU snapshots on this machine's real driver; skips where there is no GPU
@@ -76,6 +78,11 @@ bench: engine services ## The benchmarks behind docs/specification.md (about hal
 	$(BIN)/python benchmarks/snapshot/bench_engines.py --cold 3 --restores 30 --host 3 --at-once 4 --output $(RESULTS)
 	$(BIN)/python benchmarks/coldstart/bench_torch.py --output $(RESULTS)
 	$(BIN)/python benchmarks/router/bench_router.py
+
+bench-images: root services ## Every promise of images, beside native ext4 and other ways, 9 runs of each case (hours)
+	@scripts/apt_packages.sh gcc libc6-dev libfuse3-dev pkg-config squashfs-tools squashfuse
+	$(BIN)/python benchmarks/image/bench_image.py --runs $(IMAGE_RUNS) --output $(RESULTS); failed=$$?; \
+	    $(BIN)/python benchmarks/image/bench_zone.py --output $(RESULTS) && exit $$failed
 
 bench-snapshots: engine services ## Engines' cold starts against 100 restores each, both runtimes (hours; can be resumed)
 	@for engine in $(BENCH_ENGINES); do \
