@@ -8,13 +8,15 @@ PYTEST_ARGS ?=
 RESULTS ?= build/benchmarks
 KILLS ?= 200
 MINUTES ?= 60
+SECONDS ?= 60
+IMAGE_RUNS ?= 9
 BENCH_ENGINES ?= vllm sglang vllm-compile torch
 BENCH_ARGS ?= --cold 3 --restores 100 --host 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup engine engines services root demo demo-images lint test test-gpu nightly faults soak bench bench-images \
-	bench-snapshots clean
+.PHONY: help setup engine engines services root demo demo-images lint test test-gpu nightly faults fuzz soak bench \
+	bench-images bench-snapshots clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +53,9 @@ lint: setup ## Style, types and import contracts
 test: lint engines services ## All of lint, then every test (PYTEST_ARGS="-k router")
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-nightly: engines services ## Tests that take minutes: engines on both runtimes, ranks, the benchmark of GPUs (PYTEST_ARGS="-k sglang"); prints docs/engines.md's figures
+nightly: engines services root ## Tests that take minutes: engines on both runtimes, ranks, the benchmark of GPUs (PYTEST_ARGS="-k sglang"); prints docs/engines.md's figures
 	@scripts/setup_engines.sh sglang two-ranks
+	@scripts/setup_azurite.sh
 	$(BIN)/python -m pytest -m nightly -rP tests $(PYTEST_ARGS)
 
 test-gpu: setup ## The tests of GPU snapshots on this machine's real driver; skips where there is no GPU
@@ -61,6 +64,13 @@ test-gpu: setup ## The tests of GPU snapshots on this machine's real driver; ski
 faults: engine services ## kill -9 at every step, and 200 random kills under load (about half an hour)
 	GLOWPLUG_FAULTS=all GLOWPLUG_FAULT_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/faults $(PYTEST_ARGS)
 
+fuzz: setup ## Fuzz every parser of what comes from elsewhere, one after the other (SECONDS=60 each)
+	@for harness in fuzz/fuzz_*.py; do \
+	    name=$$(basename $$harness .py); mkdir -p build/fuzz/$$name; echo "==> $$name"; \
+	    $(BIN)/python -m fuzz.$$name -max_total_time=$(SECONDS) -artifact_prefix=build/fuzz/$$name- build/fuzz/$$name \
+	        || failed=1; \
+	done; exit $${failed:-0}
+
 soak: engine services ## Ten apps, Poisson arrivals, random kills, for an hour (MINUTES=5)
 	$(BIN)/python benchmarks/snapshot/soak.py --minutes $(MINUTES) --output $(RESULTS)
 
@@ -68,6 +78,11 @@ bench: engine services ## The benchmarks behind docs/specification.md (about hal
 	$(BIN)/python benchmarks/snapshot/bench_engines.py --cold 3 --restores 30 --host 3 --at-once 4 --output $(RESULTS)
 	$(BIN)/python benchmarks/coldstart/bench_torch.py --output $(RESULTS)
 	$(BIN)/python benchmarks/router/bench_router.py
+
+bench-images: root services ## Every promise of images, beside native ext4 and other ways, 9 runs of each case (hours)
+	@scripts/apt_packages.sh gcc libc6-dev libfuse3-dev pkg-config squashfs-tools squashfuse
+	$(BIN)/python benchmarks/image/bench_image.py --runs $(IMAGE_RUNS) --output $(RESULTS); failed=$$?; \
+	    $(BIN)/python benchmarks/image/bench_zone.py --output $(RESULTS) && exit $$failed
 
 bench-snapshots: engine services ## Engines' cold starts against 100 restores each, one runtime after the other (hours; can be resumed)
 	@scripts/setup_engines.sh sglang

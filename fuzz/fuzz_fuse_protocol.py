@@ -1,4 +1,4 @@
-"""Fuzz the parser of FUSE requests: ``python fuzz/fuzz_fuse_protocol.py -max_total_time=60``.
+"""Fuzz the parser of FUSE requests. Run as :mod:`fuzz.engine` says.
 
 An input is a request as read from the device. Parsers return or raise InvalidInput, nothing else.
 """
@@ -6,15 +6,11 @@ An input is a request as read from the device. Parsers return or raise InvalidIn
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-import atheris
+from fuzz.engine import instrumented, run
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-with atheris.instrument_imports(include=["glowplug.image.lazy.fuse_protocol"]):
+with instrumented(__name__, "glowplug.image.lazy.fuse_protocol"):
     from glowplug.image.lazy import fuse_protocol as protocol
     from glowplug.types.errors import InvalidInput
 
@@ -29,14 +25,29 @@ PARSERS: dict[int, Callable[[memoryview], object]] = {
 }
 
 
-def fuzz(data: bytes) -> None:
+def _request(opcode: int, body: bytes) -> bytes:
+    return struct.pack("<IIQQIIIHH", protocol.HEADER_BYTES + len(body), opcode, 7, 1, 0, 0, 0, 0, 0) + body
+
+
+SOUND = [
+    _request(protocol.Opcode.INIT, struct.pack("<IIII", 7, 41, 1 << 20, 0)),
+    _request(protocol.Opcode.READ, struct.pack("<QQIIQII", 0, 4096, 8192, 0, 0, 0, 0)),
+    _request(protocol.Opcode.OPEN, struct.pack("<II", 0, 0)),
+    _request(protocol.Opcode.LOOKUP, b"name\0"),
+    _request(protocol.Opcode.GETXATTR, struct.pack("<II", 100, 0) + b"user.name\0"),
+    _request(protocol.Opcode.LISTXATTR, struct.pack("<II", 100, 0)),
+]
+
+
+def fuzz(data: bytes) -> bool:
     """One input: as it is, and with a length that is right, so that bodies are reached too."""
-    _parse(data)
+    is_parsed = _is_parsed(data)
     if len(data) >= protocol.HEADER_BYTES:
-        _parse(struct.pack("<I", len(data)) + data[4:])
+        return _is_parsed(struct.pack("<I", len(data)) + data[4:]) or is_parsed
+    return is_parsed
 
 
-def _parse(data: bytes) -> None:
+def _is_parsed(data: bytes) -> bool:
     view = memoryview(data)
     try:
         header = protocol.parse_header(view, len(data))
@@ -46,8 +57,9 @@ def _parse(data: bytes) -> None:
     except InvalidInput as refused:
         if not str(refused):
             raise AssertionError("a refusal without words") from refused
+        return False
+    return True
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, fuzz)
-    atheris.Fuzz()
+    run(fuzz)

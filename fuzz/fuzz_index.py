@@ -1,4 +1,4 @@
-"""Fuzz the index reader, the chunk table and relocation: ``python fuzz/fuzz_index.py -max_total_time=60``.
+"""Fuzz the index reader, the chunk table and relocation. Run as :mod:`fuzz.engine` says.
 
 Inputs are: a byte that chooses what is fuzzed, then a table, a manifest, an image, or changes to a sound
 image. Whatever comes in, the code under test returns or raises InvalidInput; anything else is a finding.
@@ -6,43 +6,40 @@ image. Whatever comes in, the code under test returns or raises InvalidInput; an
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
-import atheris
+from fuzz.engine import instrumented, run
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-with atheris.instrument_imports(include=["glowplug.chunks", "glowplug.image.index"]):
+with instrumented(__name__, "glowplug.chunks", "glowplug.image.index"):
     from tests.image.index.mutations import check_survives, seed_tree
 
     from glowplug.chunks.table import ChunkTable
     from glowplug.image.index.erofs_write import write_index
-    from glowplug.image.index.manifest import ImageManifest
+    from glowplug.image.index.manifest import ImageConfig, ImageManifest
     from glowplug.types.errors import InvalidInput
 
 IMAGE, PACKED = write_index(seed_tree())
 TABLE = ChunkTable(PACKED)
+MANIFEST = ImageManifest.of(IMAGE, PACKED, 10, ImageConfig()).canonical()
+SOUND = [b"t" + PACKED, b"m" + MANIFEST, b"i" + IMAGE, b"c"]
 
 
-def fuzz(data: bytes) -> None:
+def fuzz(data: bytes) -> bool:
     """One input."""
     kind, rest = data[:1], data[1:]
     if kind == b"t":
-        _parse(ChunkTable, rest)
-    elif kind == b"m":
-        _parse(ImageManifest.parse, rest)
-    elif kind == b"i":
-        check_survives(rest, TABLE)
-    else:
-        check_survives(_changed(rest), TABLE)
+        return _is_parsed(ChunkTable, rest)
+    if kind == b"m":
+        return _is_parsed(ImageManifest.parse, rest)
+    return check_survives(rest if kind == b"i" else _changed(rest), TABLE)
 
 
-def _parse(parse: object, data: bytes) -> None:
+def _is_parsed(parse: Callable[[bytes], object], data: bytes) -> bool:
     try:
-        parse(data)  # type: ignore[operator]
+        parse(data)
     except InvalidInput:
-        return
+        return False
+    return True
 
 
 def _changed(changes: bytes) -> bytes:
@@ -58,5 +55,4 @@ def _changed(changes: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, fuzz)
-    atheris.Fuzz()
+    run(fuzz)

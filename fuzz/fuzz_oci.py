@@ -1,26 +1,19 @@
-"""Fuzz what registries, layouts and manifests say: ``python fuzz/fuzz_oci.py -max_total_time=60``.
+"""Fuzz what registries, layouts and manifests say. Run as :mod:`fuzz.engine` says, and inputs are as there.
 
-Inputs are: a byte that chooses the parser, then what it parses, or, for a capital letter, changes to
-something sound. Whatever comes in is refused with InvalidInput, or what is made of it is possible; anything
-else is a finding.
+Whatever comes in is refused with InvalidInput, or what is made of it is possible; anything else is a finding.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import sys
 import tarfile
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
-import atheris
+from fuzz.engine import Parser, instrumented, is_taken, require, run, sound
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-with atheris.instrument_imports(include=["glowplug.image.origin"]):
+with instrumented(__name__, "glowplug.image.origin"):
     from tests.image.origin.origin_kit import OpenStore
 
     from glowplug.image.job import Job
@@ -43,59 +36,39 @@ ZERO = "sha256:" + "0" * 64
 LIMITS = ArchiveLimits(unpacked_bytes=1 << 20, logical_bytes=1 << 30, entries=1000, metadata_bytes=1 << 20)
 
 
-def fuzz(data: bytes) -> None:
+def fuzz(data: bytes) -> bool:
     """One input."""
-    kind, rest = data[:1], data[1:]
-    parse, sound = _PARSERS.get(kind.lower(), _PARSERS[b"d"])
-    with contextlib.suppress(InvalidInput):
-        parse(_changed(sound, rest) if kind.isupper() else rest)
-
-
-def _changed(sound: bytes, changes: bytes) -> bytes:
-    """After changes of {position, length, bytes}: fuzzing starts inside the format."""
-    data = bytearray(sound)
-    at = 0
-    while at + 3 <= len(changes) and data:
-        place = int.from_bytes(changes[at : at + 2], "little") % len(data)
-        length = changes[at + 2] % 8
-        data[place : place + length] = changes[at + 3 : at + 3 + length]
-        at += 3 + length
-    return bytes(data)
-
-
-def _must(is_possible: bool) -> None:
-    if not is_possible:
-        raise AssertionError
+    return is_taken(data, _PARSERS, (InvalidInput,))
 
 
 def _document(data: bytes) -> None:
     document = parse_document(data)
     if isinstance(document, Index):
-        _must(choose(document.manifests, Platform("linux", "amd64")).size_bytes >= 0)
+        require(choose(document.manifests, Platform("linux", "amd64")).size_bytes >= 0)
     else:
-        _must(all(layer.size_bytes >= 0 for layer in document.layers))
+        require(all(layer.size_bytes >= 0 for layer in document.layers))
 
 
 def _config(data: bytes) -> None:
     config = OciConfig.parse(data)
-    _must(config.diff_ids is not None)
-    _must(config.image_config().workdir.startswith("/"))
+    require(config.diff_ids is not None)
+    require(config.image_config().workdir.startswith("/"))
 
 
 def _reference(data: bytes) -> None:
     reference = Reference.parse(data.decode(errors="replace"))
-    _must(Reference.parse(str(reference)) == reference)
+    require(Reference.parse(str(reference)) == reference)
 
 
 def _headers(data: bytes) -> None:
     text = data.decode("latin-1")
     parse_challenges([text])
-    _must(read_retry_after(text, ManualClock()) >= 0)
+    require(read_retry_after(text, ManualClock()) >= 0)
 
 
 def _redirect(data: bytes) -> None:
     target = redirected("https://registry.example/v2/", data.decode("latin-1"))
-    _must(urlsplit(target).scheme == "https")
+    require(urlsplit(target).scheme == "https")
     proxy_for(target, {"https_proxy": "p", "no_proxy": data.decode("latin-1")})
 
 
@@ -130,16 +103,16 @@ _INDEX = {"schemaVersion": 2, "manifests": [{**_BLOB, "platform": {"os": "linux"
 _SETTINGS = {"Env": ["A=b"], "Cmd": ["x"], "WorkingDir": "/", "Labels": {"a": "b"}}
 _CONFIG = {"os": "linux", "architecture": "amd64", "config": _SETTINGS, "rootfs": {"diff_ids": [ZERO]}}
 _PARSERS = {
-    b"d": (_document, json.dumps(_MANIFEST).encode()),
-    b"i": (_document, json.dumps(_INDEX).encode()),
-    b"c": (_config, json.dumps(_CONFIG).encode()),
-    b"r": (_reference, f"registry.example:5000/team/app:1@{ZERO}".encode()),
-    b"h": (_headers, b'Bearer realm="https://a/b",service="s", Basic realm=x'),
-    b"u": (_redirect, b"https://other.example/blobs/x?y=z"),
-    b"l": (_layers, _ARCHIVE),
+    b"d": Parser(_document, json.dumps(_MANIFEST).encode()),
+    b"i": Parser(_document, json.dumps(_INDEX).encode()),
+    b"c": Parser(_config, json.dumps(_CONFIG).encode()),
+    b"r": Parser(_reference, f"registry.example:5000/team/app:1@{ZERO}".encode()),
+    b"h": Parser(_headers, b'Bearer realm="https://a/b",service="s", Basic realm=x'),
+    b"u": Parser(_redirect, b"https://other.example/blobs/x?y=z"),
+    b"l": Parser(_layers, _ARCHIVE),
 }
+SOUND = sound(_PARSERS)
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, fuzz)
-    atheris.Fuzz()
+    run(fuzz)

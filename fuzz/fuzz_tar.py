@@ -1,4 +1,4 @@
-"""Fuzz the tar reader, whatever is around the archive: ``python fuzz/fuzz_tar.py -max_total_time=60``.
+"""Fuzz the tar reader, whatever is around the archive. Run as :mod:`fuzz.engine` says.
 
 An input is a byte that chooses a sound archive to start from (or none), then changes to it. Whatever comes of
 it makes a tree that could be an image, or InvalidInput; anything else is a finding.
@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import gzip
 import io
-import sys
 import tarfile
 from collections.abc import Sequence
-from pathlib import Path
 
-import atheris
+from fuzz.engine import instrumented, run
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-with atheris.instrument_imports(include=["glowplug.image.origin"]):
+with instrumented(__name__, "glowplug.image.origin"):
     from tests.image.origin.tars import sound_archives
 
     from glowplug.image.index.tree import Extent
@@ -40,6 +36,7 @@ LIMITS = ArchiveLimits(
 )
 PLAIN = sound_archives()
 SEEDS = [*PLAIN, gzip.compress(PLAIN[0])]
+SOUND = [bytes([number]) for number in range(len(SEEDS))]
 
 
 class NoSink:
@@ -59,11 +56,12 @@ class NoSink:
         return ()
 
 
-def fuzz(data: bytes) -> None:
-    """One input."""
+def fuzz(data: bytes) -> bool:
+    """One input: as it is, and with checksums that are right, as a layer."""
     archive = _changed(data[0] % (len(SEEDS) + 1), data[1:]) if data else data
     clock = SystemClock()
     job = Job(lambda _text, _fraction: None, clock, clock.monotonic() + TIMEOUT_S)
+    taken = []
     for packed, whiteouts in ((archive, False), (_with_checksums(archive), True)):
         builder = TreeBuilder(LIMITS)
         try:
@@ -71,6 +69,8 @@ def fuzz(data: bytes) -> None:
             builder.finish()
         except InvalidInput:
             continue
+        taken.append(packed)
+    return bool(taken)
 
 
 def _changed(seed: int, changes: bytes) -> bytes:
@@ -98,5 +98,4 @@ def _with_checksums(archive: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, fuzz)
-    atheris.Fuzz()
+    run(fuzz)

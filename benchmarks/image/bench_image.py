@@ -30,7 +30,6 @@ from rounds import Samples, summary
 from workshop import Workshop
 
 LATENCIES_MS = (2.0, 20.0)
-SECTION_RUNS = {"build": 5}  # half a minute each
 
 
 class Bench:
@@ -63,7 +62,7 @@ class Bench:
 
     def _index(self) -> None:
         size = index_figures.index_size(self._workshop)
-        builds = index_figures.builds(self._workshop, min(self._runs, SECTION_RUNS["build"]))
+        builds = index_figures.builds(self._workshop, self._runs)
         mounts = index_figures.mounts(self._workshop, self._runs)
         self.samples |= {"index": size, "build": builds, "mount": mounts}
         self.figures += figures.of_index(size, builds, mounts)

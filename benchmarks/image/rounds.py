@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from glowplug.observe.quantiles import quantile
 
@@ -16,19 +16,12 @@ Samples = dict[str, list[Sample]]
 """All runs of a comparison, by case."""
 
 
-SELDOM_RUNS = 3
-
-
-def in_turns(
-    title: str, cases: Mapping[str, Callable[[], Sample]], runs: int, seldom: Collection[str] = ()
-) -> Samples:
-    """Run each case ``runs`` times, those in ``seldom`` three times; each round begins with another one."""
+def in_turns(title: str, cases: Mapping[str, Callable[[], Sample]], runs: int) -> Samples:
+    """Run each case ``runs`` times; each round begins with another one."""
     names = list(cases)
     found: Samples = {name: [] for name in names}
     for number in range(runs):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            if name in seldom and number >= SELDOM_RUNS:
-                continue
             started_s = time.monotonic()
             sample = cases[name]()
             found[name].append(sample)

@@ -407,6 +407,17 @@ def test_a_damaged_list_of_the_condemned_starts_over(
     assert region.gc().waiting_packs == 1
 
 
+@pytest.mark.parametrize("time", ["NaN", "-Infinity", "1" + 400 * "0"])
+def test_an_impossible_time_of_the_condemned_is_none(
+    objects: Watched, region: Region, clock: ManualClock, time: str
+) -> None:
+    name = pushed(region, held([30_000] * 3)).placement.pack_id(0).hex()
+    objects.inner.write("gc/condemned.json", f'{{"packs": {{"{name}": {time}}}}}'.encode(), TIMEOUT_S)
+    assert region.gc().waiting_packs == 1
+    clock.advance(GRACE_S + 1)
+    assert region.gc().removed_packs == 1
+
+
 def test_an_index_without_a_pack_is_garbage(objects: Watched, region: Region) -> None:
     placement = pushed(region, held([30_000] * 3)).placement
     objects.delete([pack_key(placement.pack_id(0))])
@@ -460,7 +471,15 @@ def test_the_leases_of_the_dead_do_not_count(objects: Watched, region: Region, c
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"garbage", b"[]", b'{"renewed_s": "x", "holder": 1}', b"x" * 10_000]
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"[]",
+        b'{"renewed_s": "x", "holder": 1}',
+        b'{"renewed_s": 1%s, "holder": "x"}' % (400 * b"0"),
+        b"x" * 10_000,
+    ],
 )
 def test_a_damaged_lease_stops_nobody(objects: Watched, region: Region, content: bytes) -> None:
     objects.inner.write("leases/push-0.json", content, TIMEOUT_S)

@@ -6,8 +6,10 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from tests.chunks.cloud_servers import AzureServer, GcsServer
 from tests.chunks.servers import Conversation, HttpServer, S3Server, http_server, stalling
 
 from glowplug.chunks.objects import ObjectInfo
@@ -15,6 +17,7 @@ from glowplug.chunks.region_objects import PART_BYTES, ObstoreObjects
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, InvalidInput, NotFound, Unavailable
 
 TIMEOUT_S = 30.0
+META = {"ETag": '"x"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +27,26 @@ def s3() -> Iterator[S3Server]:
     server.kill()
 
 
-@pytest.fixture(params=["folder", "folder url", "s3"])
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[GcsServer]:
+    server = GcsServer()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def azure() -> Iterator[AzureServer]:
+    server = AzureServer()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(
+    params=["folder", "folder url", "s3", "gcs", pytest.param("azure", marks=pytest.mark.nightly)]
+)
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObstoreObjects]:
-    if request.param == "s3":
-        server: S3Server = request.getfixturevalue("s3")
+    if request.param in ("s3", "gcs", "azure"):
+        server: S3Server | GcsServer | AzureServer = request.getfixturevalue(request.param)
         made = server.objects(server.make_bucket("b" + str(abs(hash(str(tmp_path))))))
     else:
         made = ObstoreObjects(str(tmp_path) if request.param == "folder" else tmp_path.as_uri())
@@ -157,6 +176,29 @@ def test_a_url_of_something_else_is_refused(url: str) -> None:
         ObstoreObjects(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "options", "variable", "path"),
+    [
+        ("gs://bucket/images", {"skip_signature": "true"}, "GOOGLE_BASE_URL", "/bucket/images/packs/one"),
+        (
+            "az://container/images",
+            {"account_name": "tests", "account_key": "dGVzdHM="},
+            "AZURE_STORAGE_ENDPOINT",
+            "/container/images/packs/one",
+        ),
+    ],
+)
+def test_another_server_in_a_clouds_place_may_be_one_without_tls(
+    monkeypatch: pytest.MonkeyPatch, url: str, options: dict[str, str], variable: str, path: str
+) -> None:
+    with http_server(lambda conversation: conversation.give(b"0123456789", META)) as server:
+        monkeypatch.setenv(variable, server.url)
+        objects = ObstoreObjects(url, options)
+        assert objects.read("packs/one", 2, 5, TIMEOUT_S) == b"23456"
+        objects.close()
+    assert [unquote(target) for target in server.requests] == [path]
+
+
 # --- an S3 server that misbehaves
 
 
@@ -167,9 +209,6 @@ def bad_s3() -> Iterator[tuple[HttpServer, ObstoreObjects]]:
         objects = ObstoreObjects("s3://bucket", options)
         yield server, objects
         objects.close()
-
-
-META = {"ETag": '"x"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
 
 
 def test_a_server_that_says_nothing_is_given_up_at_the_deadline(
@@ -252,35 +291,49 @@ def test_a_refusal_names_the_credentials_but_never_shows_them(
     assert "SECRET" not in str(caught.value.to_dict())
 
 
-def test_a_server_that_was_killed_is_unavailable_and_comes_back(tmp_path: Path) -> None:
+def test_a_server_that_was_killed_is_unavailable_and_comes_back() -> None:
     server = S3Server()
+    content = b"right" * 1000
+    stop, right, failed = threading.Event(), threading.Semaphore(0), threading.Semaphore(0)
+    wrong: list[bytes] = []
+
+    def read_on() -> None:
+        while not stop.is_set():
+            try:
+                data = objects.read("packs/one", 0, len(content), TIMEOUT_S)
+            except (Unavailable, DeadlineExceeded, NotFound):
+                failed.release()
+            else:
+                right.release()
+                if data != content:
+                    wrong.append(bytes(data))
+
     try:
         objects = server.objects(server.make_bucket("bucket"))
-        content = b"right" * 1000
         objects.write("packs/one", content, TIMEOUT_S)
-        stop, wrong = threading.Event(), []
-
-        def read_on() -> None:
-            while not stop.is_set():
-                try:
-                    data = objects.read("packs/one", 0, len(content), 0.5)
-                except (Unavailable, DeadlineExceeded, NotFound):
-                    continue
-                if data != content:
-                    wrong.append(data)
-
         readers = [threading.Thread(target=read_on) for _ in range(3)]
         for reader in readers:
             reader.start()
-        server.kill()
-        server.start()
-        server.make_bucket("bucket")
-        objects.write("packs/one", content, TIMEOUT_S)
-        stop.set()
-        for reader in readers:
-            reader.join()
+        try:
+            assert taken(right, 6), "nothing was read before the server was killed"
+            server.kill()
+            assert taken(failed, 3), "no read failed while the server was dead"
+            server.start()
+            server.make_bucket("bucket")
+            objects.write("packs/one", content, TIMEOUT_S)
+            while right.acquire(blocking=False):
+                pass
+            assert taken(right, 6), "nothing was read when the server was back"
+        finally:
+            stop.set()
+            for reader in readers:
+                reader.join()
         assert wrong == []
-        assert objects.read("packs/one", 0, len(content), TIMEOUT_S) == content
         objects.close()
     finally:
         server.kill()
+
+
+def taken(semaphore: threading.Semaphore, times: int) -> bool:
+    """Whether something happened so many times, in time."""
+    return all(semaphore.acquire(timeout=2 * TIMEOUT_S) for _ in range(times))

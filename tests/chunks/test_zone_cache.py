@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import shutil
+import random
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,15 @@ from tests.chunks.servers import (
     S3Server,
     http_server,
     serving,
+)
+from tests.chunks.zone_caches import (
+    MAX_BYTES,
+    TIMEOUT_S,
+    cache_folder,
+    kill,
+    running_cache,
+    started,
+    url_of,
 )
 from tests.ports import free_port
 
@@ -42,11 +51,7 @@ from glowplug.types.errors import (
     Unavailable,
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("nginx", path=cache.NGINX_PLACES) is None, reason="needs nginx")
-
-TIMEOUT_S = 20.0
 SLICE_BYTES = 1 << 20
-MAX_BYTES = 256 << 20
 CONTENT = os.urandom(SLICE_BYTES) * 2 + os.urandom(5000)
 PACK = f"packs/ab/ab{'0' * 62}"
 IMAGE = f"images/{'0' * 64}"
@@ -54,13 +59,8 @@ IMAGE = f"images/{'0' * 64}"
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One that nginx's user may enter, unlike pytest's own."""
-    path = Path(tempfile.mkdtemp(prefix="glowplug-zone-"))
-    path.chmod(0o755)
-    yield path / "cache-1"
-    for leftover in path.iterdir():
-        processes.end(processes.of_folder(leftover), signal.SIGKILL, TIMEOUT_S, SystemClock().monotonic)
-    shutil.rmtree(path, ignore_errors=True)
+    with cache_folder() as path:
+        yield path
 
 
 @pytest.fixture
@@ -77,18 +77,6 @@ def zone_cache(origin: HttpServer, folder: Path) -> Iterator[ZoneCache]:
     made = started(origin.url, folder)
     yield made
     made.down()
-
-
-def started(origin_url: str, folder: Path, port: int | None = None) -> ZoneCache:
-    made = ZoneCache(
-        origin_url, f"127.0.0.1:{port or free_port()}", folder, MAX_BYTES, min_free_bytes=1 << 20
-    )
-    made.up()
-    return made
-
-
-def url_of(zone_cache: ZoneCache) -> str:
-    return f"http://{zone_cache.status().listen}"
 
 
 @pytest.fixture
@@ -298,9 +286,7 @@ def test_kill_9_of_the_cache_under_reads_gives_no_wrong_byte_and_falls_through(
     for reader in readers:
         reader.start()
     for _ in range(3):
-        for pid in processes.of_folder(zone_cache.folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill(zone_cache)
         before = sum(counts)
         while sum(counts) < before + 20:
             assert all(reader.is_alive() for reader in readers)
@@ -314,6 +300,51 @@ def test_kill_9_of_the_cache_under_reads_gives_no_wrong_byte_and_falls_through(
     zone_cache.down()
     zone.close()
     region.close()
+
+
+def test_one_of_three_caches_is_killed_under_reads_and_the_others_go_on(
+    origin: HttpServer, tmp_path: Path
+) -> None:
+    content = random.Random(5).randbytes(24 << 20)  # six stripes: every cache has some
+    (tmp_path / PACK).write_bytes(content)
+    with ExitStack() as held:
+        caches = [held.enter_context(running_cache(origin.url)) for _ in range(3)]
+        urls = [url_of(cache) for cache in caches]
+        zone = ZoneObjects(urls)  # there is no way past them
+        held.callback(zone.close)
+        stop, right = threading.Event(), threading.Semaphore(0)
+        wrong: list[object] = []
+
+        def read_on(seed: int) -> None:
+            chance = random.Random(seed)
+            while not stop.is_set():
+                at = chance.randrange(len(content) - 100_000)
+                try:
+                    is_right = zone.read(PACK, at, 100_000, TIMEOUT_S) == content[at : at + 100_000]
+                except GlowplugError as problem:
+                    wrong.append(problem)
+                    continue
+                if is_right:
+                    right.release()
+                else:
+                    wrong.append(at)
+
+        readers = [threading.Thread(target=read_on, args=(seed,)) for seed in range(4)]
+        for reader in readers:
+            reader.start()
+        try:
+            assert all(right.acquire(timeout=TIMEOUT_S) for _ in range(20))
+            kill(caches[0])
+            while not zone.skipped_servers:
+                assert right.acquire(timeout=TIMEOUT_S)
+            assert all(right.acquire(timeout=TIMEOUT_S) for _ in range(20))
+        finally:
+            stop.set()
+            for reader in readers:
+                reader.join()
+        assert zone.skipped_servers == urls[:1]
+    assert wrong == []
+    assert zone.counters.region_reads == 0
 
 
 # --- starting and stopping

@@ -139,13 +139,14 @@ def test_coldstarts_shows_waterfalls_of_both_kinds_and_quantiles(
 ) -> None:
     restored = [
         cold_start(id=f"cs-{n}", path="cpu_snapshot", total_s=3.0 + n / 10, stages_s={"host_init": 3.0},
-                   bytes_by_tier={"ssd": 1_960_000_000})
+                   bytes_by_tier={"ssd": 1_960_000_000}, chunks_by_tier={"ssd": 2040})
         for n in range(10)
     ]  # fmt: skip
     control.cold_starts = [*restored, cold_start(), cold_start(id="f", outcome="failed", error="no memory")]
     output = glowplug("coldstarts").stdout
     for word in ("Newest cold start", "Newest restored start", "host_init", "1.96 GB", "no memory", "92.0 s"):
         assert word in output
+    assert "2040 chunks" in " ".join(output.split())
     assert "cpu_snapshot  10" in output
     assert "cpu_snapshot is faster than cold by: p50 26.7x" in output
 

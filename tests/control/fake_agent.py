@@ -160,7 +160,10 @@ class FakeAgent:
             endpoint=Endpoint(host="127.0.0.1", port=replica.port),
             stages_s={Stage.HOST_INIT: time.monotonic() - began_at},
             restored_bytes=4096,
+            image_bytes_by_tier={"ssd": 1000, "zone": 500},
+            image_chunks_by_tier={"ssd": 2, "zone": 1},
             snapshot_bytes_by_tier={"ssd": 4096},
+            snapshot_chunks_by_tier={"ssd": 1},
             snapshot_id="snap-1",
         )
 
@@ -246,7 +249,8 @@ class FakeAgent:
             return self.change(
                 replica_id, state=ReplicaState.READY, path=StartPath.PARKED, parked_at=None,
                 is_pushed_out=False, stages_s={Stage.HOST_INIT: 0.001, Stage.FIRST_ANSWER: 0.002},
-                restored_bytes=0, snapshot_bytes_by_tier={}, ready_at=time.time(),
+                restored_bytes=0, snapshot_bytes_by_tier={}, snapshot_chunks_by_tier={},
+                image_bytes_by_tier={}, image_chunks_by_tier={}, ready_at=time.time(),
             )  # fmt: skip
 
         @app.get("/v1/replicas/{replica_id}/logs")

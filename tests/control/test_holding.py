@@ -241,7 +241,9 @@ async def test_the_records_stages_add_up_to_what_the_caller_waited(
     (record,) = await eventually(control.records, "the record")
     assert record.outcome is Outcome.ANSWERED
     assert record.replica_id == agent.ready[0].id
-    assert (record.snapshot_id, record.bytes_by_tier) == ("snap-1", {"ssd": 4096})
+    assert record.snapshot_id == "snap-1"
+    assert record.bytes_by_tier == {"ssd": 5096, "zone": 500}
+    assert record.chunks_by_tier == {"ssd": 3, "zone": 1}
     assert set(record.stages_s) == {Stage.ALLOCATE, Stage.HOST_INIT, Stage.FIRST_ANSWER}
     # The ways between the processes are no stage: half of the wait, at least, must be one.
     assert sum(record.stages_s.values()) == pytest.approx(record.total_s, abs=0.5)

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import needs
 from tests.chunks.servers import S3Server
 from tests.e2e.live import GLOWPLUG
-from tests.image.origin.oci_images import require
 from tests.ports import free_port
 
 COMMAND_TIMEOUT_S = 120.0
@@ -37,7 +37,7 @@ class Cloud:
 @contextmanager
 def running_cloud(bucket: str) -> Iterator[Cloud]:
     """Both servers, until the end of the block."""
-    require("nginx")
+    needs.programs("nginx")
     server = S3Server()
     try:
         environment = {

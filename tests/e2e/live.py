@@ -148,6 +148,17 @@ class Live:
         apps = {item["name"]: item for item in self.get("/api/v1/status")["apps"]}
         return dict(apps[app]["servers"][0])
 
+    def daemon_metric(self, name: str) -> float:
+        """A number of the blob daemon's, of all its images; waits while it is too busy to tell the agent."""
+        line = f"glowplug_blob_daemon_{name} "
+        transport = httpx.HTTPTransport(uds=str(self.state.agent_socket))
+        with httpx.Client(transport=transport, base_url="http://agent", timeout=60.0) as agent:
+            told = self.wait_for(
+                lambda: [text for text in agent.get("/metrics").text.splitlines() if text.startswith(line)],
+                f"the metric {name}",
+            )
+        return float(told[0].removeprefix(line))
+
     def pid_of(self, room: str) -> int:
         """The process of ``control`` or ``node``."""
         return self.wait_for(lambda: self._find_pid(room), f"a process of {room}")

@@ -15,13 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests import needs
+from tests.image.index.real_tree import differences
+from tests.image.origin.origin_kit import a_job
 
-from glowplug.image.build import StepReader
-from glowplug.image.containerfile import Instruction
+from glowplug.image.build import BuildSource, StepReader
+from glowplug.image.buildah import Buildah
+from glowplug.image.containerfile import SOURCE_DATE_EPOCH, Instruction, instructions
 from glowplug.image.job import Job
 from glowplug.image.mount import ImageMounter
+from glowplug.image.skeleton import add_mount_point, make_empty_files
 from glowplug.image.store import ImageStore
-from glowplug.types.clock import ManualClock
+from glowplug.image.task_runner import TaskRunner
+from glowplug.types.clock import ManualClock, SystemClock
 from glowplug.types.errors import InvalidInput, ResourceExhausted, SystemUnfit, Unavailable
 from glowplug.types.paths import StateDir
 from glowplug.types.spec import BuildImage, BuildStep, LocalDir
@@ -32,8 +38,8 @@ from .conftest import Enter, names, quiet, some_seconds, wait_until_no_process_h
 @pytest.fixture(scope="session")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Kept outside the clone and between runs, like every other download: the base system, no more."""
-    if os.geteuid() != 0 or not shutil.which("buildah") or not shutil.which("mmdebstrap"):
-        pytest.skip("needs root, buildah and mmdebstrap")
+    needs.root("to build")
+    needs.programs("buildah", "mmdebstrap")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     storage = cache / "glowplug-tests" / "image-build"
     state = StateDir(tmp_path_factory.mktemp("base"))
@@ -93,6 +99,32 @@ def test_an_image_with_debian_python_packages_and_a_command_runs(
     assert names(root.root / "run") == ["glowplug", "lock"]
     assert not list((root.root / "etc" / "apt" / "apt.conf.d").glob("*mmdebstrap*"))
     assert (root.root / "etc" / "resolv.conf").read_bytes() == b""
+
+
+@pytest.mark.nightly
+@pytest.mark.sandbox
+def test_the_mounted_image_is_what_buildah_built(
+    builder: ImageStore, state: StateDir, mounter: ImageMounter, storage: Path, tmp_path: Path
+) -> None:
+    """But for the mount points that every image gets, and times that were clamped."""
+    line = "ln /etc/passwd /srv/again; mkfifo /srv/fifo; chmod 6755 /usr/bin/id; rm -r /etc/skel"
+    spec = BuildImage(workdir="/srv/work", steps=[run_step(line), run_step("rm /srv/again /usr/bin/whoami")])
+    mounted = mounter.mount(builder.ensure(spec, quiet).id).base
+    built = tmp_path / "built"
+    built.mkdir()
+    buildah = Buildah(storage, SystemClock())
+    source = BuildSource(spec, instructions(spec), buildah, {}, TaskRunner(state))
+    with buildah.session(job := a_job()):
+        buildah.copy_out(job, "copying", source.tag, built)
+    for place in ("run/glowplug-build", "run/glowplug-lent"):
+        shutil.rmtree(built / place, ignore_errors=True)
+    make_empty_files(built)
+    for place in ("/.glowplug/lib", "/app", "/run/glowplug", "/srv/work"):
+        add_mount_point(built, Path(place), is_folder=True)
+    for path in [*built.rglob("*"), built]:
+        newest_ns = min(path.lstat().st_mtime_ns, SOURCE_DATE_EPOCH * 10**9)
+        os.utime(path, ns=(newest_ns, newest_ns), follow_symlinks=False)
+    assert differences(built, mounted) == []
 
 
 @pytest.mark.sandbox

@@ -73,6 +73,7 @@ def test_the_span_says_what_the_record_says(traced, make_record):
         path=StartPath.CPU_SNAPSHOT,
         snapshot_id="sn-1",
         bytes_by_tier={"page_cache": 7},
+        chunks_by_tier={"page_cache": 2},
         fallback_reason="why",
     )
     attributes = traced(record)["cold start"].attributes
@@ -80,6 +81,7 @@ def test_the_span_says_what_the_record_says(traced, make_record):
     assert attributes["glowplug.path"] == "cpu_snapshot"
     assert attributes["glowplug.snapshot"] == "sn-1"
     assert attributes["glowplug.bytes.page_cache"] == 7
+    assert attributes["glowplug.chunks.page_cache"] == 2
     assert attributes["glowplug.fallback_reason"] == "why"
 
 

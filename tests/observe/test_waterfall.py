@@ -85,6 +85,15 @@ def test_bytes_and_snapshot_are_named(make_record):
     assert "ssd" not in notes
 
 
+def test_hits_are_named_beside_bytes(make_record):
+    record = make_record(
+        bytes_by_tier={"zone": 21_300_000, "ssd": 0, "region": 5000},
+        chunks_by_tier={"zone": 57, "ssd": 0},
+    )
+    notes = " ".join(shown(record, width=100)[-1:])
+    assert "21.30 MB in 57 chunks from zone · 5.00 kB from region" in notes
+
+
 def test_a_fallback_says_why(make_record):
     lines = shown(make_record(fallback_reason="the canary answered differently"))
     assert "why cold: the canary answered differently" in lines

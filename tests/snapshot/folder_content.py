@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from glowplug.types.content import ContentUsage, Fetching, KeptFiles
+from glowplug.types.content import ContentUsage, Fetching, KeptFiles, TierRead
 from glowplug.types.errors import NotFound
 
 
@@ -67,8 +67,11 @@ class FolderContent:
         here_bytes = sum(path.stat().st_size for path in (self.root / digest).glob("*"))
         return ContentUsage(here_bytes, 0, (self.root / digest).is_dir())
 
-    def fetched_bytes(self, digest: str) -> dict[str, int]:
+    def fetched(self, digest: str) -> dict[str, TierRead]:
         return {}
+
+    def chunks(self, digest: str) -> int:
+        return 0
 
     def note_use(self, digest: str) -> None:
         pass

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable
+from typing import Any
 
 from glowplug.chunks.objects import WriteObjects
 from glowplug.types.clock import Clock
@@ -47,9 +49,19 @@ class Condemned:
     def _load(self) -> dict[str, float]:
         try:
             content = json.loads(self._objects.read_all(self._key, _MAX_BYTES, _TIMEOUT_S))
-            return {str(name): float(since_s) for name, since_s in content[self._field].items()}
+            return {str(name): _time(since_s) for name, since_s in content[self._field].items()}
         except NotFound:
             return {}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, InvalidInput) as problem:
+        except (
+            ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, InvalidInput
+        ) as problem:  # fmt: skip
             _log.warning("%s is damaged, so all grace periods begin anew: %s", self._key, problem)
             return {}
+
+
+def _time(value: Any) -> float:
+    """A Unix time out of JSON. Raises ValueError for an infinite one, and what float() raises."""
+    time_s = float(value)
+    if not math.isfinite(time_s):
+        raise ValueError(f"{value} is no time")
+    return time_s

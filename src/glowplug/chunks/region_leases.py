@@ -124,7 +124,7 @@ class Leases:
             holder = str(content["holder"])[:100]
         except NotFound:
             return None
-        except (ValueError, TypeError, KeyError, RecursionError, InvalidInput) as problem:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, InvalidInput) as problem:
             _log.warning("lease %s cannot be read and does not count: %s", key, problem)
             return None
         if abs(age_s) <= DEAD_AFTER_S:

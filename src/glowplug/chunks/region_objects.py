@@ -4,7 +4,8 @@ obstore's Rust core does the requests, their retries (5xx, 429, connections that
 parallel parts of large uploads. What it does not do is done here: a deadline over the whole call, answers of
 the length asked for and never more memory than that, errors in our words. Credentials come from where each
 cloud's own tools look for them (``AWS_ACCESS_KEY_ID`` .., ``GOOGLE_APPLICATION_CREDENTIALS``,
-``AZURE_STORAGE_*``); ``AWS_ENDPOINT_URL`` names another S3 server.
+``AZURE_STORAGE_*``). Other servers are named by ``AWS_ENDPOINT_URL``, ``GOOGLE_BASE_URL`` and
+``AZURE_STORAGE_ENDPOINT``.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ DELETE_TIMEOUT_S = 120.0
 _PIECE_BYTES = LEAST_BYTES_PER_S  # so that whoever keeps the least pace is seen to; 0.5 ms more per MiB
 _DELETED_AT_ONCE = 1000  # what S3's DeleteObjects takes
 _QUERY = re.compile(r"\?[^\s\"']*")  # of a signed URL: it is a credential
+# Of each cloud: obstore's option, and the environment variables that it reads. What is named there is spoken
+# to as its URL says, anything else never without TLS.
+_S3_ENDPOINT = ("endpoint", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_AZURE_ENDPOINT = ("endpoint", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+_ENDPOINTS = {"s3": _S3_ENDPOINT, "s3a": _S3_ENDPOINT, "gs": ("base_url", "GOOGLE_BASE_URL")}
 _RETRIES: dict[str, Any] = {
     "max_retries": 4,
     "retry_timeout": timedelta(seconds=60),
@@ -267,12 +273,19 @@ def _store(url: str, options: Mapping[str, str] | None, client: dict[str, Any]) 
             if not folder.is_absolute():
                 raise _bad_url(url, "it is no absolute path")
             return LocalStore(folder, mkdir=True)
-        endpoint = (options or {}).get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
-        client |= {"connect_timeout": timedelta(seconds=5), "allow_http": endpoint.startswith("http://")}
+        is_plain = _endpoint(url, options or {}).startswith("http://")
+        client |= {"connect_timeout": timedelta(seconds=5), "allow_http": is_plain}
         config: Any = dict(options or {})
         return from_url(url, config=config, client_options=client, retry_config=_RETRIES)  # type: ignore[arg-type, no-any-return, call-overload, unused-ignore]
     except (exceptions.BaseError, OSError, ValueError) as problem:
         raise _bad_url(url, str(problem).partition("\n")[0]) from problem
+
+
+def _endpoint(url: str, options: Mapping[str, str]) -> str:
+    """The server that was named in place of the cloud's own; empty if none was."""
+    option, *variables = _ENDPOINTS.get(urlsplit(url).scheme, _AZURE_ENDPOINT)
+    named = [options.get(option, ""), *(os.environ.get(variable, "") for variable in variables)]
+    return next(filter(None, named), "")
 
 
 async def _next_page(pages: Any) -> builtins.list[Any]:

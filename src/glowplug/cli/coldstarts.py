@@ -15,7 +15,7 @@ from glowplug.cli.text import format_age, format_seconds
 from glowplug.observe.plot import plot_cdf
 from glowplug.observe.quantiles import answered_seconds, speedups, summarise
 from glowplug.observe.text_plot import cdf_text
-from glowplug.observe.waterfall import format_bytes, waterfall
+from glowplug.observe.waterfall import read_by_tier, waterfall
 from glowplug.types.clock import SystemClock
 from glowplug.types.coldstart import ColdStartRecord, Outcome
 from glowplug.types.replica import Stage, StartPath
@@ -68,7 +68,7 @@ def _print_records(session: Session, records: list[ColdStartRecord]) -> None:
             Text(record.outcome.value, _STYLES[record.outcome]),
             format_seconds(record.total_s),
             format_seconds(record.stages_s.get(Stage.MOUNT, 0.0)),
-            ", ".join(f"{format_bytes(count)} {tier}" for tier, count in record.bytes_by_tier.items()),
+            ", ".join(f"{tier} {words}" for tier, words in read_by_tier(record).items()),
             record.error or record.fallback_reason or "",
         ]
         for record in records

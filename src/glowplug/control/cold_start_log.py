@@ -135,7 +135,8 @@ class ColdStartLog:
             started_at=started.started_at,
             total_s=self._clock.monotonic() - started.opened_at_s,
             stages_s=stages_s,
-            bytes_by_tier=_bytes_by_tier(view),
+            bytes_by_tier=_sum(view.image_bytes_by_tier, view.snapshot_bytes_by_tier) if view else {},
+            chunks_by_tier=_sum(view.image_chunks_by_tier, view.snapshot_chunks_by_tier) if view else {},
             mounted_as=view.mounted_as if view else None,
             snapshot_id=view.snapshot_id if view else None,
             fallback_reason=fallback_reason,
@@ -159,7 +160,5 @@ class ColdStartLog:
             self._closed.task_done()
 
 
-def _bytes_by_tier(view: ReplicaView | None) -> dict[str, int]:
-    if view is None:
-        return {}
-    return dict(Counter(view.image_bytes_by_tier) + Counter(view.snapshot_bytes_by_tier))
+def _sum(of_image: dict[str, int], of_snapshot: dict[str, int]) -> dict[str, int]:
+    return dict(Counter(of_image) + Counter(of_snapshot))

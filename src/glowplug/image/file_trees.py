@@ -37,7 +37,7 @@ from glowplug.image.region_trees import KIND_LABEL, CollectedTrees, collect
 from glowplug.image.task.turns import adding, collecting
 from glowplug.image.task_runner import TaskRunner
 from glowplug.types.clock import Clock, SystemClock
-from glowplug.types.content import ContentUsage, Fetching, KeptFiles
+from glowplug.types.content import ContentUsage, Fetching, KeptFiles, TierRead
 from glowplug.types.errors import Conflict, GlowplugError, InvalidInput, NotFound
 from glowplug.types.image import PushTask
 from glowplug.types.paths import StateDir
@@ -155,10 +155,17 @@ class FileTrees:
         missing_bytes = usage.total_bytes - usage.bytes
         return ContentUsage(usage.bytes, missing_bytes, usage.is_complete, self._is_in_region(index))
 
-    def fetched_bytes(self, digest: str) -> dict[str, int]:
+    def fetched(self, digest: str) -> dict[str, TierRead]:
         """What the daemon fetched of it since it was attached, by tier."""
-        found = self._starts.use(digest).bytes_by_tier
-        return {tier: count for tier, count in found.items() if tier != SSD_TIER}
+        found = self._starts.use(digest).reads
+        return {tier: read for tier, read in found.items() if tier != SSD_TIER}
+
+    def chunks(self, digest: str) -> int:
+        """How many chunks its files are in."""
+        try:
+            return len(self._catalog.get(digest).table())
+        except (NotFound, InvalidInput):  # removed meanwhile, or damaged
+            return 0
 
     def note_use(self, digest: str) -> None:
         """It was used just now. (The kernel reads a mounted one past us, so nobody else notices.)"""

@@ -21,6 +21,7 @@ from glowplug.image.lock import held
 from glowplug.image.record import ImageRecord, Lower, read_record
 from glowplug.image.resolve import HOST_ROOT, look_up, trace
 from glowplug.types.clock import Clock, SystemClock
+from glowplug.types.content import TierRead
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound
 from glowplug.types.paths import StateDir
 
@@ -80,7 +81,7 @@ class MountUse:
     """How an image is mounted (``graduated``, ``lazy``, ``folder`` ..), and what was read from which tier."""
 
     kind: str = "folder"
-    bytes_by_tier: dict[str, int] = field(default_factory=dict)
+    reads: dict[str, TierRead] = field(default_factory=dict)
 
 
 class IndexMounts(Protocol):

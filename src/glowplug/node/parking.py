@@ -208,7 +208,9 @@ class Parking:
             is_pushed_out=False,
             restored_bytes=0,
             snapshot_bytes_by_tier={},
+            snapshot_chunks_by_tier={},
             image_bytes_by_tier={},
+            image_chunks_by_tier={},
             fallback_reason=None,
         )
         logger.info("%s is awake", replica.id)

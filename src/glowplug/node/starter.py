@@ -37,6 +37,7 @@ from glowplug.snapshot.key import MachineIdentity, SnapshotKey
 from glowplug.snapshot.store import SnapshotStore
 from glowplug.snapshot.stored import Snapshot
 from glowplug.snapshot.verification import Verifications
+from glowplug.types.content import bytes_by_tier, chunks_by_tier, read_since
 from glowplug.types.errors import GlowplugError, NotFound, ReplicaFailed, SnapshotInvalid
 from glowplug.types.replica import Purpose, Stage, StartPath, StartReplica
 
@@ -122,14 +123,12 @@ class Starter:
         before_start = await self.in_thread(self._images.use, replica.request.image_id)
         outcome = await self._restore_or_start(replica)
         use = await self.in_thread(self._images.use, replica.request.image_id)
+        reads = read_since(before_start.reads, use.reads)
         # What several replicas of one image read at the same time counts for each of them.
         replica.change(
             mounted_as=use.kind,
-            image_bytes_by_tier={
-                tier: count - before_start.bytes_by_tier.get(tier, 0)
-                for tier, count in use.bytes_by_tier.items()
-                if count > before_start.bytes_by_tier.get(tier, 0)
-            },
+            image_bytes_by_tier=bytes_by_tier(reads),
+            image_chunks_by_tier=chunks_by_tier(reads),
         )
         return outcome
 
@@ -222,7 +221,7 @@ class Starter:
         await self.in_thread(self.devices.check_fit, replica.id, snapshot.manifest.gpus)
         with ExitStack() as held:
             held.enter_context(snapshot.pin())
-            fetched_before = await self.in_thread(snapshot.fetched_bytes)
+            fetched_before = await self.in_thread(snapshot.fetched)
 
             def give_up() -> None:
                 snapshot.give_up()
@@ -236,8 +235,12 @@ class Starter:
                     except SnapshotInvalid as damage:
                         raise CorruptSnapshot(damage.message, snapshot_id=snapshot.id) from damage
                 await self._restore_verified(replica, root, snapshot, files, watch, held)
-            bytes_by_tier = await self.in_thread(snapshot.bytes_by_tier, fetched_before)
-        replica.change(restored_bytes=snapshot.manifest.total_bytes, snapshot_bytes_by_tier=bytes_by_tier)
+            reads = await self.in_thread(snapshot.read_by_tier, fetched_before)
+        replica.change(
+            restored_bytes=snapshot.manifest.total_bytes,
+            snapshot_bytes_by_tier=bytes_by_tier(reads),
+            snapshot_chunks_by_tier=chunks_by_tier(reads),
+        )
 
     async def _restore_verified(
         self,

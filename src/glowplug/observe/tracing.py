@@ -155,4 +155,6 @@ def _attributes(record: ColdStartRecord) -> dict[str, str | int]:
         attributes["glowplug.fallback_reason"] = record.fallback_reason
     for tier, count in record.bytes_by_tier.items():
         attributes[f"glowplug.bytes.{tier}"] = count
+    for tier, count in record.chunks_by_tier.items():
+        attributes[f"glowplug.chunks.{tier}"] = count
     return attributes

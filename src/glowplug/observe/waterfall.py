@@ -104,13 +104,23 @@ def _notes(record: ColdStartRecord) -> list[Text]:
         facts.append(f"snapshot {record.snapshot_id}")
     if record.mounted_as:
         facts.append(f"image mounted {record.mounted_as}")
-    facts += [f"{format_bytes(count)} from {tier}" for tier, count in record.bytes_by_tier.items() if count]
+    facts += [f"{words} from {tier}" for tier, words in read_by_tier(record).items()]
     notes = [Text(printable(" · ".join(facts)), style="bright_black")]
     if record.fallback_reason:
         notes.append(Text(printable(f"why cold: {record.fallback_reason}"), style="yellow"))
     if record.error:
         notes.append(Text(printable(f"error: {record.error}"), style="red"))
     return notes
+
+
+def read_by_tier(record: ColdStartRecord) -> dict[str, str]:
+    """What each tier gave, in words: ``21.30 MB in 57 chunks``."""
+    words = {}
+    for tier, count in record.bytes_by_tier.items():
+        chunks = record.chunks_by_tier.get(tier, 0)
+        if count:
+            words[tier] = format_bytes(count) + (f" in {chunks} chunks" if chunks else "")
+    return words
 
 
 def format_bytes(count: int) -> str:

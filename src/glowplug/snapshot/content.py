@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from glowplug.types.content import ContentUsage, Fetching, KeptFiles
+from glowplug.types.content import ContentUsage, Fetching, KeptFiles, TierRead
 
 
 class SnapshotContent(Protocol):
@@ -68,8 +68,12 @@ class SnapshotContent(Protocol):
         """Where its bytes are; of an unknown one, nowhere."""
         ...
 
-    def fetched_bytes(self, digest: str) -> dict[str, int]:
+    def fetched(self, digest: str) -> dict[str, TierRead]:
         """What came from other machines so far, by tier; quick, never raises, and empty if nobody counts."""
+        ...
+
+    def chunks(self, digest: str) -> int:
+        """How many chunks its files are in; quick, never raises, and 0 if nobody counts."""
         ...
 
     def note_use(self, digest: str) -> None:

@@ -16,7 +16,7 @@ from glowplug.snapshot.locks import share_directory
 from glowplug.snapshot.manifest import MANIFEST_NAME, STATUS_NAME, FileEntry, Manifest, invalid
 from glowplug.snapshot.sealing.manifests import StoredManifest
 from glowplug.snapshot.status import RestoreStatus
-from glowplug.types.content import Fetching
+from glowplug.types.content import Fetching, TierRead, read_since
 from glowplug.types.errors import Conflict, InvalidInput, KeyMissing, NotFound, SnapshotInvalid
 from glowplug.types.replica import SnapshotStatus, SnapshotView
 
@@ -91,9 +91,9 @@ class Snapshot:
         except (NotFound, InvalidInput) as problem:
             raise invalid(self.id, f"is damaged: {problem.message}", file="content") from problem
 
-    def fetched_bytes(self) -> dict[str, int]:
+    def fetched(self) -> dict[str, TierRead]:
         """What was fetched of it from other machines so far, by tier."""
-        return self.content.fetched_bytes(self.manifest.content)
+        return self.content.fetched(self.manifest.content)
 
     def missing_bytes(self) -> int:
         """How much of it is not on this node."""
@@ -107,12 +107,15 @@ class Snapshot:
         """Nobody waits for what is not here any more: whoever reads that fails at once."""
         self.content.give_up(self.manifest.content)
 
-    def bytes_by_tier(self, fetched_before: dict[str, int]) -> dict[str, int]:
-        """Where its bytes were, as a restore that began at ``fetched_before`` and is over found them."""
-        now = self.fetched_bytes()
-        fetched = {tier: count - fetched_before.get(tier, 0) for tier, count in now.items()}
-        here_bytes = self.manifest.total_bytes - sum(fetched.values())
-        return {tier: count for tier, count in {"ssd": here_bytes, **fetched}.items() if count > 0}
+    def read_by_tier(self, fetched_before: dict[str, TierRead]) -> dict[str, TierRead]:
+        """Where it was, as a restore that began at ``fetched_before`` and is over found it."""
+        fetched = read_since(fetched_before, self.fetched())
+        here_bytes, here_chunks = self.manifest.total_bytes, self.content.chunks(self.manifest.content)
+        for read in fetched.values():
+            here_bytes -= read.bytes
+            here_chunks -= read.chunks
+        here = TierRead(here_bytes, max(0, here_chunks))
+        return {"ssd": here, **fetched} if here_bytes > 0 else fetched
 
     def verify(self, progress: Progress | None = None, stopped: threading.Event | None = None) -> None:
         """Read every byte and compare. Raises SnapshotInvalid naming the file and what differs.

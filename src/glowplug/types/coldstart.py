@@ -22,8 +22,9 @@ class ColdStartRecord(Message):
 
     ``total_s`` is measured by the router, from the moment the request was held to the first byte of the
     answer; ``stages_s`` says where it went (they add up to ``total_s`` within scheduling noise).
-    ``bytes_by_tier``: what was read of the image and the snapshot, by where it was found; ``mounted_as``:
-    how the image was mounted (``graduated``, ``lazy``, ``folder`` ..).
+    ``bytes_by_tier``: what was read of the image and the snapshot, by where it was found, and
+    ``chunks_by_tier`` in how many chunks: the hits of each tier. ``mounted_as``: how the image was mounted
+    (``graduated``, ``lazy``, ``folder`` ..).
     """
 
     version: int = RECORD_VERSION
@@ -39,6 +40,7 @@ class ColdStartRecord(Message):
     total_s: float
     stages_s: dict[Stage, float] = {}
     bytes_by_tier: dict[str, int] = {}
+    chunks_by_tier: dict[str, int] = {}
     mounted_as: str | None = None
     snapshot_id: str | None = None
     fallback_reason: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -11,6 +12,34 @@ class KeptFiles:
 
     digest: str
     deduplicated_bytes: int
+
+
+@dataclass(frozen=True)
+class TierRead:
+    """What one tier gave: bytes as transferred, and chunks, each of them a hit."""
+
+    bytes: int = 0
+    chunks: int = 0
+
+
+def read_since(before: Mapping[str, TierRead], now: Mapping[str, TierRead]) -> dict[str, TierRead]:
+    """By tier, what was read between two counts; tiers that gave nothing are left out."""
+    grown = {
+        tier: TierRead(read.bytes - earlier.bytes, read.chunks - earlier.chunks)
+        for tier, read in now.items()
+        for earlier in (before.get(tier, TierRead()),)
+    }
+    return {tier: read for tier, read in grown.items() if read.bytes > 0}
+
+
+def bytes_by_tier(reads: Mapping[str, TierRead]) -> dict[str, int]:
+    """Of these, the bytes."""
+    return {tier: read.bytes for tier, read in reads.items()}
+
+
+def chunks_by_tier(reads: Mapping[str, TierRead]) -> dict[str, int]:
+    """Of these, the hits."""
+    return {tier: read.chunks for tier, read in reads.items()}
 
 
 @dataclass(frozen=True)

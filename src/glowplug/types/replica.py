@@ -120,7 +120,9 @@ class ReplicaView(Message):
     restored_bytes: int = 0
     mounted_as: str | None = None
     image_bytes_by_tier: dict[str, int] = {}
+    image_chunks_by_tier: dict[str, int] = {}
     snapshot_bytes_by_tier: dict[str, int] = {}
+    snapshot_chunks_by_tier: dict[str, int] = {}
     fallback_reason: str | None = None
     error: ErrorInfo | None = None
 

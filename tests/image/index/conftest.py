@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from tests import needs
 
 from glowplug.image.lazy.erofs_mount import mount_erofs
 
@@ -39,9 +39,7 @@ def mount_index(tmp_path: Path) -> Iterator[Mount]:
 
 def fsck(image: bytes, folder: Path, blob_bytes: Sequence[int]) -> str:
     """What ``fsck.erofs`` has against an image: nothing, if it is sound."""
-    program = shutil.which("fsck.erofs")
-    if program is None:
-        pytest.skip("erofs-utils is not installed")
+    needs.programs("fsck.erofs")
     index = folder / "checked.erofs"
     index.write_bytes(image)
     devices: list[str] = []
@@ -51,6 +49,11 @@ def fsck(image: bytes, folder: Path, blob_bytes: Sequence[int]) -> str:
             file.truncate(size_bytes)
         devices.append(f"--device={blob}")
     checked = subprocess.run(
-        [program, *devices, index], capture_output=True, text=True, timeout=120, check=False, errors="replace"
+        ["fsck.erofs", *devices, index],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        errors="replace",
     )
     return "" if checked.returncode == 0 else checked.stdout + checked.stderr

@@ -6,15 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
 from tests.image.index.conftest import Mount, fsck
 from tests.image.index.nasty_folder import LONG_BEFORE_1970_NS, make_nasty_folder
 from tests.image.index.real_tree import differences, read_folder, write_blob
-from tests.image.index.trees import chunk, describe, directory, file, symlink, tree_of
+from tests.image.index.trees import chunk, describe, directory, file, memory, symlink, tree_of, trees
 
 from glowplug.chunks.table import ChunkTable
 from glowplug.image.index.erofs_read import read_index
 from glowplug.image.index.erofs_write import write_index
 from glowplug.image.index.relocate import relocate
+from glowplug.image.index.tree import Tree
 
 BLOCK_BYTES = 4096
 
@@ -37,6 +39,30 @@ def test_everything_a_root_filesystem_holds_survives(tmp_path: Path, nasty: Path
     blob = tmp_path / "blob"
     write_blob(blob, table, chunks)
     assert differences(nasty, mount_index(image, [blob])) == []
+
+
+def test_fsck_accepts_files_that_are_cut_at_pages(tmp_path: Path) -> None:
+    page = 1 << 12
+    tree = tree_of(
+        {
+            b"memory": memory(3 * page, -2 * page, page, 5),
+            b"hole first": memory(-page, 256 * page),
+            b"beside": file(70_000),
+        }
+    )
+    image, packed = write_index(tree)
+    table = ChunkTable(packed)
+    assert fsck(image, tmp_path, [table.blob_bytes]) == ""
+    blocks = table.blob_bytes // BLOCK_BYTES
+    graduated = relocate(image, lambda index: (7, table.offset(index)), table, {7: blocks})
+    assert fsck(graduated, tmp_path, [table.blob_bytes]) == ""
+
+
+@given(trees())
+@settings(max_examples=15, deadline=None)
+def test_fsck_accepts_any_tree(tmp_path_factory: pytest.TempPathFactory, tree: Tree) -> None:
+    image, packed = write_index(tree)
+    assert fsck(image, tmp_path_factory.mktemp("tree"), [ChunkTable(packed).blob_bytes]) == ""
 
 
 def test_everything_survives_graduation_to_packs(tmp_path: Path, nasty: Path, mount_index: Mount) -> None:

@@ -27,6 +27,7 @@ class RegionServer:
         self.requests: list[str] = []
         self._objects: dict[str, bytes] = {}
         self._failing: set[str] = set()
+        self._falsified: set[str] = set()
         self._gates: dict[str, tuple[threading.Event, threading.Event]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -52,8 +53,13 @@ class RegionServer:
         """Answer 500 for this chunk."""
         self._failing.add(self.key(content, index))
 
+    def falsify(self, content: BlobContent, index: int) -> None:
+        """Give other bytes of the same length for this chunk."""
+        self._falsified.add(self.key(content, index))
+
     def heal(self) -> None:
         self._failing.clear()
+        self._falsified.clear()
 
     def hold(self, content: BlobContent, index: int) -> tuple[threading.Event, threading.Event]:
         """Hold back this chunk's answer. Events: it was asked for; let it go."""
@@ -73,7 +79,10 @@ class RegionServer:
             asked, release = self._gates[key]
             asked.set()
             release.wait(PATIENCE_S)
-        return None if key in self._failing else self._objects.get(key)
+        body = None if key in self._failing else self._objects.get(key)
+        if body is not None and key in self._falsified:
+            return bytes([body[0] ^ 1]) + body[1:]
+        return body
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         region = self

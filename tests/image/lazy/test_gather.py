@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.image.index.conftest import fsck
 from tests.image.lazy.small_image import detach_all, needs_root, write_small_image
 
 from glowplug.chunks.chunk import CHUNK_BYTES, Chunk, aligned
@@ -127,6 +128,14 @@ def image(tmp_path: Path) -> Iterator[Image]:
 def test_every_file_is_itself(image: Image) -> None:
     image.mount()
     assert image.contents() == FILES
+
+
+def test_fsck_accepts_both_images(image: Image, tmp_path: Path) -> None:
+    assert fsck(image.gathered.read_bytes(), tmp_path, [image.pack.stat().st_size]) == ""
+    index = image.index.read_bytes()
+    devices_bytes = [blocks * BLOCK_BYTES for blocks in Superblock.parse(memoryview(index)).devices]
+    assert len(devices_bytes) == 2
+    assert fsck(index, tmp_path, devices_bytes) == ""
 
 
 @needs_root

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import socket
 import stat
 import struct
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests import needs
 from tests.image.lazy.small_image import needs_root, write_small_image
 
 from glowplug.chunks.chunk import CHUNK_BYTES, Chunk, aligned
@@ -235,8 +235,8 @@ print("all is well")
 
 
 @needs_root
-@pytest.mark.skipif(shutil.which("fusermount3") is None, reason="fusermount3 is not installed")
 def test_somebody_who_is_not_root_mounts_by_fusermount() -> None:
+    needs.programs("fusermount3")
     with tempfile.TemporaryDirectory(prefix="glowplug-nobody-", dir="/var/tmp") as base:
         device = Path(base) / "fuse"
         os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(10, 229))

@@ -17,24 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.image.index.nasty_folder import ACL, CAPABILITY
 
 from glowplug.image.origin.oci_manifest import OCI_INDEX, OCI_MANIFEST
 
-PROGRAM_TIMEOUT_S = 60
+PROGRAM_TIMEOUT_S = 120
 GZIP_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 ZSTD_LAYER = "application/vnd.oci.image.layer.v1.tar+zstd"
 PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
 FOREIGN_LAYER = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 HERE = {"os": "linux", "architecture": "amd64"}
-
-
-def require(*programs: str) -> None:
-    missing = [name for name in programs if shutil.which(name) is None]
-    if missing or os.geteuid() != 0:
-        pytest.skip(f"needs root and {', '.join(missing) or 'nothing else'}")
 
 
 def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -148,6 +141,17 @@ def make_umoci_layout(folder: Path, work: Path) -> Path:
         "--config.workingdir", "/srv", "--config.user", "1000:1000", "--config.label", "team=images",
     )  # fmt: skip
     return layout
+
+
+def make_shell_root(root: Path, *programs: str) -> None:
+    """Little more than these programs of the machine's, with the libraries that they link to."""
+    for program in programs:
+        libraries = run("ldd", program)
+        files = [word for word in libraries.stdout.split() if word.startswith("/")]
+        for path in (program, *files):
+            target = root / path.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
 
 
 def unpack_by_umoci(layout: Path, tag: str, work: Path) -> Path:

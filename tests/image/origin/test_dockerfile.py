@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.image.origin.oci_images import BlobFolder, require, run, tar_of
+from tests import needs
+from tests.image.origin.oci_images import BlobFolder, make_shell_root, run, tar_of
 from tests.image.origin.origin_kit import OpenStore, a_job, at, paths, read
 from tests.image.origin.registry_server import DockerRegistry
 
@@ -23,7 +23,8 @@ PROXY = "http://proxy.invalid:3128"
 
 @pytest.fixture
 def context(tmp_path: Path) -> Iterator[Path]:
-    require("buildah", "mmdebstrap", "docker-registry", "skopeo")
+    needs.root("to build")
+    needs.programs("buildah", "mmdebstrap", "docker-registry", "skopeo")
     context = tmp_path / "context"
     context.mkdir()
     yield context
@@ -122,13 +123,7 @@ def test_a_build_argument_is_a_name(tmp_path: Path, name: str) -> None:
 def push_shell(registry: DockerRegistry, folder: Path) -> None:
     """An image that is little more than a shell."""
     root = folder / "root"
-    for program in ("/bin/sh", "/bin/rm", "/bin/ln"):
-        libraries = subprocess.run(["ldd", program], capture_output=True, text=True, check=True, timeout=60)
-        files = [word for word in libraries.stdout.split() if word.startswith("/")]
-        for path in (program, *files):
-            target = root / path.lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target)
+    make_shell_root(root, "/bin/sh", "/bin/rm", "/bin/ln")
     (root / "kept").write_text("kept")
     (root / "gone").write_text("gone")
     archive = folder / "root.tar"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from tests import needs
 from tests.image.index.trees import describe
 from tests.image.origin.oci_images import (
     CONFIG,
@@ -16,7 +17,6 @@ from tests.image.origin.oci_images import (
     BlobFolder,
     digest_of,
     make_umoci_layout,
-    require,
     run,
     simple_layout,
     tar_of,
@@ -49,7 +49,8 @@ def config_of(folder: Path) -> ImageConfig:
 @pytest.fixture(scope="module")
 def layered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A layout by umoci, and what umoci unpacks from it."""
-    require("umoci", "skopeo")
+    needs.root("to unpack")
+    needs.programs("umoci", "skopeo")
     work = tmp_path_factory.mktemp("umoci")
     layout = make_umoci_layout(work, work)
     return layout, unpack_by_umoci(layout, "app", work)

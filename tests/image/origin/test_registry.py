@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import needs
 from tests.image.index.trees import describe
-from tests.image.origin.oci_images import BlobFolder, make_umoci_layout, require, run, tar_of
+from tests.image.origin.oci_images import BlobFolder, make_umoci_layout, run, tar_of
 from tests.image.origin.origin_kit import a_job, paths, read
 from tests.image.origin.registry_server import PASSWORD, USER, DockerRegistry, TokenServer
 
@@ -27,7 +28,8 @@ LOGIN = Credentials(USER, PASSWORD)
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require("umoci", "skopeo", "docker-registry")
+    needs.root("to unpack")
+    needs.programs("umoci", "skopeo", "docker-registry")
     work = tmp_path_factory.mktemp("layout")
     return make_umoci_layout(work, work)
 

@@ -29,6 +29,8 @@ _TIER_COUNTERS = {
     "fallbacks": "Requests to a tier after another one failed.",
 }
 _FETCH_COUNTERS = {
+    "failed": ("failed_chunks", "Chunks that no tier gave, or none gave right."),
+    "unstored": ("unstored_chunks", "Chunks that were handed on and not kept: no room."),
     "received_bytes": ("received_bytes", "Bytes from other machines, as they come."),
     "stalls": ("stalls", "Attempts at a read that brought next to nothing, and were made again."),
     "expired": ("expired_waits", "Waits for a chunk that took too long."),

@@ -18,7 +18,7 @@ from glowplug.image.lazy.client import DaemonClient, PrefetchProgress
 from glowplug.image.lazy.mount_table import mounted_at, read_mount_table
 from glowplug.image.lazy.mounter import LazyMounts, Mounted
 from glowplug.image.mount import MountUse
-from glowplug.types.content import Fetching
+from glowplug.types.content import Fetching, TierRead
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -74,19 +74,21 @@ class LazyStarts:
         self._mounts.forget_pages(digest)
 
     def use(self, digest: str) -> MountUse:
-        """How it is mounted, and what the daemon gave since it was attached."""
+        """How it is mounted, and what the daemon gave since it was attached: before it is mounted, maybe."""
         kind = self.kind(digest)
-        if kind != "lazy":
-            return MountUse(kind or "")
+        if kind not in (None, "lazy"):
+            return MountUse(kind)
         try:
             blob = self._running(STATS_TIMEOUT_S).stats().blobs.get(digest)
         except GlowplugError as problem:
-            _log.warning("what image %s read cannot be told: %s", digest[:16], problem.message)
-            return MountUse(kind)
+            if kind is not None:
+                _log.warning("what image %s read cannot be told: %s", digest[:16], problem.message)
+            return MountUse(kind or "")
         if blob is None:
-            return MountUse(kind)
-        counts = {tier: share.bytes for tier, share in blob.tiers.items() if share.bytes}
-        return MountUse(kind, {SSD_TIER: blob.ssd_bytes, **counts} if blob.ssd_bytes else counts)
+            return MountUse(kind or "")
+        reads = {SSD_TIER: TierRead(blob.ssd_bytes, blob.ssd_chunks)}
+        reads |= {tier: TierRead(share.bytes, share.chunks) for tier, share in blob.tiers.items()}
+        return MountUse(kind or "", {tier: read for tier, read in reads.items() if read.bytes})
 
     def keep_trace(self, digest: str, command: Sequence[str]) -> None:
         """Remember what was read since the image was attached, unless this command has a trace.

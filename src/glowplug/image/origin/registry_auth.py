@@ -104,7 +104,7 @@ class Authorizer:
         data = read_small(response, MAX_TOKEN_ANSWER_BYTES, "a token")
         if response.status != 200:
             raise self.denied()
-        return _token_in(data, self._registry)
+        return token_in(data, self._registry)
 
     def _checked_realm(self, realm: str) -> str:
         try:
@@ -124,7 +124,8 @@ class Authorizer:
         return realm
 
 
-def _token_in(data: bytes, registry: str) -> str:
+def token_in(data: bytes, registry: str) -> str:
+    """The token of a login server's answer. Raises InvalidInput."""
     try:
         answer = _TokenAnswer.model_validate_json(data)
     except ValidationError:

@@ -28,7 +28,7 @@ from glowplug.snapshot.sealing.table import (
     encode_table,
     sealed_name,
 )
-from glowplug.types.content import ContentUsage, Fetching, KeptFiles
+from glowplug.types.content import ContentUsage, Fetching, KeptFiles, TierRead
 
 _SEALED_FOLDER = ".sealed"
 _CAPTURE_SHARE = 2
@@ -128,9 +128,13 @@ class SealedContent:
         """See :class:`SnapshotContent`."""
         return self._below.usage(digest)
 
-    def fetched_bytes(self, digest: str) -> dict[str, int]:
+    def fetched(self, digest: str) -> dict[str, TierRead]:
         """See :class:`SnapshotContent`."""
-        return self._below.fetched_bytes(digest)
+        return self._below.fetched(digest)
+
+    def chunks(self, digest: str) -> int:
+        """See :class:`SnapshotContent`."""
+        return self._below.chunks(digest)
 
     def note_use(self, digest: str) -> None:
         """See :class:`SnapshotContent`."""
