@@ -36,6 +36,9 @@ class FakeControl:
     registers: dict[str, Any] | None = None
     build_events: list[dict[str, Any]] = field(default_factory=list)
     captures: list[dict[str, Any]] = field(default_factory=list)
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    placement: dict[str, Any] = field(default_factory=dict)
+    join_token: dict[str, Any] = field(default_factory=dict)
     log: bytes = b""
     log_never_ends: bool = False
     error: GlowplugError | None = None
@@ -67,6 +70,7 @@ class FakeControl:
         self._add_deployments(app)
         self._add_replicas(app)
         self._add_stores(app)
+        self._add_nodes(app)
         return app
 
     def _add_deployments(self, app: FastAPI) -> None:
@@ -167,6 +171,33 @@ class FakeControl:
                 await socket.send_text(json.dumps({"type": "exit", "code": 7}))
                 await socket.close()
                 return
+
+    def _add_nodes(self, app: FastAPI) -> None:
+        @app.get("/api/v1/nodes")
+        async def nodes() -> Any:
+            return self.nodes
+
+        @app.post("/api/v1/nodes/{name}/{verb}")
+        async def change(name: str, verb: str) -> Any:
+            return next(node for node in self.nodes if node["name"] == name)
+
+        @app.delete("/api/v1/nodes/{name}", status_code=204)
+        async def remove_node(name: str) -> None: ...
+
+        @app.post("/api/v1/join-tokens", status_code=201)
+        async def new_token() -> Any:
+            return self.join_token
+
+        @app.get("/api/v1/join-tokens")
+        async def tokens() -> Any:
+            return [{**self.join_token, "token": None}]
+
+        @app.delete("/api/v1/join-tokens/{token_id}", status_code=204)
+        async def revoke(token_id: str) -> None: ...
+
+        @app.get("/api/v1/replicas/{replica_id}/placement")
+        async def placement(replica_id: str) -> Any:
+            return self.placement
 
     def _add_stores(self, app: FastAPI) -> None:
         @app.get("/api/v1/snapshots")

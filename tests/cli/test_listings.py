@@ -51,6 +51,15 @@ def test_ps_shows_what_is_parked_and_how_long_it_took_to_wake(
     assert "40 ms" in second or "0.04 s" in second
 
 
+def test_ps_shows_the_nodes_where_there_are_several(control: FakeControl, glowplug: Glowplug) -> None:
+    control.replicas = [replica()]
+    assert "NODE" not in glowplug("ps").stdout
+    control.replicas = [replica(node="alpha"), replica(id="chat-vllm-b", node="beta")]
+    head, first, second = glowplug("ps").stdout.splitlines()
+    assert "NODE" in head
+    assert ("alpha" in first, "beta" in second) == (True, True)
+
+
 def test_ps_hides_stopped_replicas_unless_asked(control: FakeControl, glowplug: Glowplug) -> None:
     control.replicas = [replica(id="a", state="stopped"), replica(id="b", state="failed")]
     assert [view["id"] for view in json.loads(glowplug("ps", "--json").stdout)] == ["b"]

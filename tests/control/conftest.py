@@ -33,6 +33,7 @@ QUICK = Timings(
     relief_step_s=0.2,
     reconnect_first_s=0.02,
     reconnect_max_s=0.05,
+    node_look_s=0.2,
 )
 
 

@@ -25,6 +25,7 @@ from glowplug.types.replica import (
     ErrorInfo,
     ImageView,
     MemoryView,
+    NodeHoldings,
     NodeView,
     Purpose,
     ReplicaEvent,
@@ -36,6 +37,7 @@ from glowplug.types.replica import (
     StartPath,
     StartReplica,
 )
+from glowplug.types.spec import DirectoryImage
 
 HEARTBEAT_S = 0.2
 
@@ -61,6 +63,10 @@ class FakeAgent:
         self.orders: list[StartReplica] = []
         self.stops: list[tuple[str, float]] = []
         self.builds = 0
+        self.images: set[str] = set()
+        self.looks = 0
+        self.holdings = NodeHoldings()
+        self.node_fields: dict[str, Any] = {}
         self._revision = time.time_ns()
         self._watchers: set[asyncio.Queue[ReplicaEvent]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -190,7 +196,12 @@ class FakeAgent:
             return NodeView(
                 name="testnode", agent_pid=1, version="0", cpus=2, cpus_used=0, memory_bytes=1,
                 memory_used_bytes=0, runtime="fake", replicas=len(self.views),
-            )  # fmt: skip
+            ).model_copy(update=self.node_fields)  # fmt: skip
+
+        @app.get("/v1/holdings")
+        async def holdings() -> NodeHoldings:
+            self.looks += 1
+            return self.holdings
 
         @app.get("/v1/watch")
         async def watch() -> StreamingResponse:
@@ -279,6 +290,13 @@ class FakeAgent:
         async def images() -> list[ImageView]:
             return []
 
+        @app.get("/v1/images/{image_id}")
+        async def image(image_id: str) -> ImageView:
+            if image_id not in self.images:
+                raise NotFound(f"No image {image_id!r}.", remedy="See the list.")
+            spec = DirectoryImage(path="/")
+            return ImageView(id=image_id, kind=spec.kind, spec=spec)
+
         @app.delete("/v1/images/{image_id}", status_code=204)
         async def delete_image(image_id: str) -> None:
             if image_id != "known":
@@ -306,6 +324,7 @@ class FakeAgent:
             yield BuildEvent(error=self.build_error).model_dump_json() + "\n"
             return
         image = ImageView(id=f"img-{request.image.digest()[:8]}", kind=request.image.kind, spec=request.image)
+        self.images.add(image.id)
         yield BuildEvent(image=image, fraction=1.0).model_dump_json() + "\n"
 
     async def _events(self) -> AsyncIterator[str]:

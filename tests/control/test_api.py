@@ -12,7 +12,7 @@ from tests.control.fake_agent import FakeAgent
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from glowplug.control.access import Gate, load_or_create_token
+from glowplug.control.access import Gate, is_open, load_or_create_token
 from glowplug.pool.planner.live import requests_now
 from glowplug.types.errors import Conflict, GlowplugError, NotFound, SystemUnfit, Unauthorized
 from glowplug.types.paths import StateDir
@@ -59,6 +59,17 @@ def test_this_machine_and_holders_of_the_token_may_enter(allowed: dict[str, obje
 def test_everybody_else_is_refused(refused: dict[str, object]) -> None:
     with pytest.raises(Unauthorized):
         Gate("secret-token").check(refused)
+
+
+@pytest.mark.parametrize(("kind", "method", "path", "needs_none"), [
+    ("http", "POST", "/api/v1/nodes/join", True), ("http", "POST", "/api/v1/nodes/renew", True),
+    ("http", "GET", "/api/v1/nodes/join", False), ("http", "POST", "/api/v1/nodes/join/", False),
+    ("http", "POST", "/api/v1/nodes/beta/drain", False), ("websocket", "GET", "/api/v1/nodes/join", False),
+    ("http", "POST", "/api/v1/join-tokens", False), ("http", "DELETE", "/api/v1/nodes/renew", False),
+])  # fmt: skip
+def test_only_joining_and_renewing_need_no_token(kind: str, method: str, path: str, needs_none: bool) -> None:
+    method_of = {"method": method} if kind == "http" else {}
+    assert is_open({"type": kind, "path": path, **method_of}) == needs_none
 
 
 def test_the_token_is_made_once_and_private(state: StateDir) -> None:

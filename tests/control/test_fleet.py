@@ -57,3 +57,40 @@ def test_what_is_listed_holds_though_the_agents_clock_was_put_back(fleet: Fleet)
     fleet.apply(NODE, view(ReplicaState.READY, 5))
     fleet.apply(NODE, view(ReplicaState.PARKED, 2), is_listed=True)
     assert fleet.replicas["r1"].is_parked
+
+
+OTHER = "node-2"
+
+
+def test_a_second_claim_to_a_replica_is_told_and_changes_nothing(fleet: Fleet) -> None:
+    fleet.apply(NODE, view(ReplicaState.READY, 5))
+    fleet.apply(OTHER, view(ReplicaState.READY, 9))
+    assert fleet.duplicates == {(OTHER, "r1")}
+    assert (fleet.replicas["r1"].node, fleet.replicas["r1"].view.revision) == (NODE, 5)
+    fleet.apply(OTHER, view(ReplicaState.STOPPED, 10))
+    assert "r1" in fleet.replicas, "its end elsewhere is not its end here"
+
+
+def test_what_was_on_a_lost_node_is_over_and_drained_when_it_comes_back(fleet: Fleet) -> None:
+    fleet.apply(NODE, view(ReplicaState.READY, 5))
+    fleet.apply(OTHER, view(ReplicaState.READY, 5).model_copy(update={"id": "r2"}))
+    fleet.lose(NODE, "which burnt down")
+    assert list(fleet.replicas) == ["r2"]
+    fleet.apply(NODE, view(ReplicaState.READY, 5), is_listed=True)
+    assert fleet.replicas["r1"].drain is not None
+    assert not fleet.replicas["r1"].is_live
+    fleet.synced(NODE, {"r1"}, listed_at_s=0.0)
+    fleet.apply(NODE, view(ReplicaState.STOPPED, 6))
+    fleet.synced(NODE, set(), listed_at_s=0.0)
+    fleet.apply(NODE, view(ReplicaState.READY, 7), is_listed=True)
+    assert fleet.replicas["r1"].drain is None, "it is forgotten once the node no longer lists it"
+
+
+def test_replicas_of_a_node_that_is_drained_are_leaving_those_listed_later_too(fleet: Fleet) -> None:
+    fleet.apply(NODE, view(ReplicaState.READY, 5))
+    fleet.set_leaving(NODE, is_leaving=True)
+    fleet.apply(NODE, view(ReplicaState.READY, 1).model_copy(update={"id": "r2"}), is_listed=True)
+    fleet.apply(OTHER, view(ReplicaState.READY, 1).model_copy(update={"id": "r3"}))
+    assert [replica.is_leaving for replica in fleet.replicas.values()] == [True, True, False]
+    fleet.set_leaving(NODE, is_leaving=False)
+    assert not any(replica.is_leaving for replica in fleet.replicas.values())

@@ -11,6 +11,7 @@ import pytest
 from tests.control.fake_agent import FakeAgent
 
 from glowplug.node import client as module
+from glowplug.node.address import LocalNode
 from glowplug.node.client import NodeClient
 from glowplug.types.errors import NotFound, Unavailable
 from glowplug.types.paths import StateDir
@@ -23,14 +24,14 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 async def talking_to(path: Path, handler: Handler) -> AsyncIterator[NodeClient]:
     """A client of a Unix socket on which ``handler`` answers."""
     server = await asyncio.start_unix_server(handler, path)
-    client = NodeClient(path)
+    client = NodeClient(LocalNode(path))
     yield client
     await client.close()
     server.close()
 
 
 async def test_nobody_there_is_unavailable_with_a_remedy(state: StateDir) -> None:
-    client = NodeClient(state.agent_socket)
+    client = NodeClient(LocalNode(state.agent_socket))
     with pytest.raises(Unavailable) as error:
         await client.node()
     assert error.value.remedy
@@ -44,7 +45,7 @@ async def test_nobody_there_is_unavailable_with_a_remedy(state: StateDir) -> Non
 
 
 async def test_the_agents_errors_are_rebuilt(state: StateDir, agent: FakeAgent) -> None:
-    client = NodeClient(state.agent_socket)
+    client = NodeClient(LocalNode(state.agent_socket))
     with pytest.raises(NotFound) as error:
         await client.replica("none")
     assert error.value.message == "No replica 'none'."

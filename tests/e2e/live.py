@@ -38,9 +38,12 @@ _Result = TypeVar("_Result")
 
 
 class Live:
-    """``with Live() as live``: a running Glowplug of one's own; ``environment`` configures its node."""
+    """``with Live() as live``: a running Glowplug of one's own, on ``host`` (default: this machine only).
 
-    def __init__(self, **environment: str) -> None:
+    ``environment`` configures its node.
+    """
+
+    def __init__(self, host: str | None = None, **environment: str) -> None:
         # Not below /tmp, which is memory on many machines; and short, for the names of Unix sockets.
         self.state = StateDir(Path(tempfile.mkdtemp(prefix="gp-e2e-", dir="/var/tmp")))
         self.environment = {k: v for k, v in os.environ.items() if k not in _VARIABLES_OF_OURS}
@@ -49,11 +52,13 @@ class Live:
         self.environment |= {"GLOWPLUG_STATE": str(self.state.root), **environment}
         self.apps: set[str] = set()
         self.url = ""
+        self._host = host
         self.keeps_logs = False
 
     def __enter__(self) -> Live:
         try:
-            self.cli("up", "--port", "0", "--timeout", UP_TIMEOUT_S)
+            host = () if self._host is None else ("--host", self._host)
+            self.cli("up", "--port", "0", *host, "--timeout", UP_TIMEOUT_S)
             self.url = f"http://127.0.0.1:{json.loads(self.state.supervisor.read_text())['port']}"
             self.http = httpx.Client(base_url=self.url, timeout=240.0, trust_env=False)
         except BaseException:

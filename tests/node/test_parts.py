@@ -17,13 +17,14 @@ from tests.runtime.sandboxes import running
 
 from glowplug.node import failures, logs
 from glowplug.node.admission import check_request, is_replica_id
-from glowplug.node.capacity import Capacity, is_called
+from glowplug.node.capacity import Capacity
 from glowplug.node.exits import ExitWatch, read_exit_code
 from glowplug.node.race import Interrupted, before
 from glowplug.node.record import ReplicaFolder
 from glowplug.node.table import ReplicaTable
 from glowplug.runtime.bundle import SANDBOX_OVERHEAD_BYTES
 from glowplug.snapshot.gpu.inventory import Device
+from glowplug.types.chips import is_called
 from glowplug.types.errors import InvalidInput, Unavailable
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import (

@@ -11,7 +11,15 @@ from urllib.parse import quote
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from glowplug.cli.transport import Transport
-from glowplug.control.messages import DeployEvent, DeploymentView, StatusView, StopResult
+from glowplug.control.messages import (
+    DeployEvent,
+    DeploymentView,
+    NodeStatus,
+    PlacementView,
+    StatusView,
+    StopResult,
+)
+from glowplug.types.cluster import JoinTokenView
 from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.errors import Unavailable
 from glowplug.types.image import ImageTask, IndexView, TaskEvent
@@ -166,6 +174,36 @@ class ApiClient:
         """Delete a snapshot that nothing uses, or what the region has of it."""
         path = f"/api/v1/snapshots/{_part(snapshot_id)}"
         self._transport.request("DELETE", path, {"region": region or None})
+
+    def placement(self, replica_id: str) -> PlacementView:
+        """Why a replica is on its node."""
+        return self._one(PlacementView, "GET", f"/api/v1/replicas/{_part(replica_id)}/placement")
+
+    def nodes(self) -> list[NodeStatus]:
+        """The machines, and what they may be used for."""
+        return self._many(NodeStatus, "/api/v1/nodes")
+
+    def drain_node(self, name: str, *, undo: bool) -> NodeStatus:
+        """Place nothing new there and move what runs there, or use it again."""
+        verb = "undrain" if undo else "drain"
+        return self._one(NodeStatus, "POST", f"/api/v1/nodes/{_part(name)}/{verb}")
+
+    def remove_node(self, name: str, *, force: bool) -> None:
+        """Take it out of the cluster."""
+        parameters = {"force": "true" if force else None}
+        self._transport.request("DELETE", f"/api/v1/nodes/{_part(name)}", parameters)
+
+    def new_join_token(self, ttl_s: float) -> JoinTokenView:
+        """A token to join with."""
+        return self._one(JoinTokenView, "POST", "/api/v1/join-tokens", ttl_s=ttl_s)
+
+    def join_tokens(self) -> list[JoinTokenView]:
+        """Tokens that can still be used, without their secrets."""
+        return self._many(JoinTokenView, "/api/v1/join-tokens")
+
+    def revoke_join_token(self, token_id: str) -> None:
+        """Let nobody join with it any more."""
+        self._transport.request("DELETE", f"/api/v1/join-tokens/{_part(token_id)}", {})
 
     def exec_url(self, replica_id: str, query: str) -> str:
         """The address of a replica's exec socket."""

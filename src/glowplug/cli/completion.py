@@ -1,4 +1,4 @@
-"""Names for the shell's TAB key: apps, replicas, snapshots and images that exist right now.
+"""Names for the shell's TAB key: apps, replicas, snapshots, images and nodes that exist right now.
 
 A shell waits while we look, so we look for a second at most, and whatever goes wrong means no suggestions:
 a completion has no place to show an error.
@@ -53,6 +53,11 @@ def images(context: typer.Context, incomplete: str) -> list[str]:
 def image_names(context: typer.Context, incomplete: str) -> list[str]:
     """Names of imported images, and the short digests of those that have none."""
     return _matching(context, incomplete, _image_names)
+
+
+def nodes(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of nodes."""
+    return _matching(context, incomplete, lambda client: [node.name for node in client.nodes()])
 
 
 def _app_names(client: ApiClient) -> list[str]:

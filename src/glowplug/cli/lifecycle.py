@@ -23,6 +23,7 @@ from glowplug.snapshot.expiry import VARIABLE as TTL_VARIABLE
 from glowplug.snapshot.expiry import ttl_from_environment
 from glowplug.snapshot.sealing.keys import FILE_VARIABLE, KeyRing
 from glowplug.snapshot.sharing import Sharing
+from glowplug.types.cluster import NodeState
 
 
 def register(app: typer.Typer) -> None:
@@ -187,6 +188,8 @@ def _print_status(session: Session, url: str, view: StatusView) -> None:
 def _node_row(node: NodeStatus) -> Row:
     known = node.view
     state = Text("reachable", "green") if node.is_reachable else Text("unreachable", "red")
+    if node.state in (NodeState.DRAINING, NodeState.LOST):
+        state = Text(node.state.value, "yellow" if node.is_reachable else "red")
     if known is None:
         return [node.name, state, "", "", "", ""]
     if known.quarantine is not None:

@@ -14,10 +14,12 @@ import typer
 from typer.core import TyperGroup
 
 from glowplug.cli import (
+    cluster,
     coldstarts,
     costs,
     deploy,
     doctor,
+    explain,
     gpus,
     image_tasks,  # noqa: F401 - adds its commands to those of images
     images,
@@ -116,10 +118,12 @@ run.register(app)
 recipes.register(app)
 replicas.register(app)
 terminal.register(app)
+explain.register(app)
 coldstarts.register(app)
 costs.register(app)
 app.add_typer(snapshots.commands, name="snapshot")
 app.add_typer(images.commands, name="image")
+app.add_typer(cluster.commands, name="cluster")
 app.add_typer(pools.commands, name="pool")
 app.add_typer(zone_cache.commands, name="zone-cache")
 app.add_typer(gpus.commands, name="gpu")

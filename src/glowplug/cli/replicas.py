@@ -18,6 +18,7 @@ from glowplug.types.replica import ReplicaState, ReplicaView, StartPath
 
 _COLUMNS = ["REPLICA", "SERVER", "RUNTIME", "STATE", "PATH", "AGE", "START", "MEMORY", "SHARE"]
 _DEVICE_COLUMN = "DEVICE"
+_NODE_COLUMN = "NODE"
 _STYLES = {
     ReplicaState.STARTING: "yellow",
     ReplicaState.READY: "green",
@@ -53,13 +54,19 @@ def ps(
         return
     now = SystemClock().wall()
     has_gpus = any(replica.gpus or replica.suspended_bytes is not None for replica in replicas)
-    columns = [*_COLUMNS, *([_DEVICE_COLUMN] if has_gpus else []), "ERROR"]
+    has_nodes = any(replica.node is not None for replica in replicas)
+    columns = [
+        *_COLUMNS,
+        *([_DEVICE_COLUMN] if has_gpus else []),
+        *([_NODE_COLUMN] if has_nodes else []),
+        "ERROR",
+    ]
     replicas.sort(key=lambda replica: replica.created_at)
-    rows = [_row(replica, now, has_gpus=has_gpus) for replica in replicas]
+    rows = [_row(replica, now, has_gpus=has_gpus, has_nodes=has_nodes) for replica in replicas]
     print_table(session, columns, rows, "No replicas: servers start when they are asked something.")
 
 
-def _row(replica: ReplicaView, now: float, *, has_gpus: bool) -> list[str | Text]:
+def _row(replica: ReplicaView, now: float, *, has_gpus: bool, has_nodes: bool) -> list[str | Text]:
     state = replica.state.value
     if replica.state is ReplicaState.STARTING and replica.stage is not None:
         state = f"{state} ({replica.stage.value})"
@@ -76,6 +83,7 @@ def _row(replica: ReplicaView, now: float, *, has_gpus: bool) -> list[str | Text
         _bytes(replica.memory_bytes),
         _bytes(replica.proportional_bytes),
         *([_device_memory(replica)] if has_gpus else []),
+        *([replica.node or ""] if has_nodes else []),
         replica.error.message if replica.error else (replica.fallback_reason or ""),
     ]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from glowplug.cli.client import ApiClient
-from glowplug.engine.record import is_supervised, read_record
+from glowplug.engine.record import Role, is_supervised, read_record
 from glowplug.types.errors import Unavailable
 from glowplug.types.paths import StateDir
 
@@ -49,6 +49,11 @@ class Session:
             raise Unavailable(
                 f"Glowplug is not running (state directory {self.state.root}).",
                 remedy="Start it with `glowplug up`, or say where it is with --url or GLOWPLUG_URL.",
+            )
+        if record.role is Role.NODE:
+            raise Unavailable(
+                "This machine is a node of a cluster; its control plane is elsewhere.",
+                remedy=f"Say where with --url and --token; {self.state.identity.membership} has its address.",
             )
         return record.url
 

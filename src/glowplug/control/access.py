@@ -21,6 +21,8 @@ from glowplug.control.headers import RawHeaders
 from glowplug.types.errors import SystemUnfit, Unauthorized
 
 _TOKEN_BYTES = 32
+# A machine that joins has no API token yet: these bring proofs of their own, checked where they lead.
+_OPEN_PATHS = frozenset({"/api/v1/nodes/join", "/api/v1/nodes/renew"})
 _FORWARDING = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
 
 
@@ -39,6 +41,11 @@ def load_or_create_token(path: Path) -> str:
     with os.fdopen(descriptor, "w") as file:
         file.write(token + "\n")
     return token
+
+
+def is_open(scope: Scope) -> bool:
+    """Whether this call needs no API token."""
+    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _OPEN_PATHS
 
 
 class Gate:

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from glowplug.control.api_cluster import cluster_routes
 from glowplug.control.api_nodes import node_routes
 from glowplug.control.messages import DeployEvent, DeploymentView, DeployRequest, StatusView, StopResult
 from glowplug.control.plane import ControlPlane
@@ -40,6 +41,7 @@ def make_api(plane: ControlPlane, clock: Clock) -> FastAPI:
     _add_apps(app, plane)
     _add_cold_starts(app, plane, clock)
     _add_usage(app, plane, clock)
+    app.include_router(cluster_routes(plane), prefix="/api/v1")
     app.include_router(node_routes(plane), prefix="/api/v1")
     return app
 

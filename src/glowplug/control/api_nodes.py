@@ -1,6 +1,6 @@
-"""The part of the control API that the node agents answer: replicas, logs, exec, images, snapshots, nodes.
+"""The part of the control API that the node agents answer: replicas, logs, exec, images, snapshots.
 
-Lists are put together from all nodes; a single thing is asked of each node until one knows it.
+Lists are put together from all nodes that answer; a single thing is asked of each node until one knows it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from glowplug.control.answers import deny_websocket
-from glowplug.control.messages import CaptureRequest
+from glowplug.control.messages import CaptureRequest, PlacementView
+from glowplug.control.node_link import NodeLink
 from glowplug.control.plane import ControlPlane
 from glowplug.control.streams import NDJSON, Stream, ndjson
 from glowplug.node.client import NodeClient
@@ -28,7 +29,6 @@ from glowplug.types.replica import (
     BuildEvent,
     BuildRequest,
     ImageView,
-    NodeView,
     ReplicaView,
     SnapshotView,
     StartReplica,
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 _INTERNAL_ERROR = 1011
+_LIST_WAIT_S = 5.0
 
 
 class _Nodes:
@@ -45,26 +46,52 @@ class _Nodes:
 
     def __init__(self, plane: ControlPlane) -> None:
         self._links = plane.links
+        self._fleet = plane.fleet
 
-    async def gather(self, ask: Callable[[NodeClient], Awaitable[list[_Item]]]) -> list[_Item]:
-        """The lists of all nodes as one."""
-        lists = await asyncio.gather(*(ask(link.client) for link in self._links))
-        return [item for found in lists for item in found]
+    async def gather(self, ask: Callable[[NodeLink], Awaitable[list[_Item]]]) -> list[_Item]:
+        """The lists of all nodes as one, without those of nodes that do not answer; one must."""
+        links = [link for link in self._links if not link.is_silent]
+        answers = await asyncio.gather(*(self._bounded(ask, link) for link in links), return_exceptions=True)
+        found = [item for answer in answers if isinstance(answer, list) for item in answer]
+        problems = [answer for answer in answers if isinstance(answer, BaseException)]
+        for problem in problems:
+            if not isinstance(problem, Unavailable) or len(problems) == len(answers):
+                raise problem
+            log.warning("a list is incomplete: %s", problem)
+        return found
+
+    async def _bounded(
+        self, ask: Callable[[NodeLink], Awaitable[list[_Item]]], link: NodeLink
+    ) -> list[_Item]:
+        """A list is not held up for long by one of several machines."""
+        try:
+            async with asyncio.timeout(None if len(self._links) == 1 else _LIST_WAIT_S):
+                return await ask(link)
+        except TimeoutError:
+            raise Unavailable(
+                f"Node {link.name} does not answer in time.", remedy="See glowplug cluster status."
+            ) from None
 
     async def find(self, ask: Callable[[NodeClient], Awaitable[_Item]]) -> _Item:
-        """The first node's answer that is not NotFound."""
+        """The first node's answer that is not NotFound. Raises Unavailable if one did not answer instead."""
         missing: NotFound | None = None
+        silent: Unavailable | None = None
         for link in self._links:
             try:
                 return await ask(link.client)
             except NotFound as error:
                 missing = error
-        raise missing or Unavailable("There is no node.", remedy="Run glowplug up.")
+            except Unavailable as error:
+                silent = error
+        raise silent or missing or Unavailable("There is no node.", remedy="Run glowplug up.")
 
     async def client_of(self, replica_id: str) -> NodeClient:
         """The agent that has this replica. Raises NotFound."""
+        known = self._fleet.replicas.get(replica_id)
         if len(self._links) == 1:
             return self._links[0].client
+        if known is not None:
+            return next(link.client for link in self._links if link.name == known.node)
 
         async def ask(client: NodeClient) -> NodeClient:
             await client.replica(replica_id)
@@ -98,30 +125,32 @@ def node_routes(plane: ControlPlane) -> APIRouter:
     nodes = _Nodes(plane)
     _add_replicas(routes, plane, nodes)
     _add_exec(routes, nodes)
-    _add_images(routes, nodes)
+    _add_images(routes, plane, nodes)
     _add_snapshots(routes, plane, nodes)
     return routes
 
 
 def _add_replicas(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> None:
-    @routes.get("/nodes")
-    async def all_nodes() -> list[NodeView]:
-        """The machines."""
-
-        async def one(client: NodeClient) -> list[NodeView]:
-            return [await client.node()]
-
-        return await nodes.gather(one)
-
     @routes.get("/replicas")
     async def replicas() -> list[ReplicaView]:
         """All replicas, capture replicas too."""
-        return await nodes.gather(lambda client: client.replicas())
+
+        async def of_one(link: NodeLink) -> list[ReplicaView]:
+            views = await link.client.replicas()
+            name = link.name if len(plane.links) > 1 else None
+            return [view.model_copy(update={"node": name}) for view in views]
+
+        return await nodes.gather(of_one)
 
     @routes.get("/replicas/{replica_id}")
     async def replica(replica_id: str) -> ReplicaView:
         """One replica."""
         return await nodes.find(lambda client: client.replica(replica_id))
+
+    @routes.get("/replicas/{replica_id}/placement")
+    async def placement(replica_id: str) -> PlacementView:
+        """Why it is on its node: every node's score when it was placed."""
+        return plane.placer.of(replica_id)
 
     @routes.post("/replicas/{replica_id}/stop", status_code=202)
     async def stop(replica_id: str, grace_s: Annotated[float, Query(ge=0, le=3600)] = 10.0) -> ReplicaView:
@@ -141,11 +170,11 @@ def _add_replicas(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> None
         return Stream(client.logs(replica_id, tail=tail, follow=follow), "text/plain; charset=utf-8")
 
 
-def _add_images(routes: APIRouter, nodes: _Nodes) -> None:
+def _add_images(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> None:
     @routes.get("/images")
     async def images() -> list[ImageView]:
         """All images."""
-        return await nodes.gather(lambda client: client.images())
+        return await nodes.gather(lambda link: link.client.images())
 
     @routes.get("/images/{image_id}")
     async def image(image_id: str) -> ImageView:
@@ -155,6 +184,8 @@ def _add_images(routes: APIRouter, nodes: _Nodes) -> None:
     @routes.delete("/images/{image_id}", status_code=204)
     async def delete_image(image_id: str) -> None:
         """Remove an image that nothing uses."""
+        for link in plane.links:
+            link.ready_images.discard(image_id)
         await nodes.find(lambda client: client.delete_image(image_id))
 
     @routes.post(
@@ -170,7 +201,7 @@ def _add_images(routes: APIRouter, nodes: _Nodes) -> None:
     @routes.get("/indexes")
     async def indexes() -> list[IndexView]:
         """All image indexes."""
-        return await nodes.gather(lambda client: client.indexes())
+        return await nodes.gather(lambda link: link.client.indexes())
 
     @routes.get("/indexes/{image:path}")
     async def index(image: str) -> IndexView:
@@ -219,7 +250,7 @@ def _add_snapshots(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> Non
         """All snapshots of the nodes, or those of the region."""
         if region:
             return await nodes.first.snapshots(region=True)
-        return await nodes.gather(lambda client: client.snapshots())
+        return await nodes.gather(lambda link: link.client.snapshots())
 
     @routes.get("/snapshots/{snapshot_id}")
     async def snapshot(snapshot_id: str) -> SnapshotView:

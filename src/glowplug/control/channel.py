@@ -1,4 +1,5 @@
-"""The way to one replica: a pool of keep-alive connections that start inside its network namespace.
+"""The way to one replica: a pool of keep-alive connections that start inside its network namespace, or go
+there through the gateway of its node.
 
 One channel belongs to one replica and dies with it. It turns the many ways in which a connection can fail
 into the two that the router must tell apart: :class:`ConnectFailed` (the replica saw nothing of the
@@ -17,7 +18,9 @@ from aiohttp.connector import AddrInfoType
 from multidict import CIMultiDict
 from yarl import URL
 
+from glowplug.control.tunnel import TunnelConnector
 from glowplug.kernel.netns_socket import NamespaceSockets
+from glowplug.node.address import LocalNode, NodeAddress
 from glowplug.types.errors import DeadlineExceeded, InvalidInput, Unavailable
 from glowplug.types.replica import Endpoint
 
@@ -64,18 +67,25 @@ class _Connector(aiohttp.TCPConnector):
 class ReplicaChannel:
     """Sends requests to one replica. Owns its connections and its hold on the namespace: :meth:`close`.
 
-    Raises OSError when the namespace does not exist (any more).
+    Raises OSError when the namespace does not exist (any more) on this machine.
     """
 
-    def __init__(self, replica_id: str, endpoint: Endpoint, *, silence_limit_s: float) -> None:
+    def __init__(
+        self, replica_id: str, endpoint: Endpoint, node: NodeAddress, *, silence_limit_s: float
+    ) -> None:
         self.endpoint = endpoint
+        self.node = node
         self._replica_id = replica_id
-        self._sockets = NamespaceSockets(endpoint.netns)
+        self._sockets = NamespaceSockets(endpoint.netns if isinstance(node, LocalNode) else None)
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         self._base = f"http://{host}:{endpoint.port}"
         self._silence_limit_s = silence_limit_s
         self._session = aiohttp.ClientSession(
-            connector=_Connector(self._sockets),
+            connector=_Connector(self._sockets)
+            if isinstance(node, LocalNode)
+            else TunnelConnector(
+                node, replica_id, keep_alive_s=_KEEP_ALIVE_S, connects_at_once=_CONNECTS_AT_ONCE
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=_SKIPPED_AUTO_HEADERS,

@@ -3,12 +3,15 @@
 One deployment of an app at a time: a second one is refused while the first builds, so that the first is never
 overtaken by its own later half. Nothing is stored before every image is there; storing and activating is one
 transaction. A deployment cancelled half way (its caller hung up) leaves the app as it was.
+
+Images are made on the node of this machine, which gives them their ids; other nodes make them from there on
+(:mod:`glowplug.control.image_care`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
 from glowplug.control.fleet import Fleet
@@ -29,10 +32,10 @@ Events = AsyncGenerator[DeployEvent, None]
 class Deployer:
     """Changes what is deployed, in the store and then in the fleet."""
 
-    def __init__(self, store: Store, fleet: Fleet, links: Sequence[NodeLink], clock: Clock) -> None:
+    def __init__(self, store: Store, fleet: Fleet, own_node: NodeLink, clock: Clock) -> None:
         self._store = store
         self._fleet = fleet
-        self._links = links
+        self._own_node = own_node
         self._clock = clock
         self._busy: set[str] = set()
 
@@ -126,26 +129,21 @@ class Deployer:
         self._fleet.activate(deployment.app, versions)
 
     async def _build_all(self, spec: AppSpec, images: dict[str, str]) -> Events:
-        """Make every image ready on every node, one build per different image; fills ``images``."""
+        """Make every image ready here, one build per different image; fills ``images``."""
         built: dict[str, str] = {}
-        jobs = [(server, link) for server in spec.servers for link in self._links]
-        for done, (server, link) in enumerate(jobs):
-            key = f"{link.name} {server.image.digest()}"
+        for done, server in enumerate(spec.servers):
+            key = server.image.digest()
             if key not in built:
-                yield DeployEvent(text=f"image of {server.name}", fraction=done / len(jobs))
-                async with aclosing(self._build(server, link, built, key, done, len(jobs))) as events:
+                yield DeployEvent(text=f"image of {server.name}", fraction=done / len(spec.servers))
+                async with aclosing(self._build(server, built, key, done, len(spec.servers))) as events:
                     async for event in events:
                         yield event
-            if images.setdefault(server.name, built[key]) != built[key]:
-                raise Unavailable(
-                    f"The nodes disagree about the id of server {server.name!r}'s image.",
-                    remedy="Run one version of Glowplug on all nodes.",
-                )
+            images[server.name] = built[key]
 
     async def _build(
-        self, server: ServerSpec, link: NodeLink, built: dict[str, str], key: str, done: int, jobs: int
+        self, server: ServerSpec, built: dict[str, str], key: str, done: int, jobs: int
     ) -> Events:
-        async with aclosing(link.client.build_image(server.image)) as events:
+        async with aclosing(self._own_node.client.build_image(server.image)) as events:
             async for event in events:
                 if event.error is not None:
                     raise GlowplugError.from_dict(event.error.model_dump())

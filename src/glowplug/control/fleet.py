@@ -2,14 +2,15 @@
 
 The agents own the truth about replicas; this is a copy that follows their events. A replica of an agent that
 does not answer stays here and keeps its requests: only the agent itself (or its absence from a fresh list)
-ends a replica. Everything happens in one event loop; nothing waits except :meth:`wait_until` and the closing
-of channels, which runs in tasks owned here.
+ends a replica, or the silence of its whole machine (:meth:`Fleet.lose`). Everything happens in one event
+loop; nothing waits except :meth:`wait_until` and the closing of channels, which runs in tasks owned here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 from glowplug.control.channel import ExchangeBroken, ReplicaChannel
@@ -17,6 +18,7 @@ from glowplug.control.cold_start_log import ColdStartLog
 from glowplug.control.replica_entry import Drain, Replica
 from glowplug.control.target import ServerVersion, Target
 from glowplug.control.timings import Timings
+from glowplug.node.address import NodeAddress
 from glowplug.types.clock import Clock
 from glowplug.types.errors import DeadlineExceeded, NotFound, StartInterrupted
 from glowplug.types.replica import ErrorInfo, Purpose, ReplicaState, ReplicaView
@@ -31,6 +33,12 @@ class Fleet:
         self.replicas: dict[str, Replica] = {}
         self.apps: dict[str, dict[str, Target]] = {}
         self.on_change: Callable[[], None] = lambda: None
+        self.addresses: dict[str, NodeAddress] = {}
+        """Where the nodes are, by name."""
+        self.duplicates: set[tuple[str, str]] = set()
+        """Node and id of replicas that run on another node already: they are to be stopped there."""
+        self._leaving: set[str] = set()
+        self._given_up: dict[str, set[str]] = {}
         self._clock = clock
         self._timings = timings
         self._cold_starts = cold_starts
@@ -122,13 +130,20 @@ class Fleet:
         if view.purpose is Purpose.CAPTURE:
             return
         replica = self.replicas.get(view.id)
+        if replica is not None and replica.node != node:
+            self._claimed_twice(replica, node, view)
+            return
         if replica is not None and view.revision < replica.view.revision and not is_listed:
             return
         if replica is None:
             if view.state.is_final:
                 return
-            replica = Replica(view, node)
+            replica = Replica(view, node, is_leaving=node in self._leaving)
             self._add(replica)
+            if view.id in self._given_up.get(node, ()):
+                # Its requests went elsewhere, and maybe its work: it must not do any of it again.
+                log.warning("replica %s of node %s was given up: it is stopped", view.id, node)
+                self.drain(replica, 0.0)
             self._moved(replica, None)
         else:
             was, replica.view = replica.view.state, view
@@ -149,7 +164,59 @@ class Fleet:
                 )
                 gone = {"state": ReplicaState.FAILED, "error": error}
                 self.apply(node, replica.view.model_copy(update=gone))
+        if node in self._given_up:
+            self._given_up[node] &= present
         self._changed()
+
+    # -- whole nodes -----------------------------------------------------------------------------------------
+
+    def doubt(self, node: str, *, is_silent: bool) -> None:
+        """The node has been silent for a while: no new requests for its replicas. Or it speaks again."""
+        for replica in self._on(node):
+            replica.suspect_until_s = math.inf if is_silent else 0.0
+        self._recompute_all()
+
+    def lose(self, node: str, why: str) -> None:
+        """Nobody can tell what runs on the node: as far as callers are concerned, nothing does any more."""
+        gone = self._on(node)
+        self._given_up.setdefault(node, set()).update(replica.id for replica in gone)
+        for replica in gone:
+            error = ErrorInfo(
+                code=StartInterrupted.code,
+                message=f"Replica {replica.id} was on node {node}, {why}.",
+                remedy="It is started on another node; `glowplug cluster status` shows them.",
+            )
+            ended = {"state": ReplicaState.FAILED, "error": error}
+            self.apply(node, replica.view.model_copy(update=ended))
+
+    def forget_node(self, name: str) -> None:
+        """The node is none any more."""
+        self.addresses.pop(name, None)
+        self._given_up.pop(name, None)
+        self._leaving.discard(name)
+
+    def set_leaving(self, node: str, *, is_leaving: bool) -> None:
+        """The node is being drained (or no longer): what runs there is replaced by what runs elsewhere."""
+        (self._leaving.add if is_leaving else self._leaving.discard)(node)
+        for replica in self._on(node):
+            replica.is_leaving = is_leaving
+        self._recompute_all()
+
+    def _on(self, node: str) -> list[Replica]:
+        return [replica for replica in self.replicas.values() if replica.node == node]
+
+    def _recompute_all(self) -> None:
+        for target in self.targets():
+            target.recompute()
+        self._changed()
+
+    def _claimed_twice(self, known: Replica, node: str, view: ReplicaView) -> None:
+        if not view.state.is_final and (node, view.id) not in self.duplicates:
+            log.error("replica %s runs on %s: the one on %s is stopped", view.id, known.node, node)
+            self.duplicates.add((node, view.id))
+            self._changed()
+
+    # -- one replica -----------------------------------------------------------------------------------------
 
     def drain(self, replica: Replica, grace_s: float) -> None:
         """No more requests for this replica; it is stopped when idle, at the latest after ``grace_s``."""
@@ -164,15 +231,17 @@ class Fleet:
     def open_way(self, replica: Replica) -> None:
         """Open the way to a ready replica, or a new way if it has moved; what fails is logged."""
         endpoint = replica.view.endpoint
-        if replica.channel is not None and replica.channel.endpoint == endpoint:
+        known = replica.channel
+        if known and known.endpoint == endpoint and known.node == self.addresses.get(replica.node):
             return
         self._close_channel(replica)
         target = self.target_of(replica)
         silence_s = target.version.spec.request_timeout_s if target else self._timings.stop_grace_s
         try:
-            if endpoint is None:
+            node = self.addresses.get(replica.node)
+            if endpoint is None or node is None:
                 raise FileNotFoundError("its agent tells no endpoint")
-            replica.channel = ReplicaChannel(replica.id, endpoint, silence_limit_s=silence_s)
+            replica.channel = ReplicaChannel(replica.id, endpoint, node, silence_limit_s=silence_s)
         except OSError as error:
             if not replica.is_unreachable:
                 log.error("replica %s is ready but cannot be reached: %s", replica.id, error)

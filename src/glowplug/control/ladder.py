@@ -80,7 +80,7 @@ class HeatLadder:
         """Wake parked replicas of the active version; how many of ``missing`` need not be started."""
         now_s = self._clock.monotonic()
         # Who is just being frozen cannot be called back, and is there again in a moment; so is who waits.
-        coming = sum(1 for r in target.replicas.values() if r.is_parking and target.is_current(r))
+        coming = sum(1 for r in target.replicas.values() if r.is_parking and target.is_wanted(r))
         coming += sum(1 for r in target.parked() if r.waits_for_gpu and r.wake_again_at_s > now_s)
         usable = [r for r in target.parked() if r.wake_again_at_s <= now_s and self._link_of(r) is not None]
         usable.sort(
@@ -146,14 +146,14 @@ class HeatLadder:
                 self._wake_one(target, replica)
                 continue
             parked_s = self._clock.wall() - (replica.view.parked_at or 0.0)
-            if has_cooled(scaling, parked_s) or target.is_stopped or not target.is_current(replica):
+            if has_cooled(scaling, parked_s) or target.is_stopped or not target.is_wanted(replica):
                 self._stop(target, replica)
 
     def _next_step(self, target: Target, replica: Replica) -> StepDown:
         return step_down(
             target.version.spec,
             is_ready=replica.view.state is ReplicaState.READY,
-            is_wanted=target.is_current(replica) and not target.is_stopped,
+            is_wanted=target.is_wanted(replica) and not target.is_stopped,
         )
 
     async def _ask_to_park(self, link: NodeLink, target: Target, replica: Replica, *, push_out: bool) -> None:

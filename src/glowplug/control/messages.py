@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from glowplug.types.cluster import NodeState
 from glowplug.types.replica import ErrorInfo, Message, NodeView
 from glowplug.types.spec import AppSpec
 
@@ -62,11 +63,41 @@ class AppStatus(Message):
 
 
 class NodeStatus(Message):
-    """One node: ``view`` is None while its agent does not answer."""
+    """One node: ``view`` is None while its agent does not answer. ``why`` is the reason for its ``state``.
+
+    ``address`` is where its gateway listens; the control plane's own node has none.
+    """
 
     name: str
     is_reachable: bool
     view: NodeView | None = None
+    state: NodeState = NodeState.READY
+    why: str = ""
+    address: str | None = None
+    labels: dict[str, str] = {}
+    replicas: int = 0
+
+
+class NodeScore(Message):
+    """What became of one node when a replica was placed: parts of its score, or why it got nothing.
+
+    ``refusal`` is what its agent said when it was asked.
+    """
+
+    node: str
+    total: float
+    parts: dict[str, float] = {}
+    why_not: str | None = None
+    refusal: str | None = None
+
+
+class PlacementView(Message):
+    """Why a replica is on its node: every node as it was then, best first."""
+
+    replica_id: str
+    node: str
+    placed_at: float
+    scores: list[NodeScore]
 
 
 class StatusView(Message):

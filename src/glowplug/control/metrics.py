@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from glowplug.control.fleet import Fleet
+from glowplug.control.node_link import NodeLink
 from glowplug.control.target import Target
+from glowplug.types.cluster import NodeState
 
 OVERHEAD_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0)
 
@@ -49,8 +51,9 @@ class OverheadHistogram:
 class FleetCollector(Collector):
     """Reads the fleet's counters at the moment of a scrape. Counters of removed apps end with them."""
 
-    def __init__(self, fleet: Fleet, overhead: OverheadHistogram) -> None:
+    def __init__(self, fleet: Fleet, links: Sequence[NodeLink], overhead: OverheadHistogram) -> None:
         self._fleet = fleet
+        self._links = links
         self._overhead = overhead
 
     def collect(self) -> Iterable[Metric]:
@@ -91,7 +94,15 @@ class FleetCollector(Collector):
             for state, count in _states(target).items():
                 replicas.add_metric((*names, state), count)
         yield from (requests, held, retried, rejected, waiting, in_flight, desired, replicas, heat)
+        yield self._nodes()
         yield self._overhead.family()
+
+    def _nodes(self) -> Metric:
+        nodes = GaugeMetricFamily("glowplug_nodes", "Machines by state.", labels=("state",))
+        states = Counter(link.state.value for link in self._links)
+        for state in NodeState:
+            nodes.add_metric((state.value,), states[state.value])
+        return nodes
 
 
 def _states(target: Target) -> Counter[str]:

@@ -14,27 +14,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from prometheus_client import Counter
+
+from glowplug.control.cluster_keys import ClusterKeys
 from glowplug.control.cold_start_log import ColdStartLog
 from glowplug.control.deployer import Deployer
 from glowplug.control.fleet import Fleet
+from glowplug.control.image_care import ImageCare
+from glowplug.control.membership import Membership
 from glowplug.control.messages import AppStatus, NodeStatus, ServerStatus, StatusView
 from glowplug.control.metrics import FleetCollector, OverheadHistogram
 from glowplug.control.node_link import NodeLink
+from glowplug.control.placer import Placer
 from glowplug.control.reconciler import Reconciler
 from glowplug.control.router import Router
 from glowplug.control.store import Store
 from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.control.usage import UsageRecorder
+from glowplug.node.address import LocalNode, RemoteNode
 from glowplug.node.client import NodeClient
 from glowplug.observe.metrics import Metrics
 from glowplug.observe.tracing import tracer_from_environment
 from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import GlowplugError, NotFound, Unavailable
+from glowplug.types.paths import IdentityDir
+from glowplug.types.replica import NodeView
 
 log = logging.getLogger(__name__)
 
 _STOP_WAIT_S = 60.0
+_LOOK_WAIT_S = 2.0
 
 
 class ControlPlane:
@@ -45,6 +55,7 @@ class ControlPlane:
         *,
         database_url: str,
         agent_socket: Path,
+        identity: IdentityDir,
         clock: Clock | None = None,
         timings: Timings | None = None,
     ) -> None:
@@ -56,14 +67,38 @@ class ControlPlane:
         tracer = tracer_from_environment(os.environ)
         self.cold_starts = ColdStartLog(self.store, self._clock, self.metrics, tracer)
         self.fleet = Fleet(clock=self._clock, timings=self._timings, cold_starts=self.cold_starts)
-        client = NodeClient(agent_socket)
-        self.links = [
-            NodeLink(socket.gethostname(), client, self.fleet, clock=self._clock, timings=self._timings)
-        ]
-        self.deployer = Deployer(self.store, self.fleet, self.links, self._clock)
-        self.reconciler = Reconciler(self.fleet, self.links, clock=self._clock, timings=self._timings)
+        self._version = importlib.metadata.version("glowplug")
+        self.images = ImageCare(self._clock, self._timings)
+        own_node = NodeLink(
+            socket.gethostname(),
+            NodeClient(LocalNode(agent_socket)),
+            self.fleet,
+            clock=self._clock,
+            timings=self._timings,
+        )
+        self.membership = Membership(
+            own_node,
+            self.store,
+            self.fleet,
+            ClusterKeys(identity, self.store, self._clock),
+            self.images,
+            clock=self._clock,
+            timings=self._timings,
+            version=self._version,
+        )
+        self.links = self.membership.links
+        self.deployer = Deployer(self.store, self.fleet, own_node, self._clock)
+        self.placer = Placer(self.fleet, self.links, self.images, self._clock)
+        self.reconciler = Reconciler(
+            self.fleet, self.links, self.placer, self.images, clock=self._clock, timings=self._timings
+        )
+        self.refused_joins = Counter(
+            "glowplug_joins_refused",
+            "Machines that asked to join, or for a certificate, and were refused.",
+            registry=self.metrics.registry,
+        )
         overhead = OverheadHistogram()
-        self.metrics.registry.register(FleetCollector(self.fleet, overhead))
+        self.metrics.registry.register(FleetCollector(self.fleet, self.links, overhead))
         self.usage = UsageRecorder(self.fleet, self.store, self._clock, self.metrics.registry)
         self.router = Router(self.fleet, timings=self._timings, clock=self._clock, overhead=overhead)
         self.on_broken: Callable[[], None] = lambda: None
@@ -72,11 +107,12 @@ class ControlPlane:
 
     async def __aenter__(self) -> Self:
         await self.deployer.load()
+        await self.membership.load()
         jobs = [
             self.reconciler.run(),
             self.cold_starts.run(),
             self.usage.run(),
-            *(link.run() for link in self.links),
+            self.membership.run(),
         ]
         self._tasks = [asyncio.get_running_loop().create_task(job) for job in jobs]
         for task in self._tasks:
@@ -90,8 +126,7 @@ class ControlPlane:
         await self.fleet.close()
         await self.cold_starts.flush()
         await self.usage.save()
-        for link in self.links:
-            await link.client.close()
+        await self.membership.close()
         await self.store.close()
 
     def _part_ended(self, task: asyncio.Task[None]) -> None:
@@ -135,22 +170,45 @@ class ControlPlane:
             )
         return ids
 
+    async def nodes(self) -> list[NodeStatus]:
+        """All machines, and what they may be used for; those that do not answer, as they were last."""
+        return list(await asyncio.gather(*map(self.node_status, self.links)))
+
+    async def node_status(self, link: NodeLink) -> NodeStatus:
+        """One machine."""
+        address = link.client.address
+        view = await self._view_of(link)
+        # Our own is called what the machine calls itself; others are called what they joined as.
+        name = view.name if view is not None and link.is_own else link.name
+        return NodeStatus(
+            name=name,
+            is_reachable=view is not None,
+            view=None if view is None else view.model_copy(update={"name": name}),
+            state=link.state,
+            why=link.why,
+            address=f"{address.host}:{address.port}" if isinstance(address, RemoteNode) else None,
+            labels=link.labels,
+            replicas=sum(1 for replica in self.fleet.replicas.values() if replica.node == link.name),
+        )
+
+    async def _view_of(self, link: NodeLink) -> NodeView | None:
+        """What the machine says it has; None if it says nothing. Another machine is not waited for long."""
+        if link.is_silent:
+            return None
+        try:
+            async with asyncio.timeout(None if link.is_own else _LOOK_WAIT_S):
+                return await link.client.node()
+        except (GlowplugError, TimeoutError):
+            return None
+
     async def status(self) -> StatusView:
         """Everything at a glance."""
         return StatusView(
-            version=importlib.metadata.version("glowplug"),
+            version=self._version,
             uptime_s=self._clock.monotonic() - self._started_at_s,
-            nodes=[await _node_status(link) for link in self.links],
+            nodes=await self.nodes(),
             apps=[_app_status(app, servers) for app, servers in sorted(self.fleet.apps.items())],
         )
-
-
-async def _node_status(link: NodeLink) -> NodeStatus:
-    try:
-        view = await link.client.node()
-    except GlowplugError:
-        return NodeStatus(name=link.name, is_reachable=False)
-    return NodeStatus(name=view.name, is_reachable=True, view=view)
 
 
 def _app_status(app: str, servers: dict[str, Target]) -> AppStatus:

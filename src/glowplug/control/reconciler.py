@@ -13,11 +13,14 @@ from collections.abc import Callable, Coroutine, Sequence
 
 from glowplug.control.fleet import Fleet
 from glowplug.control.heat import shrink_order
+from glowplug.control.image_care import ImageCare
 from glowplug.control.ladder import HeatLadder
 from glowplug.control.node_link import NodeLink
+from glowplug.control.placer import Placer
 from glowplug.control.replica_entry import Replica
 from glowplug.control.target import Target, error_info
 from glowplug.control.timings import Timings
+from glowplug.node.client import NoAnswer
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError, NotFound, ResourceExhausted, Unavailable
 from glowplug.types.ids import new_replica_id
@@ -35,6 +38,8 @@ class Reconciler:
         self,
         fleet: Fleet,
         links: Sequence[NodeLink],
+        placer: Placer,
+        images: ImageCare,
         *,
         clock: Clock,
         timings: Timings,
@@ -42,6 +47,8 @@ class Reconciler:
     ) -> None:
         self._fleet = fleet
         self._links = links
+        self._placer = placer
+        self._images = images
         self._clock = clock
         self._timings = timings
         self._new_id = new_id
@@ -80,12 +87,13 @@ class Reconciler:
             if replica.drain is None and self._fleet.target_of(replica) is None:
                 self._fleet.drain(replica, self._timings.stop_grace_s)
             self._stop_if_drained(replica, now_s)
+        self._stop_duplicates()
         self._ladder.relieve_short_nodes()
 
     # -- one target ----------------------------------------------------------------------------------------
 
     def _scale(self, target: Target) -> None:
-        if not any(link.is_synced for link in self._links):
+        if not (any(link.is_synced for link in self._links) and all(link.is_settled for link in self._links)):
             # We do not know what exists. Requests wait; starting copies of what is there would be worse.
             target.history.problem = "the node's agent does not answer"
             return
@@ -161,10 +169,13 @@ class Reconciler:
     # -- one replica ----------------------------------------------------------------------------------------
 
     def _start(self, target: Target) -> None:
-        link = min(
-            (link for link in self._links if link.is_synced),
-            key=lambda link: sum(1 for r in self._fleet.replicas.values() if r.node == link.name),
-        )
+        scores = self._placer.rank(target)
+        open_nodes = [score.node for score in scores if score.why_not is None]
+        links = [link for node in open_nodes if (link := self._placer.link(node)) is not None]
+        if not links:
+            reasons = "; ".join(f"{score.node} is {score.why_not}" for score in scores)
+            target.history.postponed(f"no node can take it: {reasons}")
+            return
         version = target.version
         view = ReplicaView(
             id=self._new_id(target.app, target.server),
@@ -183,41 +194,71 @@ class Reconciler:
             image_id=version.image_id,
             secrets=version.secrets,
         )
-        replica = Replica(view, link.name)
+        self._placer.remember(view.id, scores)
+        replica = Replica(view, links[0].name)
         self._fleet.expect(replica)
         target.take_cold_start(replica)
-        self._call(self._ask_to_start(link, target, replica, order))
+        self._call(self._ask_to_start(links, target, replica, order))
 
     async def _ask_to_start(
-        self, link: NodeLink, target: Target, replica: Replica, order: StartReplica
+        self, links: Sequence[NodeLink], target: Target, replica: Replica, order: StartReplica
     ) -> None:
-        log.info("starting replica %s on node %s", replica.id, link.name)
-        try:
-            view = await link.client.start_replica(order)
-        except (Unavailable, ResourceExhausted) as error:
-            # No agent or no room: nobody's fault but the moment's. Wait a little, keep the callers.
-            self._refused(target, replica, error)
-        except GlowplugError as error:
-            if replica.accepted_at_s is None:
-                log.warning("replica %s was refused: %s", replica.id, error)
-                self._fleet.forget(replica)
-                target.start_failed(replica, error_info(error))
-        else:
-            self._fleet.answered(link.name, view)
+        """Ask one node after the other, best first, until one takes it."""
+        refusals: dict[str, GlowplugError] = {}
+        for link in links:
+            self._place(replica, link, refusals)
+            is_asked = False
+            try:
+                await self._images.ensure(link, order.server.image, order.image_id)
+                is_asked = True
+                view = await link.client.start_replica(order)
+            except GlowplugError as error:
+                refusals[link.name] = error
+                if is_asked and (isinstance(error, NoAnswer) or replica.accepted_at_s is not None):
+                    break  # it may have begun there: what has one id must not run twice
+            else:
+                self._fleet.answered(link.name, view)
+                return
+            if replica.id not in self._fleet.replicas:
+                return  # its node was given up meanwhile
+        self._not_started(target, replica, refusals)
 
-    def _refused(self, target: Target, replica: Replica, error: GlowplugError) -> None:
-        if replica.accepted_at_s is not None:
+    def _place(self, replica: Replica, link: NodeLink, refusals: dict[str, GlowplugError]) -> None:
+        log.info("starting replica %s on node %s", replica.id, link.name)
+        replica.node = link.name
+        if replica.cold_start is not None:
+            replica.cold_start.node = link.name
+        if refusals:
+            said = {node: error.message for node, error in refusals.items()}
+            self._placer.moved(replica.id, link.name, said)
+
+    def _not_started(self, target: Target, replica: Replica, refusals: dict[str, GlowplugError]) -> None:
+        """No node took it. Of several reasons one counts that may pass."""
+        if replica.id not in self._fleet.replicas or replica.accepted_at_s is not None:
             return
+        passing = [n for n, error in refusals.items() if isinstance(error, Unavailable | ResourceExhausted)]
+        node = (passing or list(refusals))[0]
+        error = refusals[node]
+        if passing:
+            # No fault of the server: capacity or the agent. Try again soon, keep the callers.
+            self._refused(target, replica, node, error)
+            return
+        log.warning("replica %s was refused: %s", replica.id, error)
+        self._fleet.forget(replica)
+        target.start_failed(replica, error_info(error))
+
+    def _refused(self, target: Target, replica: Replica, node: str, error: GlowplugError) -> None:
         log.warning("replica %s cannot be started now: %s", replica.id, error)
         self._fleet.forget(replica)
         target.give_back_cold_start(replica)
         target.history.postponed(error.message)
-        idle = [r for r in target.outdated() if r.is_serving and not r.in_flight]
+        older = [r for r in target.outdated() if not target.is_current(r)]
+        idle = [r for r in older if r.is_serving and not r.in_flight]
         if idle:
             # The old version may be what takes the room: it makes way as soon as it has nothing to do.
             self._fleet.drain(idle[0], target.version.spec.request_timeout_s)
         else:
-            self._ladder.find_room(replica.node, target, error)
+            self._ladder.find_room(node, target, error)
 
     def _stop_if_drained(self, replica: Replica, now_s: float) -> None:
         drain = replica.drain
@@ -243,6 +284,19 @@ class Reconciler:
             log.warning("replica %s cannot be stopped now: %s", replica.id, error)
         else:
             self._fleet.answered(link.name, view)
+
+    def _stop_duplicates(self) -> None:
+        for node, replica_id in list(self._fleet.duplicates):
+            link = self._placer.link(node)
+            self._fleet.duplicates.discard((node, replica_id))
+            if link is not None:
+                self._call(self._ask_to_stop_duplicate(link, replica_id))
+
+    async def _ask_to_stop_duplicate(self, link: NodeLink, replica_id: str) -> None:
+        try:
+            await link.client.stop_replica(replica_id, grace_s=0.0)
+        except GlowplugError as error:  # its node lists it again, and it is tried again
+            log.warning("the second copy of %s on %s cannot be stopped: %s", replica_id, link.name, error)
 
     def _call(self, call: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(call)

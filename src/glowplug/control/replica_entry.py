@@ -39,6 +39,8 @@ class Replica:
     is_unreachable: bool = False
     ready_at_s: float | None = None
     drain: Drain | None = None
+    is_leaving: bool = False
+    """Its node is being drained: it serves until a successor elsewhere does, as one of an older version."""
     is_parking: bool = False
     """The agent is being asked to freeze it: it gets no requests."""
     is_waking: bool = False

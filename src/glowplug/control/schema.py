@@ -16,8 +16,8 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION = 2
-"""2: usage. What 1 has stays as it is; opening makes the table that is missing."""
+SCHEMA_VERSION = 3
+"""2: usage. 3: nodes, join_tokens. What is there stays as it is; opening makes tables that are missing."""
 
 metadata = MetaData()
 
@@ -77,4 +77,26 @@ usage = Table(
     Column("idle_s", Float, nullable=False),
     Column("parked_s", Float, nullable=False),
     Index("usage_by_time", "starts_at"),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("glowplug", String(64), nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("joined_at", Float, nullable=False),
+    Column("is_draining", Boolean, nullable=False),
+)
+
+join_tokens = Table(
+    "join_tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("proof_key", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
 )

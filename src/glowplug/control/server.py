@@ -21,7 +21,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from glowplug.control import headers
-from glowplug.control.access import Gate, load_or_create_token
+from glowplug.control.access import Gate, is_open, load_or_create_token
 from glowplug.control.answers import Message, Receive, Scope, Send, deny_websocket, send_error
 from glowplug.control.api import make_api
 from glowplug.control.plane import ControlPlane
@@ -47,6 +47,8 @@ _WEBSOCKET_MESSAGE_LIMIT_BYTES = 64 << 20
 # Requests make few reference cycles: looking for them rarely keeps collections out of the latency's tail.
 _GC_ALLOCATIONS = 50_000
 _API_BODY_LIMIT_BYTES = 16 << 20
+# What anybody may send: a signing request, some names.
+_OPEN_BODY_LIMIT_BYTES = 64 << 10
 
 
 class Dispatcher:
@@ -63,7 +65,7 @@ class Dispatcher:
         if first not in RESERVED_NAMES:
             await self._router(scope, receive, send)
             return
-        if first in _GUARDED:
+        if first in _GUARDED and not is_open(scope):
             try:
                 self._gate.check(scope)
             except GlowplugError as error:
@@ -73,7 +75,8 @@ class Dispatcher:
             await self._api(scope, receive, send)
             return
         try:
-            await self._api(scope, _bounded(scope, receive), send)
+            limit_bytes = _OPEN_BODY_LIMIT_BYTES if is_open(scope) else _API_BODY_LIMIT_BYTES
+            await self._api(scope, _bounded(scope, receive, limit_bytes), send)
         except InvalidInput as error:
             await send_error(send, error)
 
@@ -136,6 +139,7 @@ async def serve(
     plane = ControlPlane(
         database_url=database_url(state.database),
         agent_socket=state.agent_socket,
+        identity=state.identity,
         clock=clock,
         timings=timings,
     )
@@ -210,14 +214,14 @@ def _config(application: Application) -> uvicorn.Config:
     )
 
 
-def _bounded(scope: Scope, receive: Receive) -> Receive:
+def _bounded(scope: Scope, receive: Receive, limit_bytes: int) -> Receive:
     """``receive`` for the API, which reads bodies whole. Raises InvalidInput for one that is too large."""
     too_large = InvalidInput(
-        f"The request's body is larger than {_API_BODY_LIMIT_BYTES >> 20} MiB.",
+        f"The request's body is larger than {limit_bytes / (1 << 20):g} MiB.",
         remedy="Send specifications only: images and data do not pass through the control API.",
     )
     declared = headers.first(scope["headers"], b"content-length")
-    if declared is not None and int(declared) > _API_BODY_LIMIT_BYTES:
+    if declared is not None and int(declared) > limit_bytes:
         raise too_large
     total_bytes = 0
 
@@ -225,7 +229,7 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
         nonlocal total_bytes
         message = await receive()
         total_bytes += len(message.get("body", b""))
-        if total_bytes > _API_BODY_LIMIT_BYTES:
+        if total_bytes > limit_bytes:
             raise too_large
         return message
 

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, create_engine, delete, event, func, insert, inspect, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from glowplug.control import schema
+from glowplug.control import member_rows, schema
+from glowplug.control.member_rows import Member, StoredToken
 from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.errors import Conflict, GlowplugError, NotFound, SystemUnfit
 from glowplug.types.ids import new_deployment_id
@@ -159,6 +160,36 @@ class Store:
         return await self._transact(
             lambda c: [UsageSpan.model_validate(dict(row)) for row in c.execute(query).mappings()]
         )
+
+    # -- members of the cluster ------------------------------------------------------------------------------
+
+    async def members(self) -> list[Member]:
+        """The machines that joined."""
+        return await self._transact(member_rows.members)
+
+    async def admit_member(self, member: Member) -> Member:
+        """Write it down; as it is then. Raises Conflict when another machine has the name."""
+        return await self._transact(lambda c: member_rows.admit(c, member))
+
+    async def set_member_draining(self, name: str, is_draining: bool) -> None:
+        """Raises NotFound."""
+        await self._transact(lambda c: member_rows.set_draining(c, name, is_draining))
+
+    async def remove_member(self, name: str) -> None:
+        """Raises NotFound."""
+        await self._transact(lambda c: member_rows.remove(c, name))
+
+    async def add_join_token(self, token: StoredToken) -> None:
+        """Keep a new token, hashed."""
+        await self._transact(lambda c: member_rows.add_token(c, token))
+
+    async def join_tokens(self) -> list[StoredToken]:
+        """Those that were not revoked; some may be over."""
+        return await self._transact(member_rows.tokens)
+
+    async def revoke_join_token(self, token_id: str) -> None:
+        """Raises NotFound."""
+        await self._transact(lambda c: member_rows.revoke(c, token_id))
 
     # -- inside ------------------------------------------------------------------------------------
 

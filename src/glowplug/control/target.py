@@ -126,25 +126,29 @@ class Target:
         """It runs the active version."""
         return replica.view.deployment_id == self.version.deployment_id
 
+    def is_wanted(self, replica: Replica) -> bool:
+        """It runs the active version, on a node where it may stay."""
+        return self.is_current(replica) and not replica.is_leaving
+
     def recompute(self) -> None:
         """After any change of a replica: where requests go, and whether held ones may go now."""
         serving = [replica for replica in self.replicas.values() if replica.is_serving]
-        current = [replica for replica in serving if self.is_current(replica)]
+        current = [replica for replica in serving if self.is_wanted(replica)]
         self.ready = current or serving
         if self.held and self.pick() is not None:
             self.release_held()
 
     def live(self) -> list[Replica]:
-        """Replicas of the active version that are ready or on their way."""
-        return [r for r in self.replicas.values() if r.is_live and self.is_current(r)]
+        """Replicas of the active version that are ready or on their way, and may stay where they are."""
+        return [r for r in self.replicas.values() if r.is_live and self.is_wanted(r)]
 
     def outdated(self) -> list[Replica]:
-        """Replicas of other versions that still serve or start."""
-        return [r for r in self.replicas.values() if r.is_live and not self.is_current(r)]
+        """Replicas of other versions, or of nodes that are being drained, that still serve or start."""
+        return [r for r in self.replicas.values() if r.is_live and not self.is_wanted(r)]
 
     def parked(self) -> list[Replica]:
         """Parked replicas of the active version."""
-        return [r for r in self.replicas.values() if r.is_parked and self.is_current(r)]
+        return [r for r in self.replicas.values() if r.is_parked and self.is_wanted(r)]
 
     def rest(self) -> None:
         """Somebody else needs the room: what was needed here lately keeps no replica up. A request does."""

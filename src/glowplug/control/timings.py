@@ -36,6 +36,14 @@ class Timings:
     reconnect_first_s: float = 0.1
     reconnect_max_s: float = 2.0
     """Waits between attempts to reach an agent that does not answer."""
+    node_silent_s: float = 3.0
+    """Another machine that said nothing for so long is unreachable; its agent says something each second."""
+    node_lost_s: float = 6.0
+    """After so much silence it is lost: what ran there is started elsewhere."""
+    node_look_s: float = 2.0
+    """How often nodes are asked what they have, where there are several to choose from."""
+    image_retry_s: float = 30.0
+    """A node that could not make an image ready is asked again after this time."""
 
     def backoff_s(self, failures: int) -> float:
         """The wait after that many failures in a row (1 or more)."""

@@ -1,6 +1,7 @@
 """One machine as an engine: start, stop and inspect the supervisor and what it keeps alive.
 
-``up`` may be called again and again and returns only when both the control plane and the agent answer;
+In front of the agent that is the control plane, or the gateway where the machine is a node of a cluster.
+``up`` may be called again and again and returns only when both what is in front and the agent answer;
 ``down`` returns only when nothing of the state directory runs any more, also after a crash that left
 sandboxes without an agent. Both take deadlines.
 """
@@ -26,7 +27,7 @@ from glowplug.engine.processes import (
     processes_of,
     wait_for_exit,
 )
-from glowplug.engine.record import SupervisorRecord, is_supervised, read_record
+from glowplug.engine.record import Role, SupervisorRecord, is_supervised, read_record
 from glowplug.engine.rotating_log import tail
 from glowplug.snapshot.sealing.memory_folder import remove_memory_folders
 from glowplug.types.errors import Conflict, DeadlineExceeded, GlowplugError, Unavailable
@@ -38,6 +39,7 @@ _POLL_S = 0.05
 _LOOK_S = 0.5
 _PROBE_TIMEOUT_S = 2.0
 _TAIL_LINES = 15
+GATEWAY_SILENCE_S = 15.0
 
 Address = SupervisorRecord
 
@@ -47,14 +49,14 @@ class EngineStatus:
     """What runs on a state directory. ``processes`` includes sandboxes that outlived a supervisor."""
 
     address: Address | None
-    control_answers: bool
+    front_answers: bool
     agent_answers: bool
     processes: list[Process]
 
     @property
     def is_up(self) -> bool:
         """The supervisor lives and both its children answer."""
-        return self.address is not None and self.control_answers and self.agent_answers
+        return self.address is not None and self.front_answers and self.agent_answers
 
 
 def status(state: StateDir) -> EngineStatus:
@@ -62,7 +64,7 @@ def status(state: StateDir) -> EngineStatus:
     record = read_record(state) if is_supervised(state) else None
     return EngineStatus(
         address=record,
-        control_answers=record is not None and _control_answers(record),
+        front_answers=record is not None and _front_answers(state, record),
         agent_answers=_agent_answers(state),
         processes=processes_of(state),
     )
@@ -73,22 +75,24 @@ def up(
     host: str | None = None,
     port: int | None = None,
     *,
+    role: Role = Role.CONTROL,
     timeout_s: float = START_TIMEOUT_S,
     commands: Commands | None = None,
 ) -> Address:
     """Make sure Glowplug runs in the background; returns where. ``None`` means 127.0.0.1, 8080.
 
-    Raises Conflict when it already runs somewhere else or the port is taken, DeadlineExceeded (with the ends
-    of the logs) when control and agent do not both answer in time; what was started is then stopped again.
+    Raises Conflict when it already runs somewhere or as something else, or the port is taken; and
+    DeadlineExceeded (with the ends of the logs) when what is in front and the agent do not both answer in
+    time; what was started is then stopped again.
     """
     deadline = time.monotonic() + timeout_s
     if is_supervised(state):
         record = _await_record(state, deadline)
-        _check_same_place(record, host, port)
+        _check_same_place(record, host, port, role)
         _await_answers(state, record, deadline, timeout_s)
         return record
     try:
-        with launched(state, host, port, commands, foreground=False) as (process, record):
+        with launched(state, host, port, commands, foreground=False, role=role) as (process, record):
             _await_answers(state, record, deadline, timeout_s)
             process.returncode = 0  # it outlives us on purpose: nothing to wait for
             return record
@@ -96,7 +100,8 @@ def up(
         if not is_supervised(state):
             raise
     # Somebody else's `up` was a moment quicker.
-    return up(state, host, port, timeout_s=max(0.0, deadline - time.monotonic()), commands=commands)
+    left_s = max(0.0, deadline - time.monotonic())
+    return up(state, host, port, role=role, timeout_s=left_s, commands=commands)
 
 
 def run_foreground(
@@ -105,6 +110,7 @@ def run_foreground(
     port: int | None = None,
     *,
     on_ready: Callable[[Address], None],
+    role: Role = Role.CONTROL,
     timeout_s: float = START_TIMEOUT_S,
     commands: Commands | None = None,
 ) -> int:
@@ -117,7 +123,7 @@ def run_foreground(
             remedy="Use it, or stop it with `glowplug down` first.",
             pid=record.pid,
         )
-    with launched(state, host, port, commands, foreground=True) as (process, record):
+    with launched(state, host, port, commands, foreground=True, role=role) as (process, record):
         _await_answers(state, record, deadline, timeout_s)
         with forwarding_signals(process):
             on_ready(record)
@@ -199,7 +205,14 @@ def _clean_up_with_an_agent(state: StateDir, deadline: float, commands: Commands
             agent.wait()
 
 
-def _check_same_place(record: Address, host: str | None, port: int | None) -> None:
+def _check_same_place(record: Address, host: str | None, port: int | None, role: Role) -> None:
+    if record.role is not role:
+        runs = {Role.CONTROL: "the control plane", Role.NODE: "a node of a cluster"}[record.role]
+        raise Conflict(
+            f"On this state directory {runs} runs already.",
+            remedy="Stop it with `glowplug down` first, or use another --state.",
+            pid=record.pid,
+        )
     if (host is not None and host != record.host) or (port not in (None, 0) and port != record.port):
         raise Conflict(
             f"Glowplug already runs on {record.host}:{record.port}.",
@@ -225,10 +238,11 @@ def _await_record(state: StateDir, deadline: float) -> Address:
 
 def _await_answers(state: StateDir, record: Address, deadline: float, timeout_s: float) -> None:
     while True:
-        control_answers, agent_answers = _control_answers(record), _agent_answers(state)
-        if control_answers and agent_answers:
+        front_answers, agent_answers = _front_answers(state, record), _agent_answers(state)
+        if front_answers and agent_answers:
             return
-        silent = "agent" if control_answers else "control"
+        front = "control" if record.role is Role.CONTROL else "gateway"
+        silent = "agent" if front_answers else front
         if wait_for_exit(record.pid, _POLL_S):
             raise _not_started("The supervisor ended while starting.", state, "supervisor")
         if time.monotonic() >= deadline:
@@ -245,12 +259,23 @@ def _not_started(message: str, state: StateDir, name: str) -> GlowplugError:
     )
 
 
-def _control_answers(record: Address) -> bool:
+def _front_answers(state: StateDir, record: Address) -> bool:
+    if record.role is Role.NODE:
+        return _gateway_answers(state, record)
     try:
         answer = httpx.get(f"{record.url}/healthz", timeout=_PROBE_TIMEOUT_S, trust_env=False)
     except httpx.HTTPError:
         return False
     return answer.status_code == httpx.codes.OK
+
+
+def _gateway_answers(state: StateDir, record: Address) -> bool:
+    """It lets in nobody but control, not even us; what it counts, it writes down every few seconds."""
+    try:
+        written_at = state.gateway_metrics.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return written_at >= max(record.started_at, time.time() - GATEWAY_SILENCE_S)
 
 
 def _agent_answers(state: StateDir) -> bool:

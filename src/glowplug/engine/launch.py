@@ -17,8 +17,8 @@ from typing import IO
 
 from glowplug.engine.child import dies_with_parent
 from glowplug.engine.processes import wait_for_exit
-from glowplug.engine.record import SupervisorRecord
-from glowplug.engine.supervisor import AGENT_COMMAND, CONTROL_COMMAND
+from glowplug.engine.record import Role, SupervisorRecord
+from glowplug.engine.supervisor import AGENT_COMMAND, CONTROL_COMMAND, GATEWAY_COMMAND
 from glowplug.types.errors import GlowplugError, Unavailable
 from glowplug.types.paths import StateDir
 
@@ -35,11 +35,18 @@ class Commands:
 
     agent: tuple[str, ...] = AGENT_COMMAND
     control: tuple[str, ...] = CONTROL_COMMAND
+    gateway: tuple[str, ...] = GATEWAY_COMMAND
 
 
 @contextmanager
 def launched(
-    state: StateDir, host: str | None, port: int | None, commands: Commands | None, *, foreground: bool
+    state: StateDir,
+    host: str | None,
+    port: int | None,
+    commands: Commands | None,
+    *,
+    foreground: bool,
+    role: Role = Role.CONTROL,
 ) -> Iterator[tuple[subprocess.Popen[bytes], SupervisorRecord]]:
     """A new supervisor and its record. Left by an exception, Ctrl-C included, it stops what it started."""
     chosen = commands or Commands()
@@ -55,6 +62,8 @@ def launched(
                     "--report-fd", str(write_end),
                     "--agent-command", shlex.join(chosen.agent),
                     "--control-command", shlex.join(chosen.control),
+                    "--gateway-command", shlex.join(chosen.gateway),
+                    "--role", role.value,
                     *(["--foreground"] if foreground else []),
                 ],
                 stdin=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ from glowplug.types.paths import StateDir
 
 _OUR_MODULES = (
     "glowplug.node",
+    "glowplug.node.gateway",
     "glowplug.control",
     "glowplug.engine.supervisor",
     "glowplug.image.lazy.worker",  # the blob daemon; its holder's command line ends with the worker's

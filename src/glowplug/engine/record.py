@@ -12,6 +12,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,8 +24,18 @@ from glowplug.types.paths import StateDir
 MAX_RECORD_BYTES = 64 * 1024
 
 
+class Role(StrEnum):
+    """What a supervisor keeps alive besides the agent."""
+
+    CONTROL = "control"
+    NODE = "node"
+
+
 class SupervisorRecord(BaseModel):
-    """The content of ``run/supervisor.json``: ``host`` and ``port`` are those of the listening socket."""
+    """The content of ``run/supervisor.json``: ``host`` and ``port`` are those of the listening socket.
+
+    ``role`` says what listens there: the control plane, or the gateway of a node of a cluster.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -33,11 +44,17 @@ class SupervisorRecord(BaseModel):
     host: str
     port: int
     started_at: float
+    role: Role = Role.CONTROL
+
+    @property
+    def reached_at(self) -> str:
+        """The address for who is on this machine: a wildcard is reached through loopback."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
 
     @property
     def url(self) -> str:
-        """Where a client on this machine reaches it: a wildcard address is reached through loopback."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
+        """Where a client on this machine reaches the control plane."""
+        host = self.reached_at
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 

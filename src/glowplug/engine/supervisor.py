@@ -23,7 +23,7 @@ from pathlib import Path
 from glowplug.engine.child import Child, become_subreaper
 from glowplug.engine.exits import ExitNotes
 from glowplug.engine.listener import listen
-from glowplug.engine.record import SupervisorRecord, supervision, write_atomically
+from glowplug.engine.record import Role, SupervisorRecord, supervision, write_atomically
 from glowplug.engine.rotating_log import MAX_FILE_BYTES, MAX_FILES, RotatingLog
 from glowplug.engine.supervisor_loop import Supervisor
 from glowplug.types.clock import Clock, SystemClock
@@ -32,6 +32,7 @@ from glowplug.types.paths import StateDir
 
 AGENT_COMMAND = (sys.executable, "-m", "glowplug.node")
 CONTROL_COMMAND = (sys.executable, "-m", "glowplug.control")
+GATEWAY_COMMAND = (sys.executable, "-m", "glowplug.node.gateway")
 _WANTED_OPEN_FILES = 65_536
 _MOST_OPEN_FILES = 1_048_576  # programs that close "all" descriptors take long with an unlimited number
 
@@ -60,6 +61,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report-fd", type=int, help="descriptor for the one-line start report")
     parser.add_argument("--agent-command", default=shlex.join(AGENT_COMMAND), help="run instead of the agent")
     parser.add_argument("--control-command", default=shlex.join(CONTROL_COMMAND), help="instead of control")
+    parser.add_argument("--gateway-command", default=shlex.join(GATEWAY_COMMAND), help="instead of it")
+    parser.add_argument("--role", type=Role, choices=list(Role), default=Role.CONTROL, help="what listens")
     return parser.parse_args(arguments)
 
 
@@ -95,25 +98,27 @@ def _supervise(state: StateDir, options: argparse.Namespace, log: logging.Logger
     with ExitStack() as owned:
         owned.enter_context(supervision(state))
         listener = owned.enter_context(listen(options.host, options.port))
-        record = _publish(state, listener, clock)
+        record = _publish(state, listener, clock, options.role)
         owned.callback(state.supervisor.unlink, missing_ok=True)
         _raise_open_files_limit()
         become_subreaper()
         where = ["--state", str(state.root)]
         agent_log = owned.enter_context(RotatingLog(state.logs / "agent.log"))
-        control_log = owned.enter_context(RotatingLog(state.logs / "control.log"))
         agent = Child("agent", [*shlex.split(options.agent_command), *where], agent_log, clock)
-        control = Child(
-            "control",
-            [*shlex.split(options.control_command), *where, "--fd", str(listener.fileno())],
-            control_log,
+        is_control = options.role is Role.CONTROL
+        name = "control" if is_control else "gateway"
+        command = options.control_command if is_control else options.gateway_command
+        front = Child(
+            name,
+            [*shlex.split(command), *where, "--fd", str(listener.fileno())],
+            owned.enter_context(RotatingLog(state.logs / f"{name}.log")),
             clock,
             pass_fds=(listener.fileno(),),
         )
         log.info("listening on %s:%d as pid %d", record.host, record.port, record.pid)
         _report(options.report_fd, {"record": record.model_dump()})
         Supervisor(
-            control=control,
+            front=front,
             agent=agent,
             listener=listener,
             notes=ExitNotes(state.exits, clock),
@@ -123,9 +128,9 @@ def _supervise(state: StateDir, options: argparse.Namespace, log: logging.Logger
         ).run()
 
 
-def _publish(state: StateDir, listener: socket.socket, clock: Clock) -> SupervisorRecord:
+def _publish(state: StateDir, listener: socket.socket, clock: Clock, role: Role) -> SupervisorRecord:
     host, port = listener.getsockname()[:2]
-    record = SupervisorRecord(pid=os.getpid(), host=host, port=port, started_at=clock.wall())
+    record = SupervisorRecord(pid=os.getpid(), host=host, port=port, started_at=clock.wall(), role=role)
     write_atomically(state.supervisor, record.model_dump_json())
     return record
 

@@ -1,10 +1,10 @@
-"""The one process that is never restarted: it keeps the control plane and the agent alive.
+"""The one process that is never restarted: it keeps the agent alive, and what serves in front of it.
 
-It holds the listening socket, so that a restart of the
-control plane refuses no connection; starts both children again whenever they end, with a back-off and without
-ever giving up; reaps orphaned sandboxes and notes how they ended; and ends everything in order: SIGTERM
-leaves replicas running (the next ``up`` adopts them), SIGINT has the agent stop them first. One thread and
-one ``select``: small enough to trust.
+That is the control plane, or on a node of a cluster the gateway. It holds the listening socket, so that a
+restart of that refuses no connection; starts both children again whenever they end, with a back-off and
+without ever giving up; reaps orphaned sandboxes and notes how they ended; and ends everything in order:
+SIGTERM leaves replicas running (the next ``up`` adopts them), SIGINT has the agent stop them first. One
+thread and one ``select``: small enough to trust.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Patience:
     Control finishes requests in flight for 10 s; the agent gives every replica its grace period.
     """
 
-    control_s: float = 15.0
+    front_s: float = 15.0
     agent_s: float = 60.0
 
 
@@ -46,7 +46,7 @@ class Supervisor:
     def __init__(
         self,
         *,
-        control: Child,
+        front: Child,
         agent: Child,
         listener: socket.socket,
         notes: ExitNotes,
@@ -55,9 +55,9 @@ class Supervisor:
         patience: Patience | None = None,
         echo: bool = False,
     ) -> None:
-        self._control = control
+        self._front = front
         self._agent = agent
-        self._children = (agent, control)
+        self._children = (agent, front)
         self._listener = listener
         self._notes = notes
         self._clock = clock
@@ -99,7 +99,7 @@ class Supervisor:
             child.restart_at = None
         # Ours first: from here on new connections are refused instead of waiting for nobody.
         self._listener.close()
-        self._end(self._control, signal.SIGTERM, self._patience.control_s)
+        self._end(self._front, signal.SIGTERM, self._patience.front_s)
         self._end(self._agent, first, self._patience.agent_s)
         self._log.info("stopped")
 

@@ -93,12 +93,13 @@ class Agent:
         self.large_pages = LargePages(self.state.large_pages)
         guard = GpuGuard(self.state.gpu_guard)
         self.devices = GpuSnapshots(self.gpus, self.capacity, guard, self.metrics.registry)
+        self.machine = MachineIdentity.read(gpus=self.gpus.usable)
         self.starter = Starter(
             self.runtimes,
             self.images,
             self.snapshots,
             self.metrics,
-            MachineIdentity.read(gpus=self.gpus.usable),
+            self.machine,
             self.start_times,
             self.probation,
             RestoreWatches(self.start_times, self.clock),

@@ -18,6 +18,7 @@ from glowplug.node import logs
 from glowplug.node.admission import is_replica_id
 from glowplug.node.agent import DEFAULT_GRACE_S, Agent
 from glowplug.node.api_images import NDJSON, add_images, stream_events
+from glowplug.node.holdings import Holdings
 from glowplug.node.record import ReplicaFolder
 from glowplug.node.snapshot_moves import SnapshotMoves
 from glowplug.node.snapshot_resealing import SnapshotResealing
@@ -25,6 +26,7 @@ from glowplug.node.terminal import serve_exec
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, SnapshotInvalid
 from glowplug.types.image import TaskEvent
 from glowplug.types.replica import (
+    NodeHoldings,
     NodeView,
     ReplicaView,
     SnapshotStatus,
@@ -58,15 +60,22 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _add_replicas(app: FastAPI, agent: Agent, images: NodeImages) -> None:
+    held = Holdings(agent.snapshots, images, agent.machine, agent.clock)
+
     @app.get("/v1/node")
     async def node() -> NodeView:
         return agent.view()
+
+    @app.get("/v1/holdings")
+    async def holdings() -> NodeHoldings:
+        return await asyncio.to_thread(held.read)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         body, content_type = agent.metrics.render()
         of_images = await asyncio.to_thread(images.metrics)
-        return Response(body + of_images.encode(), media_type=content_type)
+        of_gateway = await asyncio.to_thread(_text_of, agent.state.gateway_metrics)
+        return Response(body + of_images.encode() + of_gateway, media_type=content_type)
 
     @app.get("/v1/watch")
     async def watch() -> StreamingResponse:
@@ -225,3 +234,11 @@ def _safe_id(replica_id: str) -> str:
     if not is_replica_id(replica_id):
         raise NotFound(f"{replica_id!r} is not a replica id.", remedy="`glowplug ps` lists them.")
     return replica_id
+
+
+def _text_of(path: Path) -> bytes:
+    """What the node's gateway counted, if there is one."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

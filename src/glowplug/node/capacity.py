@@ -10,12 +10,12 @@ the host holds no GPU either: replicas take turns on one.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from glowplug.runtime.bundle import SANDBOX_OVERHEAD_BYTES
 from glowplug.snapshot.gpu.inventory import Device
+from glowplug.types.chips import is_called
 from glowplug.types.errors import Unavailable
 from glowplug.types.spec import Resources
 
@@ -140,15 +140,3 @@ class Capacity:
                 resource="gpu",
             )
         return tuple(free[: wanted.gpu_count])
-
-
-def is_called(chip: str, name: str) -> bool:
-    """Whether people may call this chip so: every word of the name is one of the chip's.
-
-    ``NVIDIA H100 80GB HBM3`` is an ``H100`` and an ``H100-80GB``; ``NVIDIA L40S`` is no ``L4``.
-    """
-    return set(_words(name)) <= set(_words(chip))
-
-
-def _words(text: str) -> list[str]:
-    return re.split(r"[\s-]+", text.lower())

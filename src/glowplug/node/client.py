@@ -1,4 +1,5 @@
-"""The control plane's way to one node agent: its HTTP API over a Unix socket, as typed calls.
+"""The control plane's way to one node agent: its HTTP API as typed calls, over a Unix socket or through the
+gateway of another machine.
 
 Every call has a deadline. An agent that cannot be reached, or does not answer in time, raises Unavailable; an
 error that the agent reports is raised here as the same typed error with the same words.
@@ -10,15 +11,15 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
-from websockets.asyncio.client import ClientConnection, unix_connect
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
+from glowplug.node.address import LocalNode, NodeAddress, RemoteNode
 from glowplug.types.errors import GlowplugError, NotFound, Unavailable
 from glowplug.types.image import ImageTask, IndexView, TaskEvent, TaskRequest
 from glowplug.types.replica import (
@@ -26,6 +27,7 @@ from glowplug.types.replica import (
     BuildRequest,
     ImageView,
     Message,
+    NodeHoldings,
     NodeView,
     ReplicaEvent,
     ReplicaView,
@@ -52,17 +54,27 @@ _INDEXES = TypeAdapter(list[IndexView])
 _SNAPSHOTS = TypeAdapter(list[SnapshotView])
 
 
-class NodeClient:
-    """Calls the agent listening on ``socket_path``. Owns a few connections: :meth:`close` them."""
+class NoAnswer(Unavailable):
+    """Nothing came back: what was asked may have happened, or not."""
 
-    def __init__(self, socket_path: Path) -> None:
-        self._socket_path = socket_path
+
+class NodeClient:
+    """Calls the agent of the node at ``address``. Owns a few connections: :meth:`close` them."""
+
+    def __init__(self, address: NodeAddress) -> None:
+        self.address = address
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
+        self._extensions: dict[str, Any] = {}
+        if isinstance(address, LocalNode):
+            base_url = "http://agent"
+            transport = httpx.AsyncHTTPTransport(uds=str(address.socket_path), limits=limits)
+        else:
+            base_url = _url(address)
+            transport = httpx.AsyncHTTPTransport(verify=address.http, limits=limits)
+            # The name that its certificate must have.
+            self._extensions["sni_hostname"] = address.name
         self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(
-                uds=str(socket_path), limits=httpx.Limits(max_connections=None, max_keepalive_connections=8)
-            ),
-            base_url="http://agent",
-            timeout=_timeout(_CALL_TIMEOUT_S),
+            transport=transport, base_url=base_url, timeout=_timeout(_CALL_TIMEOUT_S)
         )
 
     async def close(self) -> None:
@@ -72,6 +84,10 @@ class NodeClient:
     async def node(self) -> NodeView:
         """What the machine has and runs."""
         return NodeView.model_validate(await self._call("GET", "/v1/node"))
+
+    async def holdings(self) -> NodeHoldings:
+        """What it has that makes starts quicker."""
+        return NodeHoldings.model_validate(await self._call("GET", "/v1/holdings"))
 
     async def watch(self) -> AsyncGenerator[ReplicaEvent, None]:
         """Events as they happen, first what exists. Raises Unavailable when silent for 5 s, or at the end."""
@@ -212,16 +228,9 @@ class NodeClient:
         self, replica_id: str, query: Sequence[tuple[str, str]]
     ) -> AsyncIterator[ClientConnection]:
         """The exec socket of a replica (frames as in docs/architecture.md), closed on leaving."""
-        uri = f"ws://agent/v1/replicas/{_part(replica_id)}/exec?{urlencode(query)}"
+        path = f"/v1/replicas/{_part(replica_id)}/exec?{urlencode(query)}"
         try:
-            connection = await unix_connect(
-                str(self._socket_path),
-                uri,
-                open_timeout=_CALL_TIMEOUT_S,
-                close_timeout=_CONNECT_TIMEOUT_S,
-                compression=None,
-                max_size=None,
-            )
+            connection = await self._connect(path)
         except InvalidStatus as error:
             raise _error_from(error.response.status_code, bytes(error.response.body or b"")) from error
         except (OSError, TimeoutError, InvalidHandshake) as error:
@@ -233,6 +242,24 @@ class NodeClient:
 
     # -- inside ------------------------------------------------------------------------------------------
 
+    async def _connect(self, path: str) -> ClientConnection:
+        options: dict[str, Any] = {
+            "open_timeout": _CALL_TIMEOUT_S,
+            "close_timeout": _CONNECT_TIMEOUT_S,
+            "compression": None,
+            "max_size": None,
+        }
+        address = self.address
+        if isinstance(address, LocalNode):
+            return await unix_connect(str(address.socket_path), f"ws://agent{path}", **options)
+        return await connect(
+            f"wss{_url(address).removeprefix('https')}{path}",
+            ssl=address.http,
+            server_hostname=address.name,
+            proxy=None,
+            **options,
+        )
+
     async def _call(
         self, method: str, path: str, message: Message | None = None, *, timeout_s: float = _CALL_TIMEOUT_S
     ) -> Any:
@@ -240,7 +267,11 @@ class NodeClient:
             # httpx bounds single reads; a sender of one byte a second would keep us for ever.
             async with asyncio.timeout(timeout_s + _CONNECT_TIMEOUT_S):
                 response = await self._http.request(
-                    method, path, json=_json(message), timeout=_timeout(timeout_s)
+                    method,
+                    path,
+                    json=_json(message),
+                    timeout=_timeout(timeout_s),
+                    extensions=self._extensions,
                 )
         except (httpx.HTTPError, TimeoutError) as error:
             raise self._unavailable(error) from error
@@ -267,7 +298,11 @@ class NodeClient:
     ) -> AsyncIterator[httpx.Response]:
         try:
             async with self._http.stream(
-                method, path, json=_json(message), timeout=_timeout(silence_limit_s)
+                method,
+                path,
+                json=_json(message),
+                timeout=_timeout(silence_limit_s),
+                extensions=self._extensions,
             ) as response:
                 if response.status_code >= 400:
                     raise _error_from(response.status_code, await response.aread())
@@ -275,13 +310,26 @@ class NodeClient:
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise self._unavailable(error) from error
 
-    def _unavailable(self, error: Exception) -> Unavailable:
-        return Unavailable(
-            "The node agent does not answer.",
-            remedy="It is restarted by glowplug up; see logs/agent.log in the state directory.",
-            socket=str(self._socket_path),
-            cause=f"{type(error).__name__}: {error}",
+    def _unavailable(self, error: Exception) -> NoAnswer:
+        cause = f"{type(error).__name__}: {error}"
+        if isinstance(self.address, LocalNode):
+            return NoAnswer(
+                "The node agent does not answer.",
+                remedy="It is restarted by glowplug up; see logs/agent.log in the state directory.",
+                socket=str(self.address.socket_path),
+                cause=cause,
+            )
+        return NoAnswer(
+            f"Node {self.address.name} does not answer.",
+            remedy="`glowplug cluster status` says since when; see that the machine runs and can be reached.",
+            address=f"{self.address.host}:{self.address.port}",
+            cause=cause,
         )
+
+
+def _url(address: RemoteNode) -> str:
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"https://{host}:{address.port}"
 
 
 def _timeout(read_s: float | None) -> httpx.Timeout:

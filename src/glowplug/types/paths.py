@@ -11,6 +11,48 @@ TOOLS_DIR = Path("/usr/local/lib/glowplug/bin")
 
 
 @dataclass(frozen=True)
+class IdentityDir:
+    """Certificates and keys of a cluster: the authority and control's where control runs, a node's on it."""
+
+    root: Path
+
+    @property
+    def authority(self) -> Path:
+        """The certificate authority: its key and its certificate, mode 0600."""
+        return self.root / "authority.pem"
+
+    @property
+    def authority_certificate(self) -> Path:
+        """The authority's certificate alone: what everybody checks the others' against."""
+        return self.root / "ca.crt"
+
+    @property
+    def control_key(self) -> Path:
+        """The control plane's private key, mode 0600."""
+        return self.root / "control.key"
+
+    @property
+    def control_certificate(self) -> Path:
+        """The control plane's certificate."""
+        return self.root / "control.crt"
+
+    @property
+    def node_key(self) -> Path:
+        """This node's private key, mode 0600."""
+        return self.root / "node.key"
+
+    @property
+    def node_certificate(self) -> Path:
+        """This node's certificate."""
+        return self.root / "node.crt"
+
+    @property
+    def membership(self) -> Path:
+        """Which cluster this node is of, under what name, and where its gateway listens."""
+        return self.root / "membership.json"
+
+
+@dataclass(frozen=True)
 class StateDir:
     """All paths below one state directory. Nothing is created until :meth:`create` is called."""
 
@@ -40,6 +82,11 @@ class StateDir:
     def token(self) -> Path:
         """The API token, mode 0600."""
         return self.root / "token"
+
+    @property
+    def identity(self) -> IdentityDir:
+        """Certificates and keys of the cluster; made when a cluster is."""
+        return IdentityDir(self.root / "identity")
 
     @property
     def images(self) -> Path:
@@ -115,6 +162,11 @@ class StateDir:
     def agent_socket(self) -> Path:
         """The node agent's HTTP socket."""
         return self.run / "agent.sock"
+
+    @property
+    def gateway_metrics(self) -> Path:
+        """What the node's gateway counts, as Prometheus text."""
+        return self.run / "gateway.prom"
 
     @property
     def page_merging(self) -> Path:

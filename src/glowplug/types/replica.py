@@ -89,9 +89,11 @@ class ReplicaView(Message):
     ``gpus`` are the UUIDs of those that it was given, and ``device_bytes`` is what it holds of their memory.
     Of two views of one replica the one with the larger ``revision`` is newer, whichever came first.
     ``suspended_bytes`` of device memory lie in its own memory while it is parked: then it has no GPU.
+    ``node`` is what the control plane calls its node, where there are several; the agent does not say.
     """
 
     id: str
+    node: str | None = None
     revision: int = 0
     app: str
     server: str
@@ -156,6 +158,34 @@ class NodeView(Message):
     runtime: str
     replicas: int = 0
     quarantine: str | None = None
+
+
+MAX_HELD = 256
+"""So many snapshots, and so many images, a node tells of at most: those used last."""
+
+
+class HeldSnapshot(Message):
+    """A good snapshot that a node has: of which servers (``app/server``) and image, and how much is here.
+
+    ``machine`` names the kind of machine that it can be restored on; nodes of one kind say the same of
+    themselves.
+    """
+
+    id: str
+    servers: list[str] = []
+    image_id: str = ""
+    machine: str = ""
+    bytes: int = 0
+    here_bytes: int = 0
+    is_in_region: bool = False
+
+
+class NodeHoldings(Message):
+    """What a node has that makes a start there quicker: snapshots, and images by id with their bytes here."""
+
+    machine: str = ""
+    snapshots: list[HeldSnapshot] = Field(default=[], max_length=MAX_HELD)
+    images: dict[str, int] = Field(default={}, max_length=MAX_HELD)
 
 
 class BuildRequest(Message):

@@ -1,0 +1,213 @@
+"""``cluster``: which machines there are, and how another one becomes a node."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from glowplug.cli import completion
+from glowplug.cli.options import JsonOption, duration, parse_assignments, session_of
+from glowplug.cli.output import Row, print_json, print_table
+from glowplug.cli.session import Session
+from glowplug.cli.text import format_age, format_seconds
+from glowplug.control.messages import NodeStatus
+from glowplug.engine import embedded
+from glowplug.engine.record import Role
+from glowplug.observe.waterfall import format_bytes
+from glowplug.types.clock import SystemClock
+from glowplug.types.cluster import JoinTokenView, NodeState
+from glowplug.types.errors import DeadlineExceeded, InvalidInput
+
+_POLL_S = 0.5
+_STYLES = {
+    NodeState.READY: "green",
+    NodeState.DRAINING: "yellow",
+    NodeState.UNREACHABLE: "red",
+    NodeState.LOST: "red",
+}
+
+commands = typer.Typer(help="The machines of a cluster: join, look, drain, remove.", no_args_is_help=True)
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="A node.", autocompletion=completion.nodes)]
+
+
+@commands.command()
+def token(
+    context: typer.Context,
+    ttl_s: Annotated[
+        float, typer.Option("--ttl", parser=duration, metavar="DURATION", help="How long it can be used.")
+    ] = 3600.0,
+    list_tokens: Annotated[
+        bool, typer.Option("--list", help="Make none; list those that can still be used.")
+    ] = False,
+    revoke: Annotated[
+        str | None, typer.Option(metavar="ID", help="Make none; let nobody join with this one any more.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a token that machines join with."""
+    session = session_of(context)
+    with session.client() as client:
+        if revoke is not None:
+            client.revoke_join_token(revoke)
+            session.say(f"Nobody can join with {revoke} any more.")
+            return
+        if list_tokens:
+            _print_tokens(session, client.join_tokens(), as_json=as_json)
+            return
+        made = client.new_join_token(ttl_s)
+    if as_json:
+        print_json(session, made)
+        return
+    session.out.print(made.token, soft_wrap=True, markup=False)
+    session.say(f"On another machine, within {format_seconds(ttl_s)}: cluster join ADDRESS --token TOKEN")
+
+
+@commands.command()
+def join(
+    context: typer.Context,
+    address: Annotated[
+        str | None,
+        typer.Argument(help="The control plane, as HOST:PORT or URL. Without: start what joined before."),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="GLOWPLUG_JOIN_TOKEN", help="A token of `glowplug cluster token`."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the node is called (default: made of the host name).")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where its gateway listens (0.0.0.0:7443).")
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST", help="Where the control plane reaches it (default: as it reaches that one)."
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What is known of it; zone and rack spread copies."),
+    ] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", "-f", help="Stay here and show the logs; for systemd, containers.")
+    ] = False,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds until agent and gateway must answer.")
+    ] = embedded.START_TIMEOUT_S,
+) -> None:
+    """Make this machine a node of a cluster, and start it."""
+    from glowplug.engine import join as joining  # loads cryptography: a tenth of a second
+
+    session = session_of(context)
+    if (address is None) != (token is None):
+        raise InvalidInput(
+            "An address and a token belong together.",
+            remedy="Give both to join, or neither to start the node that this machine already is.",
+        )
+    if address is not None and token is not None:
+        wanted = joining.Wanted(
+            name, listen or joining.DEFAULT_LISTEN, advertise, parse_assignments(label or [])
+        )
+        record = joining.join(session.state, address, token, wanted)
+    elif name or listen or advertise or label:
+        raise InvalidInput(
+            "What a node is called, where it listens and its labels are said when it joins.",
+            remedy="Join again with them, an address and a token.",
+        )
+    else:
+        record = joining.joined(session.state)
+
+    def announce(_address: embedded.Address) -> None:
+        session.say(f"This machine is node {record.name} of the cluster at {record.control_url}.")
+
+    where = (session.state, record.listen_host, record.listen_port)
+    if foreground:
+        code = embedded.run_foreground(*where, on_ready=announce, role=Role.NODE, timeout_s=timeout_s)
+        raise typer.Exit(code)
+    announce(embedded.up(*where, role=Role.NODE, timeout_s=timeout_s))
+
+
+@commands.command()
+def status(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the machines, what they may be used for, and why not."""
+    session = session_of(context)
+    with session.client() as client:
+        nodes = client.nodes()
+    if as_json:
+        print_json(session, nodes)
+        return
+    columns = ["NODE", "STATE", "ADDRESS", "REPLICAS", "MEMORY", "GPUS", "LABELS", "WHY"]
+    print_table(session, columns, map(_row, nodes), "No node.")
+
+
+@commands.command()
+def drain(
+    context: typer.Context,
+    node: NodeArgument,
+    undo: Annotated[bool, typer.Option("--undo", help="Use it again.")] = False,
+    wait_s: Annotated[
+        float | None,
+        typer.Option(
+            "--wait", parser=duration, metavar="DURATION", help="Wait at most so long until it is empty."
+        ),
+    ] = None,
+) -> None:
+    """Place nothing new on a node, and move what runs there."""
+    session = session_of(context)
+    with session.client() as client:
+        client.drain_node(node, undo=undo)
+        session.say(f"Node {node} is used again." if undo else f"Node {node} is being drained.")
+        if undo or wait_s is None:
+            return
+        deadline_s = time.monotonic() + wait_s
+        while left := sum(one.replicas for one in client.nodes() if one.name == node):
+            if time.monotonic() >= deadline_s:
+                raise DeadlineExceeded(
+                    f"After {format_seconds(wait_s)} {left} replicas are still on {node}.",
+                    remedy="Those that serve stay until another node has room for a successor: glowplug ps.",
+                    stage="drain",
+                )
+            time.sleep(_POLL_S)
+    session.say(f"Nothing runs on {node} any more.")
+
+
+@commands.command()
+def remove(
+    context: typer.Context,
+    node: NodeArgument,
+    force: Annotated[bool, typer.Option("--force", help="Give up what runs there.")] = False,
+) -> None:
+    """Take a node out of the cluster."""
+    session = session_of(context)
+    with session.client() as client:
+        client.remove_node(node, force=force)
+    session.say(f"Node {node} was removed. On that machine, `glowplug down` stops what is left.")
+
+
+def _print_tokens(session: Session, tokens: list[JoinTokenView], *, as_json: bool) -> None:
+    if as_json:
+        print_json(session, tokens)
+        return
+    now = SystemClock().wall()
+    rows = [
+        [one.id, format_age(now - one.created_at), format_seconds(one.expires_at - now)] for one in tokens
+    ]
+    print_table(session, ["TOKEN", "AGE", "LEFT"], rows, "No token can be used.")
+
+
+def _row(node: NodeStatus) -> Row:
+    view = node.view
+    return [
+        node.name,
+        Text(node.state.value, _STYLES[node.state]),
+        node.address or "(here)",
+        str(node.replicas),
+        f"{format_bytes(view.memory_used_bytes)} of {format_bytes(view.memory_bytes)}" if view else "",
+        f"{view.gpus_used} of {len(view.gpus)}" if view else "",
+        " ".join(f"{name}={value}" for name, value in sorted(node.labels.items())),
+        node.why,
+    ]

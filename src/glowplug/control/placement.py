@@ -1,0 +1,187 @@
+"""Which node a replica is started on: a score, so that it can be stated, shown and argued about.
+
+A node that is draining, unreachable or lost gets nothing. One that has no room as far as is known comes after
+every one that has. Of the others the highest sum wins, of equal ones the first by name:
+
+=======  ======  ===================================================================================
+part     points  for
+=======  ======  ===================================================================================
+heat     0..60   60: a snapshot of this server is on its disk; 40: one that fits this kind of
+                 machine is in the region, or its zone; 20: the image is here; 0: nothing is
+cached   0..10   the share of the snapshot's (or else the image's) bytes that is here
+machine  0, 5    5: a snapshot of this server that is known somewhere fits this kind of machine
+memory   0..10   the share of its memory that is free when the replica is there
+packing  0..8    GPUs: the share of the node's that is taken then, so that whole nodes stay free
+                 for who needs many; a server without: 8 where there are no GPUs to keep free
+spread   -40..0  -8 for each copy of this server in the same failure domain (label ``zone``, else
+                 ``rack``, else the node itself)
+starts   -20..0  -2 for each start under way there
+=======  ======  ===================================================================================
+
+Parked copies are not in it: they are woken before anything is placed (:mod:`glowplug.control.ladder`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from glowplug.types.chips import is_called
+from glowplug.types.replica import HeldSnapshot, NodeHoldings
+
+HEAT_SNAPSHOT_HERE = 60.0
+HEAT_SNAPSHOT_NEAR = 40.0
+HEAT_IMAGE_HERE = 20.0
+_CACHED = 10.0
+_MACHINE = 5.0
+_MEMORY = 10.0
+_PACKING = 8.0
+_SPREAD = -8.0
+_SPREAD_MOST = -40.0
+_START = -2.0
+_STARTS_MOST = -20.0
+_DOMAIN_LABELS = ("zone", "rack")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be placed. ``gpu`` is a chip's name, empty for none."""
+
+    app: str
+    server: str
+    image_id: str
+    memory_bytes: int = 0
+    gpu: str = ""
+    gpu_count: int = 0
+
+    @property
+    def name(self) -> str:
+        """``app/server``, as snapshots are told to be of."""
+        return f"{self.app}/{self.server}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A node as far as it is known. ``why_not`` says why nothing may be placed there; None for yes.
+
+    ``free_memory_bytes`` is None where nobody asked the node yet. ``gpus`` are the names of its chips.
+    """
+
+    name: str
+    why_not: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: int = 0
+    free_memory_bytes: int | None = None
+    gpus: Sequence[str] = ()
+    gpus_used: int = 0
+    holdings: NodeHoldings = field(default_factory=NodeHoldings)
+    copies: int = 0
+    """Of this server, on this node."""
+    starting: int = 0
+
+    @property
+    def domain(self) -> tuple[str, str]:
+        """What fails together with it."""
+        for label in _DOMAIN_LABELS:
+            if label in self.labels:
+                return label, self.labels[label]
+        return "node", self.name
+
+
+@dataclass(frozen=True)
+class Score:
+    """What became of one node. ``parts`` are those of the table above."""
+
+    node: str
+    parts: Mapping[str, float] = field(default_factory=dict)
+    why_not: str | None = None
+    why_full: str | None = None
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return sum(self.parts.values())
+
+    @property
+    def order(self) -> tuple[bool, bool, float, str]:
+        """Best first."""
+        return (self.why_not is not None, self.why_full is not None, -self.total, self.node)
+
+
+def rank(wish: Wish, candidates: Iterable[Candidate]) -> list[Score]:
+    """Every node's score, best first; those that get nothing are last, and say why. Decides by this alone."""
+    nodes = list(candidates)
+    known = [snapshot for node in nodes for snapshot in _of_server(wish, node.holdings)]
+    copies: dict[tuple[str, str], int] = {}
+    for node in nodes:
+        copies[node.domain] = copies.get(node.domain, 0) + node.copies
+    scores = [_score(wish, node, known, copies[node.domain]) for node in nodes]
+    return sorted(scores, key=lambda score: score.order)
+
+
+def _score(wish: Wish, node: Candidate, known: Sequence[HeldSnapshot], copies_near: int) -> Score:
+    if node.why_not is not None:
+        return Score(node.name, why_not=node.why_not)
+    heat, cached = _heat(wish, node, known)
+    parts = {
+        "heat": heat,
+        "cached": _CACHED * cached,
+        "machine": _MACHINE * (_fits(node.holdings, known)),
+        "memory": _MEMORY * _memory_left(wish, node),
+        "packing": _PACKING * _packing(wish, node),
+        "spread": max(_SPREAD * copies_near, _SPREAD_MOST),
+        "starts": max(_START * node.starting, _STARTS_MOST),
+    }
+    rounded = {name: round(points, 2) for name, points in parts.items()}
+    return Score(node.name, rounded, why_full=_full(wish, node))
+
+
+def _heat(wish: Wish, node: Candidate, known: Sequence[HeldSnapshot]) -> tuple[float, float]:
+    """Points, and the share of the bytes that they are about which is here."""
+    here = [s for s in _of_server(wish, node.holdings) if s.machine == node.holdings.machine]
+    if here:
+        return HEAT_SNAPSHOT_HERE, max(_share(s.here_bytes, s.bytes) for s in here)
+    image_bytes = node.holdings.images.get(wish.image_id)
+    has_image = image_bytes is not None
+    if any(s.is_in_region and s.machine == node.holdings.machine for s in known):
+        return HEAT_SNAPSHOT_NEAR, 0.0
+    return (HEAT_IMAGE_HERE, 1.0) if has_image else (0.0, 0.0)
+
+
+def _of_server(wish: Wish, holdings: NodeHoldings) -> list[HeldSnapshot]:
+    return [s for s in holdings.snapshots if wish.name in s.servers and s.image_id == wish.image_id]
+
+
+def _fits(holdings: NodeHoldings, known: Sequence[HeldSnapshot]) -> bool:
+    return bool(holdings.machine) and any(s.machine == holdings.machine for s in known)
+
+
+def _memory_left(wish: Wish, node: Candidate) -> float:
+    if node.free_memory_bytes is None or not node.memory_bytes:
+        return 0.0
+    return min(max(node.free_memory_bytes - wish.memory_bytes, 0) / node.memory_bytes, 1.0)
+
+
+def _packing(wish: Wish, node: Candidate) -> float:
+    if not wish.gpu_count:
+        return 0.0 if node.gpus else 1.0
+    return min((node.gpus_used + wish.gpu_count) / len(node.gpus), 1.0) if node.gpus else 0.0
+
+
+def _full(wish: Wish, node: Candidate) -> str | None:
+    """Why it has no room, as far as is known: its agent has the last word."""
+    if node.free_memory_bytes is None:
+        return None
+    if wish.memory_bytes > node.free_memory_bytes:
+        return f"{node.free_memory_bytes >> 20} MiB of memory are free, {wish.memory_bytes >> 20} are needed"
+    if wish.gpu_count:
+        alike = sum(1 for chip in node.gpus if is_called(chip, wish.gpu))
+        # Which of them are taken is the agent's to know: as many as can be might be others.
+        free = min(alike, len(node.gpus) - node.gpus_used)
+        if free < wish.gpu_count:
+            return f"{max(free, 0)} GPUs ({wish.gpu}) are free, {wish.gpu_count} are needed"
+    return None
+
+
+def _share(part_bytes: int, whole_bytes: int) -> float:
+    return min(part_bytes / whole_bytes, 1.0) if whole_bytes else 1.0

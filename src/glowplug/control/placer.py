@@ -1,0 +1,109 @@
+"""Looks at the nodes as they are now, has them ranked, and remembers for a while why replicas are where they
+are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+
+from glowplug.control.fleet import Fleet
+from glowplug.control.image_care import ImageCare
+from glowplug.control.messages import NodeScore, PlacementView
+from glowplug.control.node_link import NodeLink
+from glowplug.control.placement import Candidate, Score, Wish, rank
+from glowplug.control.target import Target
+from glowplug.types.clock import Clock
+from glowplug.types.cluster import NodeState
+from glowplug.types.errors import NotFound
+from glowplug.types.replica import NodeHoldings
+
+_REMEMBERED = 2000
+
+
+class Placer:
+    """Where replicas go. Knows nothing that the links and the fleet do not."""
+
+    def __init__(self, fleet: Fleet, links: Sequence[NodeLink], images: ImageCare, clock: Clock) -> None:
+        self._fleet = fleet
+        self._links = links
+        self._images = images
+        self._clock = clock
+        self._remembered: OrderedDict[str, PlacementView] = OrderedDict()
+
+    def rank(self, target: Target) -> list[Score]:
+        """All nodes for one more replica of this server, best first."""
+        resources = target.version.spec.resources
+        wish = Wish(
+            app=target.app,
+            server=target.server,
+            image_id=target.version.image_id,
+            memory_bytes=resources.memory_bytes,
+            gpu=resources.gpu_chip,
+            gpu_count=resources.gpu_count,
+        )
+        copies = Counter(r.node for r in target.replicas.values() if r.drain is None)
+        starting = Counter(r.node for r in self._fleet.replicas.values() if r.is_starting)
+        return rank(wish, [self._candidate(link, target, copies, starting) for link in self._links])
+
+    def link(self, name: str) -> NodeLink | None:
+        """The node of this name, while it is one."""
+        return next((link for link in self._links if link.name == name), None)
+
+    def remember(self, replica_id: str, scores: Sequence[Score]) -> None:
+        """This is why the replica is asked for where it is."""
+        self._remembered[replica_id] = PlacementView(
+            replica_id=replica_id,
+            node=scores[0].node,
+            placed_at=self._clock.wall(),
+            scores=[_told(score) for score in scores],
+        )
+        while len(self._remembered) > _REMEMBERED:
+            self._remembered.popitem(last=False)
+
+    def moved(self, replica_id: str, node: str, refusals: dict[str, str]) -> None:
+        """It is asked for on ``node`` now, as others have refused it."""
+        view = self._remembered.get(replica_id)
+        if view is not None:
+            scores = [score.model_copy(update={"refusal": refusals.get(score.node)}) for score in view.scores]
+            self._remembered[replica_id] = view.model_copy(update={"node": node, "scores": scores})
+
+    def of(self, replica_id: str) -> PlacementView:
+        """Raises NotFound, also for what was placed before the control plane was started."""
+        view = self._remembered.get(replica_id)
+        if view is None:
+            raise NotFound(
+                f"Why replica {replica_id!r} is where it is is not known.",
+                remedy="It is for the last ones that this control plane has placed since its start.",
+                replica_id=replica_id,
+            )
+        return view
+
+    def _candidate(
+        self, link: NodeLink, target: Target, copies: Counter[str], starting: Counter[str]
+    ) -> Candidate:
+        why_not = self._images.why_not(link.name, target.version.image_id)
+        if link.state is not NodeState.READY:
+            why_not = f"{link.state.value}: {link.why}"
+        view = link.view
+        return Candidate(
+            name=link.name,
+            why_not=why_not,
+            labels=link.labels,
+            memory_bytes=view.memory_bytes if view else 0,
+            free_memory_bytes=view.memory_bytes - view.memory_used_bytes if view else None,
+            gpus=view.gpus if view else (),
+            gpus_used=view.gpus_used if view else 0,
+            holdings=link.holdings or NodeHoldings(),
+            copies=copies[link.name],
+            starting=starting[link.name],
+        )
+
+
+def _told(score: Score) -> NodeScore:
+    return NodeScore(
+        node=score.node,
+        total=round(score.total, 2),
+        parts=dict(score.parts),
+        why_not=score.why_not or score.why_full,
+    )

@@ -1,0 +1,1 @@
+"""Who is who in a cluster: its certificate authority, the certificates of its parts, tokens to join with."""

@@ -1,0 +1,94 @@
+"""Two connections made one: bytes pass both ways as they come, and neither side runs ahead of the other."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass
+
+PIECE_BYTES = 64 << 10
+_CLOSE_S = 30.0
+_UNACKNOWLEDGED_LIMIT_MS = 30_000
+_KEEP_ALIVE_IDLE_S = 10
+_KEEP_ALIVE_EVERY_S = 5
+_KEEP_ALIVE_PROBES = 3
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One connection. Its owner closes it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @property
+    def protocol(self) -> str | None:
+        """What TLS agreed on (ALPN)."""
+        tls = self.writer.get_extra_info("ssl_object")
+        return None if tls is None else tls.selected_alpn_protocol()
+
+    async def close(self) -> None:
+        """Send what was written, then close; after half a minute whatever is left is dropped."""
+        self.writer.close()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self.writer.wait_closed()
+        except (OSError, TimeoutError):
+            self.abort()
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Close at once, whatever is on its way."""
+        self.writer.transport.abort()
+
+
+async def accept_tls(accepted: socket.socket, context: ssl.SSLContext, timeout_s: float) -> Stream:
+    """The other end of an accepted connection, its certificate checked. Raises OSError, TimeoutError."""
+    loop = asyncio.get_running_loop()
+    _notice_the_dead(accepted)
+    reader = asyncio.StreamReader(limit=PIECE_BYTES, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.connect_accepted_socket(
+        lambda: protocol, accepted, ssl=context, ssl_handshake_timeout=timeout_s
+    )
+    return Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+
+
+async def splice(near: Stream, far: Stream) -> None:
+    """Carry bytes until one side has ended; what it said last is still delivered. Closes both.
+
+    TLS, as asyncio speaks it, has no half-closed connections: the end of either side is the end of both.
+    """
+    pumps = {asyncio.ensure_future(_pump(near, far)), asyncio.ensure_future(_pump(far, near))}
+    try:
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        near.abort()
+        far.abort()
+        raise
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+    await asyncio.gather(near.close(), far.close())
+
+
+async def _pump(source: Stream, sink: Stream) -> None:
+    with suppress(OSError):
+        while data := await source.reader.read(PIECE_BYTES):
+            sink.writer.write(data)
+            await sink.writer.drain()
+
+
+def _notice_the_dead(connection: socket.socket) -> None:
+    """A machine whose link was cut resets nothing: the kernel asks, and gives up after half a minute."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_LIMIT_MS)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEP_ALIVE_IDLE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEP_ALIVE_EVERY_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEP_ALIVE_PROBES)

@@ -1,0 +1,190 @@
+"""Where a replica is placed: the stated score, case by case, and what holds whatever the nodes are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glowplug.control.placement import Candidate, Wish, rank
+from glowplug.types.replica import HeldSnapshot, NodeHoldings
+
+GIB = 1 << 30
+WISH = Wish("chat", "llm", "im-1", memory_bytes=2 * GIB)
+GPU_WISH = replace(WISH, gpu="H100", gpu_count=1)
+H100, L4 = "NVIDIA H100 80GB HBM3", "NVIDIA L4"
+
+
+def node(name: str, **fields: Any) -> Candidate:
+    """A node with room."""
+    return Candidate(name, **{"memory_bytes": 16 * GIB, "free_memory_bytes": 8 * GIB, **fields})
+
+
+def holding(
+    *,
+    snapshot: bool = False,
+    machine: str = "m1",
+    here: float = 1.0,
+    in_region: bool = False,
+    image: int | None = None,
+    of: str = "chat/llm",
+    image_id: str = "im-1",
+) -> NodeHoldings:
+    held = HeldSnapshot(
+        id="sn-1", servers=[of], image_id=image_id, machine="m1", bytes=1000, here_bytes=int(1000 * here),
+        is_in_region=in_region,
+    )  # fmt: skip
+    images = {} if image is None else {"im-1": image}
+    return NodeHoldings(machine=machine, snapshots=[held] if snapshot else [], images=images)
+
+
+def order(wish: Wish, *nodes: Candidate) -> list[str]:
+    return [score.node for score in rank(wish, nodes) if score.why_not is None]
+
+
+def test_the_warmest_node_comes_first() -> None:
+    nodes = [
+        node("a-nothing", holdings=holding()),
+        node("b-image", holdings=holding(machine="other", image=1)),
+        node("c-region", holdings=holding()),
+        node("d-here", holdings=holding(snapshot=True, in_region=True)),
+    ]
+    assert order(WISH, *nodes) == ["d-here", "a-nothing", "c-region", "b-image"], (
+        "the region is near to all of m1"
+    )
+    images = [node.holdings.images.get("im-1") for node in nodes]
+    without_region = [
+        replace(node, holdings=holding(snapshot=node.name == "d-here", image=image))
+        for node, image in zip(nodes, images, strict=True)
+    ]
+    assert order(WISH, *without_region) == ["d-here", "b-image", "a-nothing", "c-region"]
+
+
+def test_a_snapshot_that_does_not_fit_the_machine_is_none() -> None:
+    fits, other = (
+        node("a", holdings=holding(snapshot=True, machine="m2")),
+        node("b", holdings=holding(image=1)),
+    )
+    assert order(WISH, fits, other) == ["b", "a"]
+
+
+@pytest.mark.parametrize("holdings", [
+    holding(snapshot=True, of="chat/other"), holding(snapshot=True, image_id="im-older"),
+])  # fmt: skip
+def test_a_snapshot_of_another_server_or_image_is_none(holdings: NodeHoldings) -> None:
+    assert order(WISH, node("a", holdings=holdings), node("b", holdings=holding(image=1))) == ["b", "a"]
+
+
+def test_of_two_with_the_snapshot_the_one_that_has_more_of_it_comes_first() -> None:
+    partly, wholly = holding(snapshot=True, here=0.2), holding(snapshot=True, here=0.9)
+    assert order(WISH, node("a", holdings=partly), node("b", holdings=wholly)) == ["b", "a"]
+
+
+def test_of_equals_the_one_with_more_memory_free_comes_first() -> None:
+    assert order(WISH, node("a", free_memory_bytes=3 * GIB), node("b", free_memory_bytes=9 * GIB)) == [
+        "b",
+        "a",
+    ]
+
+
+def test_gpus_are_packed_and_nodes_with_gpus_kept_for_who_needs_them() -> None:
+    whole, begun = node("a", gpus=[H100] * 4), node("b", gpus=[H100] * 4, gpus_used=2)
+    plain = node("c")
+    assert order(GPU_WISH, whole, begun, plain)[:2] == ["b", "a"]
+    assert order(WISH, whole, begun, plain)[0] == "c"
+
+
+def test_copies_are_spread_over_what_fails_together() -> None:
+    east = [node(name, labels={"zone": "east"}) for name in ("a", "b")]
+    west = node("c", labels={"zone": "west"})
+    busy = replace(east[0], copies=2)
+    assert order(WISH, busy, east[1], west) == ["c", "a", "b"]
+    by_rack = [node("a", labels={"rack": "1"}, copies=1), node("b", labels={"rack": "2"})]
+    assert order(WISH, *by_rack) == ["b", "a"]
+    alone = [node("a", copies=1), node("b")]
+    assert order(WISH, *alone) == ["b", "a"]
+
+
+def test_a_snapshot_here_is_worth_two_copies_beside_and_not_four() -> None:
+    warm, cold = holding(snapshot=True, in_region=True), holding()
+    for copies, first in ((2, "a"), (4, "b")):
+        assert order(WISH, node("a", holdings=warm, copies=copies), node("b", holdings=cold))[0] == first
+
+
+def test_starts_under_way_count_last() -> None:
+    assert order(WISH, node("a", starting=1), node("b")) == ["b", "a"]
+    assert order(WISH, node("a", starting=9), node("b", copies=5))[0] == "a"
+
+
+@pytest.mark.parametrize(("wish", "full"), [
+    (WISH, node("a", free_memory_bytes=GIB, holdings=holding(snapshot=True))),
+    (GPU_WISH, node("a", gpus=[H100], gpus_used=1)),
+    (GPU_WISH, node("a", gpus=[L4])),
+    (GPU_WISH, node("a")),
+])  # fmt: skip
+def test_a_full_node_comes_after_one_with_room_and_says_what_it_lacks(wish: Wish, full: Candidate) -> None:
+    scores = rank(wish, [full, node("b", gpus=[H100])])
+    assert [score.node for score in scores] == ["b", "a"]
+    assert scores[1].why_full
+
+
+def test_what_a_node_has_is_not_judged_before_it_was_asked() -> None:
+    unknown = node("a", memory_bytes=0, free_memory_bytes=None)
+    assert rank(GPU_WISH, [unknown])[0].why_full is None
+
+
+CANDIDATES = st.lists(
+    st.builds(
+        Candidate,
+        name=st.text("abcdefgh", min_size=1, max_size=4),
+        why_not=st.sampled_from([None, None, None, "draining", "unreachable", "lost"]),
+        labels=st.dictionaries(st.sampled_from(["zone", "rack"]), st.sampled_from(["1", "2"]), max_size=2),
+        memory_bytes=st.integers(0, 64 * GIB),
+        free_memory_bytes=st.none() | st.integers(-GIB, 64 * GIB),
+        gpus=st.lists(st.sampled_from([H100, L4]), max_size=8),
+        gpus_used=st.integers(0, 8),
+        holdings=st.builds(
+            NodeHoldings,
+            machine=st.sampled_from(["", "m1", "m2"]),
+            snapshots=st.lists(
+                st.builds(
+                    HeldSnapshot,
+                    id=st.just("sn"),
+                    servers=st.just(["chat/llm"]),
+                    image_id=st.sampled_from(["im-1", "im-2"]),
+                    machine=st.sampled_from(["m1", "m2"]),
+                    bytes=st.integers(0, 9),
+                    here_bytes=st.integers(0, 12),
+                    is_in_region=st.booleans(),
+                ),
+                max_size=3,
+            ),
+            images=st.dictionaries(st.sampled_from(["im-1", "im-2"]), st.integers(0, 9), max_size=2),
+        ),
+        copies=st.integers(0, 9),
+        starting=st.integers(0, 30),
+    ),
+    max_size=8,
+    unique_by=lambda candidate: candidate.name,
+)
+
+
+@given(CANDIDATES, st.sampled_from([WISH, GPU_WISH]), st.randoms())
+def test_whatever_the_nodes_are(candidates: list[Candidate], wish: Wish, random: Any) -> None:
+    scores = rank(wish, candidates)
+    assert sorted(s.node for s in scores) == sorted(c.name for c in candidates), "every node is told"
+    shuffled = list(candidates)
+    random.shuffle(shuffled)
+    assert rank(wish, shuffled) == scores, "the order of the nodes decides nothing"
+    refused = {c.name for c in candidates if c.why_not}
+    assert {s.node for s in scores if s.why_not} == refused
+    usable = [s for s in scores if s.why_not is None]
+    assert scores[: len(usable)] == usable, "who gets nothing comes last"
+    with_room = [s for s in usable if s.why_full is None]
+    assert usable[: len(with_room)] == with_room, "never a full one while another has room"
+    totals = [s.total for s in with_room]
+    assert totals == sorted(totals, reverse=True)
+    assert all(-60 <= s.total <= 93 for s in usable)
