@@ -17,6 +17,7 @@ from typing import Self
 from glowplug.control.cold_start_log import ColdStartLog
 from glowplug.control.deployer import Deployer
 from glowplug.control.fleet import Fleet
+from glowplug.control.leadership import Leadership
 from glowplug.control.messages import AppStatus, NodeStatus, ServerStatus, StatusView
 from glowplug.control.metrics import FleetCollector, OverheadHistogram
 from glowplug.control.node_link import NodeLink
@@ -38,12 +39,13 @@ _STOP_WAIT_S = 60.0
 
 
 class ControlPlane:
-    """Owns everything between the database and the agents. Use as an async context manager."""
+    """Owns everything between the database and the agents. Use as an async context manager, once we lead."""
 
     def __init__(
         self,
         *,
-        database_url: str,
+        store: Store,
+        leadership: Leadership,
         agent_socket: Path,
         clock: Clock | None = None,
         timings: Timings | None = None,
@@ -52,11 +54,13 @@ class ControlPlane:
         self._timings = timings or Timings()
         self._started_at_s = self._clock.monotonic()
         self.metrics = Metrics()
-        self.store = Store(database_url)
+        self.store = store
+        self.leadership = leadership
+        self.metrics.registry.register(leadership)
         tracer = tracer_from_environment(os.environ)
         self.cold_starts = ColdStartLog(self.store, self._clock, self.metrics, tracer)
         self.fleet = Fleet(clock=self._clock, timings=self._timings, cold_starts=self.cold_starts)
-        client = NodeClient(agent_socket)
+        client = NodeClient(agent_socket, leadership)
         self.links = [
             NodeLink(socket.gethostname(), client, self.fleet, clock=self._clock, timings=self._timings)
         ]
@@ -89,7 +93,7 @@ class ControlPlane:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.fleet.close()
         await self.cold_starts.flush()
-        await self.usage.save()
+        await self.usage.save_last()
         for link in self.links:
             await link.client.close()
         await self.store.close()
@@ -142,6 +146,7 @@ class ControlPlane:
             uptime_s=self._clock.monotonic() - self._started_at_s,
             nodes=[await _node_status(link) for link in self.links],
             apps=[_app_status(app, servers) for app, servers in sorted(self.fleet.apps.items())],
+            leadership=self.leadership.view(),
         )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     Float,
     Index,
@@ -16,8 +18,8 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION = 2
-"""2: usage. What 1 has stays as it is; opening makes the table that is missing."""
+SCHEMA_VERSION = 3
+"""2: usage. 3: leadership, writes. What there was stays as it is; opening makes what is missing."""
 
 metadata = MetaData()
 
@@ -77,4 +79,24 @@ usage = Table(
     Column("idle_s", Float, nullable=False),
     Column("parked_s", Float, nullable=False),
     Index("usage_by_time", "starts_at"),
+)
+
+# One row. A term is one leader's; it only grows. Times are Unix time by the database's clock.
+leadership = Table(
+    "leadership",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("term", BigInteger, nullable=False),
+    Column("holder", String(64), nullable=False),
+    Column("address", String(300), nullable=False),
+    Column("expires_at", Float, nullable=False),
+    CheckConstraint("id = 1", name="one_leader"),
+)
+
+# Which writes were committed, for whoever lost the answer.
+writes = Table(
+    "writes",
+    metadata,
+    Column("key", String(32), primary_key=True),
+    Column("written_at", Float, nullable=False),
 )

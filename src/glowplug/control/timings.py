@@ -36,6 +36,11 @@ class Timings:
     reconnect_first_s: float = 0.1
     reconnect_max_s: float = 2.0
     """Waits between attempts to reach an agent that does not answer."""
+    lease_s: float = 4.0
+    """Without a sign of the leader for so long the next candidate leads: with what that takes, in 5 s."""
+    lease_renew_s: float = 1.0
+    lease_look_s: float = 0.5
+    """A candidate sees at least this soon that the lease was given up."""
 
     def backoff_s(self, failures: int) -> float:
         """The wait after that many failures in a row (1 or more)."""
