@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -20,7 +21,7 @@ from glowplug.types.clock import ManualClock
 from glowplug.types.errors import Conflict, NotLeader, Unavailable
 from glowplug.types.paths import StateDir
 
-QUICK = Timings(lease_s=4.0, lease_renew_s=0.02, lease_look_s=0.02)
+QUICK = Timings(lease_s=4.0, lease_renew_s=0.02, lease_look_s=0.02, lease_grace_s=0.2)
 OTHER = LeaderRow(term=7, holder="other", address="http://other:8080", left_s=3.0)
 
 
@@ -31,6 +32,8 @@ class FakeLease(Lease):
         self.holder: LeaderRow | None = None
         self.is_away = False
         self.renewals = 0
+        self.looked_at_s: list[float] = []
+        self.taken_at_s = 0.0
         self.given_up: list[int] = []
 
     @property
@@ -39,6 +42,7 @@ class FakeLease(Lease):
 
     async def take(self) -> Won | LeaderRow:
         self._answer()
+        self.taken_at_s = time.monotonic()
         return self.holder or Won(8, OTHER)
 
     async def renew(self, term: int) -> bool:
@@ -48,6 +52,7 @@ class FakeLease(Lease):
 
     async def look(self) -> LeaderRow:
         self._answer()
+        self.looked_at_s.append(time.monotonic())
         return self.holder or OTHER
 
     async def give_up(self, term: int) -> None:
@@ -123,12 +128,13 @@ async def test_who_stands_by_says_who_leads_and_takes_over(made: Made) -> None:
     assert made.metric("glowplug_takeovers_total") == 1
 
 
-async def test_who_stands_by_survives_a_database_that_is_away(made: Made) -> None:
+async def test_after_a_database_was_away_the_leader_is_let_go_on_first(made: Made) -> None:
     made.lease.is_away = True
     leading = asyncio.create_task(made.leadership.lead())
     await eventually(lambda: (made.metric("glowplug_lease_failures_total") or 0) > 2, "failures")
     made.lease.is_away = False
     await asyncio.wait_for(leading, 60)
+    assert made.lease.taken_at_s >= made.lease.looked_at_s[0] + QUICK.lease_grace_s
 
 
 async def test_a_leader_that_stood_still_may_not_act_before_it_has_asked(made: Made) -> None:

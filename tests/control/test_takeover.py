@@ -216,6 +216,27 @@ async def test_warm_replicas_answer_while_postgres_is_away_and_nothing_is_lost(
 
 
 @pytest.mark.nightly
+async def test_a_leader_goes_on_leading_after_postgres_was_away(
+    shared: PostgresServer, state: StateDir, other_state: StateDir, agent: FakeAgent
+) -> None:
+    async with a_pair(state, other_state) as (leader, standby, client):
+        before = await health(client, leader)
+        await asyncio.to_thread(shared.stop)
+
+        async def is_cut_off() -> bool:
+            return bool((await health(client, leader))["role"] == "cut_off")
+
+        await eventually(is_cut_off, "the lease has run out")
+        await asyncio.to_thread(shared.start)
+        await leads(client, leader)
+        assert await health(client, leader) == before
+        await asyncio.sleep(4.0)  # the other one has looked again, and had its grace
+        assert await health(client, leader) == before
+        assert (await health(client, standby))["role"] == "standby"
+        assert "taking over" not in "".join(standby.stderr)
+
+
+@pytest.mark.nightly
 async def test_a_postgres_that_stands_still_keeps_nobody_from_being_answered(
     shared: PostgresServer, state: StateDir, agent: FakeAgent
 ) -> None:

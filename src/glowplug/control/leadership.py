@@ -86,13 +86,22 @@ class Leadership(Collector):
                 if await self.try_to_lead():
                     return
             except Unavailable as error:
-                self._failures += 1
                 log.warning("standing by, and cannot see who leads: %s", error.details.get("cause"))
-                await asyncio.sleep(self._timings.lease_look_s)
+                await self._wait_for_the_database()
                 continue
             left_s = self._seen.left_s if self._seen else 0.0
             # At the latest a moment after it runs out, should it not be renewed.
             await asyncio.sleep(min(self._timings.lease_look_s, max(left_s, 0.0) + 0.01))
+
+    async def _wait_for_the_database(self) -> None:
+        """Until it answers, and the leader it was away from has had time to go on leading."""
+        while True:
+            self._failures += 1
+            await asyncio.sleep(self._timings.lease_look_s)
+            with suppress(Unavailable):
+                self._note(await self._lease.look())
+                break
+        await asyncio.sleep(self._timings.lease_grace_s)
 
     def _note(self, row: LeaderRow) -> None:
         if self._seen is None or self._seen.term != row.term:

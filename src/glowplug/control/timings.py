@@ -41,6 +41,8 @@ class Timings:
     lease_renew_s: float = 1.0
     lease_look_s: float = 0.5
     """A candidate sees at least this soon that the lease was given up."""
+    lease_grace_s: float = 2.5
+    """A database that was away is back: the leader, which tries all the time, has so long to renew first."""
 
     def backoff_s(self, failures: int) -> float:
         """The wait after that many failures in a row (1 or more)."""
