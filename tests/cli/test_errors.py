@@ -145,3 +145,10 @@ def test_no_error_can_break_the_terminal(message: str, remedy: str, details: dic
     print_error(console, error)
     console.file.close()
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", console.export_text())
+
+
+def test_a_password_in_the_command_line_is_refused_and_not_repeated(glowplug: Glowplug) -> None:
+    result = glowplug("up", "--database", "postgresql://me:very-secret@db/glowplug")
+    assert result.exit_code == 1
+    assert "PGPASSWORD" in result.stderr
+    assert "very-secret" not in result.stderr + result.stdout

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,6 +142,28 @@ def test_status_shows_nodes_and_servers(control: FakeControl, glowplug: Glowplug
     ):
         assert word in output
     assert json.loads(glowplug("status", "--json").stdout)["apps"][0]["version"] == 2
+    assert "leads" not in output
+
+
+@pytest.mark.parametrize(
+    ("leadership", "words"),
+    [
+        ({"role": "leader", "term": 7, "is_shared": True}, "It leads, term 7."),
+        (
+            {"role": "standby", "term": 7, "leader": "http://a:8080", "is_shared": True},
+            "It stands by; http://a:8080 leads, term 7.",
+        ),
+        ({"role": "cut_off", "term": 7, "is_shared": True}, "does not say who leads now"),
+    ],
+)
+def test_status_of_one_of_several_control_planes_says_who_leads(
+    control: FakeControl, glowplug: Glowplug, leadership: dict[str, Any], words: str
+) -> None:
+    control.status = {"version": "0.1.0", "uptime_s": 1, "nodes": [], "apps": [], "leadership": leadership}
+    result = glowplug("status")
+    assert words in result.stdout
+    # Who stands by does not know what is deployed, and does not say that nothing is.
+    assert ("No app is deployed" in result.stdout + result.stderr) == (leadership["role"] != "standby")
 
 
 def test_coldstarts_shows_waterfalls_of_both_kinds_and_quantiles(

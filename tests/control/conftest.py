@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import httpx
 import pytest
 import uvicorn
 from tests.control.fake_agent import FakeAgent
+from tests.postgres import PostgresServer
 
 from glowplug.control.server import open_listener, serve
 from glowplug.control.timings import Timings
@@ -135,14 +136,37 @@ async def running_control(state: StateDir, timings: Timings = QUICK) -> AsyncIte
     assert await serving
 
 
-@pytest.fixture
-def state() -> Iterator[StateDir]:
+@contextmanager
+def state_directory() -> Iterator[StateDir]:
     """A state directory with a path short enough for a Unix socket."""
     root = Path(tempfile.mkdtemp(prefix="gp-"))
     made = StateDir(root)
     made.create()
     yield made
     shutil.rmtree(root)
+
+
+@pytest.fixture
+def state() -> Iterator[StateDir]:
+    """A state directory of the test's own."""
+    with state_directory() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, where the machine has one to run."""
+    pytest.importorskip("psycopg", reason="PostgreSQL needs glowplug[postgres]")
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres(postgres_server: PostgresServer) -> PostgresServer:
+    """The same, empty."""
+    postgres_server.empty()
+    return postgres_server
 
 
 @pytest.fixture

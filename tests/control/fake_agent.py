@@ -1,7 +1,8 @@
 """A node agent for tests: the real agent API over a real Unix socket, with replicas that are local servers.
 
-What a test decides: whether starts wait (``gate``), fail (``failures``) or are refused (``refusals``),
-whether waking (``unpark_errors``) and parking (``park_errors``) go wrong, and what is told about memory.
+What a test decides: whether starts wait (``gate``), are answered late (``answer_gate``), fail (``failures``)
+or are refused (``refusals``), whether waking (``unpark_errors``) and parking (``park_errors``) go wrong, and
+what is told about memory.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import Depends, FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import CollectorRegistry
 from tests.control.fake_replica import FakeReplica, QuietServer
 
+from glowplug.node.leader_fence import LeaderFence
 from glowplug.types.errors import GlowplugError, NotFound, ReplicaFailed
 from glowplug.types.replica import (
     BuildEvent,
@@ -49,6 +52,8 @@ class FakeAgent:
         self.socket_path = socket_path
         self.gate = asyncio.Event()
         self.gate.set()
+        self.answer_gate = asyncio.Event()
+        self.answer_gate.set()
         self.build_gate = asyncio.Event()
         self.build_gate.set()
         self.failures: list[ErrorInfo | None] = []
@@ -185,7 +190,8 @@ class FakeAgent:
         task.add_done_callback(self._tasks.discard)
 
     def _app(self) -> FastAPI:
-        app = FastAPI()
+        fence = LeaderFence(self.socket_path.with_name("leader-term.json"), CollectorRegistry())
+        app = FastAPI(dependencies=[Depends(fence.check_call)])
 
         @app.exception_handler(GlowplugError)
         async def failed(_request: Request, error: GlowplugError) -> JSONResponse:
@@ -227,6 +233,7 @@ class FakeAgent:
             )  # fmt: skip
             view = self._put(view)
             self._spawn(self._run(order))
+            await self.answer_gate.wait()
             return view
 
         @app.post("/v1/replicas/{replica_id}/stop", status_code=202)

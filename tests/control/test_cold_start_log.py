@@ -7,10 +7,12 @@ from contextlib import suppress
 
 import pytest
 
+from glowplug.control import cold_start_log
 from glowplug.control.cold_start_log import ColdStartLog
 from glowplug.observe.metrics import Metrics
 from glowplug.types.clock import ManualClock
 from glowplug.types.coldstart import ColdStartRecord
+from glowplug.types.errors import Unavailable
 from glowplug.types.replica import ReplicaState, ReplicaView, Stage
 
 
@@ -74,3 +76,62 @@ async def test_who_asks_waits_for_what_is_closed_and_being_saved() -> None:
     saving.cancel()
     with suppress(asyncio.CancelledError):
         await saving
+
+
+class AwayStore:
+    """Does not answer at first; the last answer before it does gets lost."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.kept: dict[str, ColdStartRecord] = {}
+        self.is_lost = asyncio.Event()
+
+    async def add_cold_start(self, record: ColdStartRecord) -> None:
+        self.failures -= 1
+        if self.failures <= 0:
+            self.kept[record.id] = record
+            self.is_lost.set()
+        if self.failures >= 0:
+            raise Unavailable("Simulated: no database.")
+
+
+async def test_records_wait_for_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cold_start_log, "_RETRY_S", 0.001)
+    store, metrics = AwayStore(5), Metrics()
+    log = ColdStartLog(store, ManualClock(), metrics)
+    saving = asyncio.create_task(log.run())
+    for _ in range(3):
+        log.abandoned(log.open("shop", "web", "shop-v1"))
+    await asyncio.wait_for(log.saved(), 60)
+    assert len(store.kept) == 3
+    assert metrics.registry.get_sample_value("glowplug_cold_starts_delayed_total") == 5
+    assert metrics.registry.get_sample_value("glowplug_cold_starts_lost_total") == 0
+    saving.cancel()
+    with suppress(asyncio.CancelledError):
+        await saving
+
+
+async def test_a_record_that_was_being_saved_at_the_end_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cold_start_log, "_RETRY_S", 600.0)
+    store, metrics = AwayStore(1), Metrics()
+    log = ColdStartLog(store, ManualClock(), metrics)
+    saving = asyncio.create_task(log.run())
+    for _ in range(2):
+        log.abandoned(log.open("shop", "web", "shop-v1"))
+    await asyncio.wait_for(store.is_lost.wait(), 60)
+    saving.cancel()
+    with suppress(asyncio.CancelledError):
+        await saving
+    store.kept.clear()
+    await log.flush()
+    assert len(store.kept) == 2
+    assert metrics.registry.get_sample_value("glowplug_cold_starts_lost_total") == 0
+
+
+async def test_what_cannot_be_saved_at_the_end_is_counted() -> None:
+    metrics = Metrics()
+    log = ColdStartLog(AwayStore(100), ManualClock(), metrics)
+    for _ in range(2):
+        log.abandoned(log.open("shop", "web", "shop-v1"))
+    await log.flush()
+    assert metrics.registry.get_sample_value("glowplug_cold_starts_lost_total") == 2

@@ -13,8 +13,9 @@ from tests.control.fake_agent import FakeAgent
 from glowplug.node import client as module
 from glowplug.node.address import LocalNode
 from glowplug.node.client import NodeClient
-from glowplug.types.errors import NotFound, Unavailable
+from glowplug.types.errors import NotFound, NotLeader, Unavailable
 from glowplug.types.paths import StateDir
+from glowplug.types.spec import HostPythonImage
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -130,3 +131,50 @@ async def test_an_agent_that_drips_bytes_does_not_keep_us_for_ever(
         with pytest.raises(Unavailable):
             async with asyncio.timeout(30):
                 await client._call("GET", "/v1/node", timeout_s=0.3)
+
+
+class Term:
+    """An authority that a test may take away."""
+
+    def __init__(self, term: int) -> None:
+        self.term: int | None = term
+        self.is_over = False
+        self.refusals: list[NotLeader] = []
+
+    def check(self) -> None:
+        if self.is_over:
+            raise NotLeader("Simulated: somebody else leads.")
+
+    def was_refused(self, error: NotLeader) -> None:
+        self.refusals.append(error)
+
+
+async def test_who_may_not_act_sends_no_order_and_reads_on(agent: FakeAgent) -> None:
+    authority = Term(7)
+    client = NodeClient(LocalNode(agent.socket_path), authority)
+    authority.is_over = True
+    with pytest.raises(NotLeader):
+        await client.stop_replica("any", grace_s=1.0)
+    with pytest.raises(NotLeader):
+        async with aclosing(client.build_image(HostPythonImage())) as events:
+            await anext(events)
+    assert (await client.node()).name == "testnode"
+    assert (agent.stops, agent.builds, authority.refusals) == ([], 0, [])
+    await client.close()
+
+
+async def test_the_agent_of_a_newer_leader_refuses_and_the_authority_is_told(agent: FakeAgent) -> None:
+    old, new = Term(7), Term(8)
+    clients = [NodeClient(LocalNode(agent.socket_path), authority) for authority in (old, new)]
+    await clients[0].node()
+    await clients[1].node()
+    with pytest.raises(NotLeader):
+        await clients[0].delete_image("known")
+    with pytest.raises(NotLeader):
+        async with aclosing(clients[0].watch()) as events:
+            await anext(events)
+    assert len(old.refusals) == 2
+    await clients[1].delete_image("known")
+    assert new.refusals == []
+    for client in clients:
+        await client.close()

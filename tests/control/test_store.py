@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from functools import partial
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, update
 from sqlalchemy.exc import IntegrityError
 from tests.control.conftest import app_spec
+from tests.postgres import PostgresServer
 
 from glowplug.control import schema
-from glowplug.control.store import Store, database_url
+from glowplug.control.database import Database
+from glowplug.control.database_url import database_url
+from glowplug.control.store import Store
 from glowplug.types.coldstart import ColdStartRecord, Outcome
 from glowplug.types.errors import Conflict, NotFound, SystemUnfit
 from glowplug.types.replica import Stage, StartPath
@@ -34,42 +32,23 @@ def database(tmp_path: Path) -> Path:
     return tmp_path / "control.db"
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own, where the machine has one to run."""
-    pytest.importorskip("psycopg", reason="PostgreSQL needs glowplug[postgres]")
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not programs or os.geteuid() != 0:
-        pytest.skip("no PostgreSQL server to start")
-    home = Path(tempfile.mkdtemp(prefix="gp-pg-"))
-    shutil.chown(home, "postgres")
-    as_postgres = ["runuser", "-u", "postgres", "--"]
-    data, programs_at = str(home / "data"), programs[-1].parent
-    control = [*as_postgres, str(programs_at / "pg_ctl"), "-D", data, "-w", "-t", "180", "-s"]
-    run = partial(subprocess.run, check=True, cwd=home, stdout=subprocess.DEVNULL, timeout=200)
-    run([*as_postgres, str(programs_at / "initdb"), "-D", data, "-A", "trust", "-N"])
-    run([*control, "-o", f"-k {home} -c listen_addresses= -c fsync=off", "-l", str(home / "log"), "start"])
-    yield f"postgresql+psycopg://postgres@/postgres?host={home}"
-    run([*control, "-m", "immediate", "stop"])
-    shutil.rmtree(home)
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, database: Path) -> str:
     """An empty database of each kind we promise to work with."""
     if request.param == "sqlite":
         return f"sqlite:///{database}"
-    server: str = request.getfixturevalue("postgres")
-    engine = create_engine(server)
-    schema.metadata.drop_all(engine)
-    engine.dispose()
-    return server
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.engine_url
+
+
+def open_store(url: str) -> Store:
+    return Store(Database(url))
 
 
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[Store]:
     """An open store."""
-    opened = Store(url)
+    opened = open_store(url)
     yield opened
     await opened.close()
 
@@ -86,7 +65,7 @@ def record(number: int, **fields: object) -> ColdStartRecord:
 
 async def test_a_deployment_comes_back_as_it_was_stored(store: Store, url: str) -> None:
     made = await store.add_deployment(SPEC, IMAGES, {"k": "v"}, 12.5)
-    again = Store(url)
+    again = open_store(url)
     assert await again.deployments() == [made]
     assert await again.secrets(made.id) == {"k": "v"}
     assert (made.id, made.spec_digest) == ("shop-v1", SPEC.digest())
@@ -96,7 +75,7 @@ async def test_a_deployment_comes_back_as_it_was_stored(store: Store, url: str) 
 async def test_many_deployments_of_one_app_at_once_are_versions_or_conflicts_and_one_is_active(
     url: str,
 ) -> None:
-    stores = [Store(url) for _ in range(4)]
+    stores = [open_store(url) for _ in range(4)]
     calls = [s.add_deployment(SPEC, IMAGES, {}, float(n)) for n in range(5) for s in stores]
     results = await asyncio.gather(*calls, return_exceptions=True)
     made = [result for result in results if not isinstance(result, BaseException)]
@@ -143,6 +122,7 @@ async def test_deactivate_keeps_the_history(store: Store) -> None:
 async def test_cold_starts_are_filtered_and_newest_first(store: Store) -> None:
     for number in range(5):
         await store.add_cold_start(record(number, server="web" if number % 2 else "api"))
+    await store.add_cold_start(record(4, server="api"))  # the answer to the first got lost
     found = await store.cold_starts(app="shop", server=None, since=1.0, limit=3)
     assert [r.id for r in found] == ["r4", "r3", "r2"]
     assert found[0] == record(4, server="api")
@@ -154,7 +134,7 @@ async def test_cold_starts_are_filtered_and_newest_first(store: Store) -> None:
 
 
 async def test_only_the_owner_can_read_the_file(database: Path) -> None:
-    store = Store(f"sqlite:///{database}")
+    store = open_store(f"sqlite:///{database}")
     await store.add_deployment(SPEC, IMAGES, {"k": "v"}, 1.0)
     files = list(database.parent.glob("control.db*"))
     assert len(files) >= 2  # the write-ahead log too
@@ -169,7 +149,7 @@ async def test_a_newer_schema_is_refused_with_a_remedy(store: Store, url: str) -
         connection.execute(update(schema.schema_version).values(version=99))
     engine.dispose()
     with pytest.raises(SystemUnfit) as refused:
-        Store(url)
+        open_store(url)
     assert "newer" in refused.value.message
     assert "Upgrade" in refused.value.remedy
 
@@ -177,7 +157,7 @@ async def test_a_newer_schema_is_refused_with_a_remedy(store: Store, url: str) -
 def test_a_damaged_file_is_refused_with_a_remedy(database: Path) -> None:
     database.write_bytes(b"this is not a database, but it is long enough to look like one" * 100)
     with pytest.raises(SystemUnfit) as refused:
-        Store(f"sqlite:///{database}")
+        open_store(f"sqlite:///{database}")
     assert refused.value.remedy
 
 
@@ -194,8 +174,9 @@ async def test_usage_of_one_span_adds_up_and_old_spans_are_left_out(store: Store
     def span(starts_at: float, **seconds: float) -> UsageSpan:
         return UsageSpan(app="shop", server="web", gpu="L4", gpus=1, starts_at=starts_at, **seconds)
 
-    await store.add_usage([span(300.0, serving_s=1.0), span(600.0, idle_s=2.0)])
-    await store.add_usage([span(300.0, serving_s=4.0, parked_s=1.0)])
+    await store.add_usage("one", [span(300.0, serving_s=1.0), span(600.0, idle_s=2.0)])
+    for _ in range(2):  # the answer to the first got lost
+        await store.add_usage("two", [span(300.0, serving_s=4.0, parked_s=1.0)])
     assert await store.usage(app=None, since=None) == [
         span(300.0, serving_s=5.0, parked_s=1.0), span(600.0, idle_s=2.0)
     ]  # fmt: skip
@@ -212,9 +193,9 @@ async def test_a_database_of_the_first_schema_gets_the_table_it_lacks(store: Sto
         schema.usage.drop(connection)
         connection.execute(update(schema.schema_version).values(version=1))
     engine.dispose()
-    opened = Store(url)
-    await opened.add_usage([UsageSpan(app="shop", server="web", starts_at=0.0, idle_s=1.0)])
+    opened = open_store(url)
+    await opened.add_usage("one", [UsageSpan(app="shop", server="web", starts_at=0.0, idle_s=1.0)])
     assert len(await opened.deployments()) == 1
     assert len(await opened.usage(app=None, since=None)) == 1
     await opened.close()
-    await Store(url).close()
+    await open_store(url).close()

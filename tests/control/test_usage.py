@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -10,9 +11,10 @@ from prometheus_client import CollectorRegistry
 from tests.control.conftest import Control, app_spec, eventually, running_control, server_spec
 from tests.control.fake_agent import FakeAgent
 
+from glowplug.control import usage as usage_module
 from glowplug.control.replica_entry import Replica
 from glowplug.control.usage import UsageRecorder, use_of
-from glowplug.types.clock import ManualClock
+from glowplug.types.clock import ManualClock, SystemClock
 from glowplug.types.errors import GlowplugError
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import ReplicaState, ReplicaView
@@ -56,9 +58,11 @@ class Spans:
 
     def __init__(self) -> None:
         self.found: list[UsageSpan] = []
+        self.batches: list[str] = []
         self.fails = False
 
-    async def add_usage(self, spans: list[UsageSpan]) -> None:
+    async def add_usage(self, batch: str, spans: list[UsageSpan]) -> None:
+        self.batches.append(batch)
         if self.fails:
             raise GlowplugError("the disk is full")
         self.found += spans
@@ -133,7 +137,37 @@ async def test_what_cannot_be_saved_is_kept_and_counted() -> None:
     usage.look()
     await usage.save()
     await usage.save()
-    assert [span.idle_s for span in spans.found] == [2.0]
+    assert [span.idle_s for span in spans.found] == [1.0, 1.0]
+    # It may have been saved the first time, and only the answer lost: it is sent again under the same name.
+    assert spans.batches[0] == spans.batches[1] != spans.batches[2]
+    assert len(spans.batches) == 3
+
+
+async def test_a_store_that_does_not_answer_keeps_nobody_from_looking(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stuck(Spans):
+        async def add_usage(self, batch: str, spans: list[UsageSpan]) -> None:
+            await super().add_usage(batch, spans)
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(usage_module, "_LOOK_S", 0.001)
+    monkeypatch.setattr(usage_module, "_SAVE_S", 0.001)
+    fleet: Any = Fleet(replica(ReplicaState.READY))
+    store, registry = Stuck(), CollectorRegistry()
+    usage = UsageRecorder(fleet, store, SystemClock(), registry)
+    running = asyncio.create_task(usage.run())
+    await eventually(lambda: store.batches, "it saves")
+
+    def idle_s() -> float:
+        labels = {"app": "shop", "server": "web", "use": "idle"}
+        return registry.get_sample_value("glowplug_replica_use_seconds_total", labels) or 0.0
+
+    before_s = idle_s()
+    await eventually(lambda: idle_s() > before_s + 0.05, "it looks on")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert len(store.batches) == 1
 
 
 async def test_a_control_plane_says_what_its_replicas_did_after_a_restart_too(

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glowplug.control.timings import Timings
-from glowplug.engine.child import Backoff
+from glowplug.engine.child import Backoff, Child
 from glowplug.engine.exits import ExitNotes
 from glowplug.engine.listener import listen
 from glowplug.engine.processes import listener_of
@@ -24,6 +24,23 @@ from glowplug.engine.rotating_log import RotatingLog, tail
 from glowplug.types.clock import ManualClock
 from glowplug.types.errors import Conflict, InvalidInput
 from glowplug.types.paths import StateDir
+
+
+def test_a_child_is_kept_from_variables_that_are_none_of_its_business(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOWPLUG_TEST_SECRET", "very-secret")
+    monkeypatch.setenv("GLOWPLUG_TEST_OTHER", "there")
+    with RotatingLog(tmp_path / "log") as log:
+        child = Child("child", ["env"], log, ManualClock(), kept_from_it=frozenset({"GLOWPLUG_TEST_SECRET"}))
+        output = child.start()
+        os.set_blocking(output, True)
+        with os.fdopen(output, "rb") as file:
+            words = file.read().decode()
+        assert child.pid is not None
+        child.ended(os.waitpid(child.pid, 0)[1])
+    assert "GLOWPLUG_TEST_OTHER=there" in words
+    assert "very-secret" not in words
 
 
 def test_backoff_doubles_up_to_its_limit() -> None:

@@ -8,6 +8,8 @@ import pytest
 from tests.node.live_agent import LiveAgent
 from tests.runtime.sandboxes import eventually
 
+from glowplug.types.leader import TERM_HEADER
+
 pytestmark = pytest.mark.sandbox
 
 SERVE = ["python3", "-m", "http.server", "8000"]
@@ -51,6 +53,17 @@ def test_one_id_asked_for_twice_is_one_start(agent: LiveAgent) -> None:
     view = agent.settled(request["replica_id"])
     assert agent.client.post("/v1/replicas", json=request).json()["pid"] == view["pid"]
     assert len([one for one in agent.client.get("/v1/replicas").json() if one["id"] == view["id"]]) == 1
+
+
+def test_a_leader_that_was_succeeded_starts_nothing(agent: LiveAgent) -> None:
+    term = 2**52
+    assert agent.client.get("/v1/replicas", headers={TERM_HEADER: str(term)}).status_code == 200
+    request = agent.request(agent.server())
+    refused = agent.client.post("/v1/replicas", json=request, headers={TERM_HEADER: str(term - 1)})
+    assert (refused.status_code, refused.json()["code"]) == (503, "not_leader")
+    listed = agent.client.get("/v1/replicas", headers={TERM_HEADER: str(term)}).json()
+    assert request["replica_id"] not in {view["id"] for view in listed}
+    assert agent.state.leader_term.exists()
 
 
 def test_an_id_that_failed_is_not_started_again_by_a_repeated_request(agent: LiveAgent) -> None:

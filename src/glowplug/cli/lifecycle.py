@@ -14,7 +14,8 @@ from glowplug.cli.options import JsonOption, duration, session_of
 from glowplug.cli.output import Row, print_json, print_table
 from glowplug.cli.session import Session
 from glowplug.cli.text import format_age
-from glowplug.control.messages import NodeStatus, StatusView
+from glowplug.control.database_url import check_shown_url
+from glowplug.control.messages import LeadershipView, NodeStatus, Role, StatusView
 from glowplug.engine import embedded
 from glowplug.node.snapshot_search import VARIABLE as WAIT_VARIABLE
 from glowplug.node.snapshot_search import wait_from_environment
@@ -24,6 +25,7 @@ from glowplug.snapshot.expiry import ttl_from_environment
 from glowplug.snapshot.sealing.keys import FILE_VARIABLE, KeyRing
 from glowplug.snapshot.sharing import Sharing
 from glowplug.types.cluster import NodeState
+from glowplug.types.paths import DATABASE_URL_VARIABLE
 
 
 def register(app: typer.Typer) -> None:
@@ -48,6 +50,14 @@ def up(
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=0.1, help="Seconds until everything must answer.")
     ] = embedded.START_TIMEOUT_S,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A PostgreSQL that several control planes share, of which one leads: "
+            "postgresql://USER@HOST/NAME. By default SQLite in the state directory.",
+        ),
+    ] = None,
     region: Annotated[
         str | None,
         typer.Option(
@@ -108,8 +118,9 @@ def up(
 ) -> None:
     """Start Glowplug on this machine, unless it runs already, and wait until it answers."""
     session = session_of(context)
-    # The agent, its tasks and the blob daemon all find these in their environment.
+    # Control finds the first in its environment; the agent, its tasks and the blob daemon the others.
     settings = {
+        DATABASE_URL_VARIABLE: None if database is None else check_shown_url(database),
         "GLOWPLUG_REGION": region,
         "GLOWPLUG_ZONE": zone,
         "GLOWPLUG_SSD_BYTES": ssd_bytes,
@@ -165,6 +176,11 @@ def _print_status(session: Session, url: str, view: StatusView) -> None:
     session.out.print(
         Text(f"Glowplug {view.version} at {url}, up for {format_age(view.uptime_s)}\n"), soft_wrap=True
     )
+    if view.leadership is not None and view.leadership.is_shared:
+        session.out.print(_leadership(view.leadership), soft_wrap=True)
+        if not view.leadership.role.serves:
+            return
+        session.out.print()
     print_table(
         session,
         ["NODE", "AGENT", "CPUS", "MEMORY", "GPUS", "RUNTIME"],
@@ -183,6 +199,19 @@ def _print_status(session: Session, url: str, view: StatusView) -> None:
     ]  # fmt: skip
     columns = ["SERVER", "VERSION", "READY", "STARTING", "WANTED", "IN FLIGHT", "HELD", "PATH", "ERROR"]
     print_table(session, columns, servers, "No app is deployed: glowplug deploy app.py")
+
+
+def _leadership(view: LeadershipView) -> Text:
+    match view.role:
+        case Role.LEADER:
+            return Text(f"It leads, term {view.term}.", "green")
+        case Role.CUT_OFF:
+            return Text(
+                f"It led term {view.term}; its database does not say who leads now. Ready replicas serve on.",
+                "red",
+            )
+        case _:
+            return Text(f"It stands by; {view.leader or 'nobody'} leads, term {view.term}.", "yellow")
 
 
 def _node_row(node: NodeStatus) -> Row:

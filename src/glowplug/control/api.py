@@ -8,15 +8,25 @@ from __future__ import annotations
 import logging
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 
 from glowplug.control.api_cluster import cluster_routes
+from glowplug.control.answers import error_answer
 from glowplug.control.api_nodes import node_routes
-from glowplug.control.messages import DeployEvent, DeploymentView, DeployRequest, StatusView, StopResult
+from glowplug.control.messages import (
+    DeployEvent,
+    DeploymentView,
+    DeployRequest,
+    Health,
+    StatusView,
+    StopResult,
+)
 from glowplug.control.plane import ControlPlane
+from glowplug.control.standby import health_of, health_status
 from glowplug.control.streams import NDJSON, Stream, ndjson
 from glowplug.types.clock import Clock
 from glowplug.types.coldstart import ColdStartRecord
@@ -30,11 +40,18 @@ _MAX_FIELDS_SHOWN = 20
 
 def make_api(plane: ControlPlane, clock: Clock) -> FastAPI:
     """The FastAPI application over this control plane. It neither starts nor stops it."""
+
+    async def may_act(connection: HTTPConnection) -> None:
+        # Reading is free; what changes something is the leader's only.
+        if connection.scope.get("method", "GET") != "GET":
+            plane.leadership.check()
+
     app = FastAPI(
         title="Glowplug control API",
         description="Deploy apps, see what runs, read cold starts. Other paths on this port are the router.",
         version="1",
         redoc_url=None,
+        dependencies=[Depends(may_act)],
     )
     _handle_errors(app)
     _add_status(app, plane)
@@ -48,9 +65,11 @@ def make_api(plane: ControlPlane, clock: Clock) -> FastAPI:
 
 def _add_status(app: FastAPI, plane: ControlPlane) -> None:
     @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok"}
+    async def healthz(response: Response, leader: str | None = None) -> Health:
+        """The process answers. With `leader`, 503 from one that does not serve requests."""
+        health = health_of(plane.leadership.view())
+        response.status_code = health_status(health, is_leader_wanted=leader is not None)
+        return health
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -126,11 +145,11 @@ def _add_usage(app: FastAPI, plane: ControlPlane, clock: Clock) -> None:
 
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(GlowplugError)
-    async def ours(_request: Request, error: GlowplugError) -> JSONResponse:
+    async def ours(_request: Request, error: GlowplugError) -> Response:
         return _answer(error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:
         fields = [_field(problem) for problem in error.errors()[:_MAX_FIELDS_SHOWN]]
         first = fields[0]
         return _answer(
@@ -142,20 +161,21 @@ def _handle_errors(app: FastAPI) -> None:
         )
 
     @app.exception_handler(HTTPException)
-    async def framework(_request: Request, error: HTTPException) -> JSONResponse:
+    async def framework(_request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
             return _answer(NotFound("There is nothing at this path.", remedy="See /docs."))
         body = InvalidInput(str(error.detail), remedy="See /docs.").to_dict()
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)
-    async def bug(_request: Request, error: Exception) -> JSONResponse:
+    async def bug(_request: Request, error: Exception) -> Response:
         log.error("the control API broke", exc_info=error)
         return _answer(GlowplugError("The control plane failed.", remedy="See logs/control.log."))
 
 
-def _answer(error: GlowplugError) -> JSONResponse:
-    return JSONResponse(error.to_dict(), status_code=error.http_status)
+def _answer(error: GlowplugError) -> Response:
+    status, headers, body = error_answer(error)
+    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 
 
 def _field(problem: dict[str, Any]) -> dict[str, str]:

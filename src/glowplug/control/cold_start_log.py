@@ -11,28 +11,32 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections import Counter
+from collections import Counter as Tally
 from dataclasses import dataclass
 from typing import Protocol
+
+from prometheus_client import Counter
 
 from glowplug.observe.metrics import Metrics
 from glowplug.observe.tracing import ColdStartTracer, NoTracer
 from glowplug.types.clock import Clock
 from glowplug.types.coldstart import ColdStartRecord, Outcome
-from glowplug.types.errors import GlowplugError
+from glowplug.types.errors import Conflict, GlowplugError, NotLeader, Unavailable
 from glowplug.types.replica import ReplicaView, Stage, StartPath
 
 log = logging.getLogger(__name__)
 
 _UNSAVED_LIMIT = 10_000
 _SAVED_WITHIN_S = 10.0
+_RETRY_S = 1.0
+_FLUSH_WITHIN_S = 3.0
 
 
 class RecordStore(Protocol):
     """Where closed records go. Called from one task at a time."""
 
     async def add_cold_start(self, record: ColdStartRecord) -> None:
-        """Keep the record. Raises GlowplugError."""
+        """Keep the record; given twice, keep it once. Raises Unavailable for what may be tried again."""
         ...
 
 
@@ -65,6 +69,15 @@ class ColdStartLog:
         self._metrics = metrics
         self._tracer = tracer or NoTracer()
         self._closed: asyncio.Queue[ColdStartRecord] = asyncio.Queue(_UNSAVED_LIMIT)
+        self._saving: ColdStartRecord | None = None
+        self._lost = Counter(
+            "glowplug_cold_starts_lost", "Records that were never saved.", registry=metrics.registry
+        )
+        self._delays = Counter(
+            "glowplug_cold_starts_delayed",
+            "Times that a record had to wait for the database.",
+            registry=metrics.registry,
+        )
 
     def open(self, app: str, server: str, deployment_id: str) -> OpenColdStart:
         """A replica is needed now."""
@@ -100,7 +113,13 @@ class ColdStartLog:
     async def run(self) -> None:
         """Save closed records until cancelled; what is left then is saved by :meth:`flush`."""
         while True:
-            await self._save(await self._closed.get())
+            if self._saving is None:
+                self._saving = await self._closed.get()
+            if await self._save(self._saving):
+                self._saving = None
+                self._closed.task_done()
+            else:
+                await asyncio.sleep(_RETRY_S)
 
     async def saved(self) -> None:
         """Wait until the store holds what is closed by now, a few seconds at most."""
@@ -109,9 +128,17 @@ class ColdStartLog:
                 await self._closed.join()
 
     async def flush(self) -> None:
-        """Save what is closed and not saved yet, and send its spans."""
+        """Save, within seconds, what is closed and not saved, and send its spans; :meth:`run` has ended."""
+        left = [] if self._saving is None else [self._saving]
         while not self._closed.empty():
-            await self._save(self._closed.get_nowait())
+            left.append(self._closed.get_nowait())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_WITHIN_S):
+                while left and await self._save(left[0]):
+                    left.pop(0)
+        if left:
+            self._lost.inc(len(left))
+            log.error("%d cold-start records are lost: the database does not answer", len(left))
         await asyncio.to_thread(self._tracer.close)
 
     def _close(
@@ -149,16 +176,23 @@ class ColdStartLog:
         try:
             self._closed.put_nowait(record)
         except asyncio.QueueFull:
+            self._lost.inc()
             log.error("cold-start record %s is lost: %d others wait to be saved", record.id, _UNSAVED_LIMIT)
 
-    async def _save(self, record: ColdStartRecord) -> None:
+    async def _save(self, record: ColdStartRecord) -> bool:
+        """False: try again. What can never be saved is lost, logged and counted."""
         try:
             await self._store.add_cold_start(record)
+        except Conflict:
+            return True  # an earlier attempt, given up, was slower than this one
         except GlowplugError as error:
+            if isinstance(error, Unavailable) and not isinstance(error, NotLeader):
+                self._delays.inc()
+                return False
+            self._lost.inc()
             log.error("cold-start record %s is lost: %s", record.id, error)
-        finally:
-            self._closed.task_done()
+        return True
 
 
 def _sum(of_image: dict[str, int], of_snapshot: dict[str, int]) -> dict[str, int]:
-    return dict(Counter(of_image) + Counter(of_snapshot))
+    return dict(Tally(of_image) + Tally(of_snapshot))

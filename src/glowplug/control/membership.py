@@ -25,6 +25,7 @@ from glowplug.node.client import NodeClient
 from glowplug.types.clock import Clock
 from glowplug.types.cluster import CertificateAnswer, JoinRequest, NodeState, RenewalRequest
 from glowplug.types.errors import Conflict, GlowplugError, InvalidInput
+from glowplug.types.leader import Authority
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Membership:
         fleet: Fleet,
         keys: ClusterKeys,
         images: ImageCare,
+        authority: Authority,
         *,
         clock: Clock,
         timings: Timings,
@@ -53,6 +55,7 @@ class Membership:
         self._store = store
         self._fleet = fleet
         self._images = images
+        self._authority = authority
         self._clock = clock
         self._timings = timings
         self._version = version
@@ -189,7 +192,7 @@ class Membership:
         address = RemoteNode(member.name, member.host, member.port, http, tunnel)
         link = NodeLink(
             member.name,
-            NodeClient(address),
+            NodeClient(address, self._authority),
             self._fleet,
             clock=self._clock,
             timings=self._timings,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from pydantic import Field
 
 from glowplug.types.cluster import NodeState
@@ -100,13 +102,46 @@ class PlacementView(Message):
     scores: list[NodeScore]
 
 
+class Role(StrEnum):
+    """A control plane's part among those of one database (``control/leadership.py``)."""
+
+    LEADER = "leader"
+    STANDBY = "standby"
+    CUT_OFF = "cut_off"
+    DEPOSED = "deposed"
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests to servers are answered here."""
+        return self in (Role.LEADER, Role.CUT_OFF)
+
+
+class LeadershipView(Message):
+    """Who leads. ``leader`` is another one's address; ``is_shared``: there can be others."""
+
+    role: Role
+    term: int
+    leader: str | None = None
+    is_shared: bool = False
+
+
+class Health(Message):
+    """The process answers, and says what it is."""
+
+    status: str = "ok"
+    role: Role
+    term: int
+    leader: str | None = None
+
+
 class StatusView(Message):
-    """Everything at a glance."""
+    """Everything at a glance. One that stands by knows neither nodes nor apps."""
 
     version: str
     uptime_s: float
     nodes: list[NodeStatus]
     apps: list[AppStatus]
+    leadership: LeadershipView | None = None
 
 
 class CaptureRequest(Message):

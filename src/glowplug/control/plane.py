@@ -21,6 +21,7 @@ from glowplug.control.cold_start_log import ColdStartLog
 from glowplug.control.deployer import Deployer
 from glowplug.control.fleet import Fleet
 from glowplug.control.image_care import ImageCare
+from glowplug.control.leadership import Leadership
 from glowplug.control.membership import Membership
 from glowplug.control.messages import AppStatus, NodeStatus, ServerStatus, StatusView
 from glowplug.control.metrics import FleetCollector, OverheadHistogram
@@ -48,12 +49,13 @@ _LOOK_WAIT_S = 2.0
 
 
 class ControlPlane:
-    """Owns everything between the database and the agents. Use as an async context manager."""
+    """Owns everything between the database and the agents. Use as an async context manager, once we lead."""
 
     def __init__(
         self,
         *,
-        database_url: str,
+        store: Store,
+        leadership: Leadership,
         agent_socket: Path,
         identity: IdentityDir,
         clock: Clock | None = None,
@@ -63,7 +65,9 @@ class ControlPlane:
         self._timings = timings or Timings()
         self._started_at_s = self._clock.monotonic()
         self.metrics = Metrics()
-        self.store = Store(database_url)
+        self.store = store
+        self.leadership = leadership
+        self.metrics.registry.register(leadership)
         tracer = tracer_from_environment(os.environ)
         self.cold_starts = ColdStartLog(self.store, self._clock, self.metrics, tracer)
         self.fleet = Fleet(clock=self._clock, timings=self._timings, cold_starts=self.cold_starts)
@@ -71,7 +75,7 @@ class ControlPlane:
         self.images = ImageCare(self._clock, self._timings)
         own_node = NodeLink(
             socket.gethostname(),
-            NodeClient(LocalNode(agent_socket)),
+            NodeClient(LocalNode(agent_socket), leadership),
             self.fleet,
             clock=self._clock,
             timings=self._timings,
@@ -82,6 +86,7 @@ class ControlPlane:
             self.fleet,
             ClusterKeys(identity, self.store, self._clock),
             self.images,
+            leadership,
             clock=self._clock,
             timings=self._timings,
             version=self._version,
@@ -125,7 +130,7 @@ class ControlPlane:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.fleet.close()
         await self.cold_starts.flush()
-        await self.usage.save()
+        await self.usage.save_last()
         await self.membership.close()
         await self.store.close()
 
@@ -208,6 +213,7 @@ class ControlPlane:
             uptime_s=self._clock.monotonic() - self._started_at_s,
             nodes=await self.nodes(),
             apps=[_app_status(app, servers) for app, servers in sorted(self.fleet.apps.items())],
+            leadership=self.leadership.view(),
         )
 
 

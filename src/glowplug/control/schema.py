@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     Float,
     Index,
@@ -17,7 +19,7 @@ from sqlalchemy import (
 )
 
 SCHEMA_VERSION = 3
-"""2: usage. 3: nodes, join_tokens. What is there stays as it is; opening makes tables that are missing."""
+"""2: usage. 3: nodes, join_tokens, leadership, writes. What there was stays as it is; opening makes what is missing."""
 
 metadata = MetaData()
 
@@ -99,4 +101,22 @@ join_tokens = Table(
     Column("proof_key", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
+# One row. A term is one leader's; it only grows. Times are Unix time by the database's clock.
+leadership = Table(
+    "leadership",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("term", BigInteger, nullable=False),
+    Column("holder", String(64), nullable=False),
+    Column("address", String(300), nullable=False),
+    Column("expires_at", Float, nullable=False),
+    CheckConstraint("id = 1", name="one_leader"),
+)
+
+# Which writes were committed, for whoever lost the answer.
+writes = Table(
+    "writes",
+    metadata,
+    Column("key", String(32), primary_key=True),
+    Column("written_at", Float, nullable=False),
 )

@@ -1,15 +1,17 @@
 """Serving the control plane: one port, one process, uvicorn with httptools and uvloop.
 
 ``/api``, ``/metrics`` and the documentation are the API (guarded by the token off this machine), everything
-else is the router. On SIGTERM the port closes first, then what is in flight gets ten seconds, then who still
-waits for a replica is told to come back. When the port is inherited
-(``--fd``) its other holder keeps it open, so that nobody is refused while we restart.
+else is the router. While another control plane leads, ours stands by and says so (``standby.py``); once it
+leads, it does for the rest of its life. On SIGTERM the port closes first, then what is in flight gets ten
+seconds, then who still waits for a replica is told to come back. When the port is inherited (``--fd``) its
+other holder keeps it open, so that nobody is refused while we restart.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import resource
@@ -24,9 +26,14 @@ from glowplug.control import headers
 from glowplug.control.access import Gate, is_open, load_or_create_token
 from glowplug.control.answers import Message, Receive, Scope, Send, deny_websocket, send_error
 from glowplug.control.api import make_api
+from glowplug.control.candidate import only_control
+from glowplug.control.database_url import database_url
+from glowplug.control.leadership import Leadership
+from glowplug.control.lease import open_lease
 from glowplug.control.plane import ControlPlane
 from glowplug.control.router import ABORT_EXTENSION
-from glowplug.control.store import database_url
+from glowplug.control.standby import Standby
+from glowplug.control.tenure import Tenure
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import GlowplugError, InvalidInput, SystemUnfit
@@ -54,10 +61,13 @@ _OPEN_BODY_LIMIT_BYTES = 64 << 10
 class Dispatcher:
     """Sends a request to the API or the router by its path's first part, which no app may be named."""
 
-    def __init__(self, api: Application, router: Application, gate: Gate) -> None:
-        self._api = api
-        self._router = router
+    def __init__(self, standby: Application, gate: Gate) -> None:
+        self._api = self._router = standby
         self._gate = gate
+
+    def lead(self, api: Application, router: Application) -> None:
+        """From now on it is these that answer."""
+        self._api, self._router = api, router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request or one WebSocket."""
@@ -92,9 +102,13 @@ class _Protocol(HttpToolsProtocol):
 class _Server(uvicorn.Server):
     """uvicorn's server; it leaves signals to us afterwards, so that everything is released before we end."""
 
-    def __init__(self, config: uvicorn.Config, plane: ControlPlane) -> None:
+    def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._plane = plane
+        self.refuse_held: Callable[[], None] = lambda: None
+
+    def end(self) -> None:
+        """As SIGTERM: finish what is in flight, then end."""
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -117,7 +131,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port, let requests finish, refuse those that wait for a replica before time is up."""
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(_GRACE_S - _REFUSE_HELD_BEFORE_END_S, self._plane.refuse_held)
+        timer = loop.call_later(_GRACE_S - _REFUSE_HELD_BEFORE_END_S, self.refuse_held)
         try:
             await super().shutdown(sockets)
         finally:
@@ -132,34 +146,40 @@ async def serve(
     timings: Timings | None = None,
     on_server: Callable[[uvicorn.Server], None] = lambda _server: None,
 ) -> bool:
-    """Serve until told to end. Takes over ``listener``. False says that a part broke: restart us."""
-    clock = clock or SystemClock()
+    """Serve until told to end. Takes over ``listener``. False says that we should be restarted.
+
+    That is so when a part broke, and when another control plane has taken over: our successor stands by.
+    """
+    clock, timings = clock or SystemClock(), timings or Timings()
     _raise_file_limit()
     gate = Gate(load_or_create_token(state.token))
-    plane = ControlPlane(
-        database_url=database_url(state.database),
-        agent_socket=state.agent_socket,
-        identity=state.identity,
-        clock=clock,
-        timings=timings,
-    )
-    is_broken = False
-    async with plane:
-        server = _Server(_config(Dispatcher(make_api(plane, clock), plane.router, gate)), plane)
+    url = database_url(state.database)
+    async with only_control(state, listener) as me:
+        lease = await asyncio.to_thread(open_lease, url, me, timings)
+        async with Leadership(lease, clock=clock, timings=timings) as leadership:
+            dispatcher = Dispatcher(Standby(leadership, clock), gate)
+            server = _Server(_config(dispatcher))
+            tenure = Tenure(state, url, leadership, clock=clock, timings=timings)
+            tenure.on_plane = functools.partial(_lead, server, dispatcher, clock)
+            tenure.on_end = server.end
+            async with tenure:
+                on_server(server)
+                await _serve_until_told(server, listener)
+            return not tenure.is_broken
 
-        def broken() -> None:
-            nonlocal is_broken
-            is_broken = server.should_exit = True
 
-        plane.on_broken = broken
-        on_server(server)
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_GC_ALLOCATIONS, 20, 20)
-        host, port = listener.getsockname()[:2]
-        log.info("serving on %s port %s", host, port)
-        await server.serve(sockets=[listener])
-    return not is_broken
+def _lead(server: _Server, dispatcher: Dispatcher, clock: Clock, plane: ControlPlane) -> None:
+    server.refuse_held = plane.refuse_held
+    dispatcher.lead(make_api(plane, clock), plane.router)
+
+
+async def _serve_until_told(server: uvicorn.Server, listener: socket.socket) -> None:
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_ALLOCATIONS, 20, 20)
+    host, port = listener.getsockname()[:2]
+    log.info("serving on %s port %s", host, port)
+    await server.serve(sockets=[listener])
 
 
 def open_listener(host: str, port: int) -> socket.socket:

@@ -1,36 +1,26 @@
 """What must survive a restart of the control plane: deployments, their secrets, cold-start records.
 
-SQLite in the state directory, or PostgreSQL by URL. A deployment is written once and never changed; only
-which one is active moves, in one transaction, and the database itself refuses two. Methods are safe to call
-at the same time, from several processes too: who loses a race gets Conflict and has changed nothing.
+A deployment is written once and never changed; only which one is active moves, in one transaction, and the
+database itself refuses two. Methods are safe to call at the same time, from several processes too: who loses
+a race gets Conflict and has changed nothing. What happens when the database is away: ``database.py``.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, Engine, create_engine, delete, event, func, insert, inspect, select, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import Connection, func, insert, select, update
 
 from glowplug.control import member_rows, schema
+from glowplug.control.database import Database
 from glowplug.control.member_rows import Member, StoredToken
 from glowplug.types.coldstart import ColdStartRecord
-from glowplug.types.errors import Conflict, GlowplugError, NotFound, SystemUnfit
+from glowplug.types.errors import NotFound, SystemUnfit
 from glowplug.types.ids import new_deployment_id
 from glowplug.types.spec import AppSpec
 from glowplug.types.usage import SPAN_S, UsageSpan
-
-DATABASE_URL_VARIABLE = "GLOWPLUG_DATABASE_URL"
-_KEPT_COLD_STARTS = 100_000
-_KEPT_USAGE_S = 100 * 86_400.0
-_BUSY_TIMEOUT_S = 10
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -47,30 +37,18 @@ class Deployment:
     active: bool
 
 
-def database_url(database: Path) -> str:
-    """Where to keep state: ``GLOWPLUG_DATABASE_URL``, or SQLite at ``database``."""
-    url = os.environ.get(DATABASE_URL_VARIABLE, "")
-    if not url:
-        return f"sqlite:///{database}"
-    for plain in ("postgres://", "postgresql://"):
-        if url.startswith(plain):
-            return f"postgresql+psycopg://{url.removeprefix(plain)}"
-    return url
-
-
 class Store:
-    """The tables, as typed calls. Blocking work runs in threads; :meth:`close` when done.
+    """The tables, as typed calls, which wait a bounded while for a database that is away.
 
-    Opening creates what is missing. Raises SystemUnfit for a database we cannot use.
+    Each raises Unavailable when it stays away, and what writes raises NotLeader once another one leads.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._engine = self._open(url)
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def close(self) -> None:
         """Let go of the database."""
-        await asyncio.to_thread(self._engine.dispose)
+        await self._database.close()
 
     # -- deployments -----------------------------------------------------------------------------------------
 
@@ -78,7 +56,7 @@ class Store:
         self, spec: AppSpec, images: dict[str, str], secrets: dict[str, str], created_at: float
     ) -> Deployment:
         """Write the next version of the app and make it the active one. Raises Conflict."""
-        return await self._transact(lambda c: _add_deployment(c, spec, images, secrets, created_at))
+        return await self._database.write(lambda c: _add_deployment(c, spec, images, secrets, created_at))
 
     async def deployments(self, app: str | None = None) -> list[Deployment]:
         """All versions, newest first."""
@@ -86,7 +64,7 @@ class Store:
         query = select(table).order_by(table.c.created_at.desc(), table.c.version.desc())
         if app is not None:
             query = query.where(table.c.app == app)
-        return await self._transact(lambda c: [_deployment(row) for row in c.execute(query).mappings()])
+        return await self._database.read(lambda c: [_deployment(row) for row in c.execute(query).mappings()])
 
     async def active_deployments(self) -> list[Deployment]:
         """The active version of every deployed app."""
@@ -96,11 +74,11 @@ class Store:
         """The secret values given with this deployment."""
         table = schema.secrets
         query = select(table.c.name, table.c.value).where(table.c.deployment_id == deployment_id)
-        return await self._transact(lambda c: {row.name: row.value for row in c.execute(query)})
+        return await self._database.read(lambda c: {row.name: row.value for row in c.execute(query)})
 
     async def activate(self, app: str, version: int | None) -> Deployment:
         """Make ``version`` (None: the one before the active one) the active one. Raises NotFound."""
-        return await self._transact(lambda c: _activate(c, app, version))
+        return await self._database.write(lambda c: _activate(c, app, version))
 
     async def deactivate(self, app: str) -> None:
         """No version of the app is active any more. Raises NotFound when none was."""
@@ -113,12 +91,12 @@ class Store:
             if not changed.rowcount:
                 raise NotFound(f"No app {app!r} is deployed.", remedy="See glowplug status.", app=app)
 
-        await self._transact(work)
+        await self._database.write(work)
 
     # -- cold starts -----------------------------------------------------------------------------------------
 
     async def add_cold_start(self, record: ColdStartRecord) -> None:
-        """Keep a closed record."""
+        """Keep a closed record; given twice, it is kept once."""
         row = {
             "id": record.id,
             "app": record.app,
@@ -126,7 +104,7 @@ class Store:
             "started_at": record.started_at,
             "record": record.model_dump(mode="json"),
         }
-        await self._transact(lambda c: c.execute(insert(schema.cold_starts).values(**row)))
+        await self._database.write_repeatable(lambda c: _add_cold_start(c, row))
 
     async def cold_starts(
         self, *, app: str | None, server: str | None, since: float | None, limit: int
@@ -139,15 +117,15 @@ class Store:
                 query = query.where(column == value)
         if since is not None:
             query = query.where(table.c.started_at >= since)
-        return await self._transact(
+        return await self._database.read(
             lambda c: [ColdStartRecord.model_validate(row.record) for row in c.execute(query)]
         )
 
     # -- usage -----------------------------------------------------------------------------------------------
 
-    async def add_usage(self, spans: list[UsageSpan]) -> None:
-        """Add these seconds to what is known of the same spans: all of them, or none."""
-        await self._transact(lambda c: _add_spans(c, spans))
+    async def add_usage(self, batch: str, spans: list[UsageSpan]) -> None:
+        """Add these seconds to what is known of the same spans: all of them, or none, and each batch once."""
+        await self._database.write_repeatable(lambda c: self._add_batch(c, batch, spans))
 
     async def usage(self, *, app: str | None, since: float | None) -> list[UsageSpan]:
         """Spans, oldest first; of those that reach beyond ``since`` (Unix time)."""
@@ -157,7 +135,7 @@ class Store:
             query = query.where(table.c.app == app)
         if since is not None:
             query = query.where(table.c.starts_at > since - SPAN_S)
-        return await self._transact(
+        return await self._database.read(
             lambda c: [UsageSpan.model_validate(dict(row)) for row in c.execute(query).mappings()]
         )
 
@@ -165,98 +143,37 @@ class Store:
 
     async def members(self) -> list[Member]:
         """The machines that joined."""
-        return await self._transact(member_rows.members)
+        return await self._database.read(member_rows.members)
 
     async def admit_member(self, member: Member) -> Member:
         """Write it down; as it is then. Raises Conflict when another machine has the name."""
-        return await self._transact(lambda c: member_rows.admit(c, member))
+        return await self._database.write(lambda c: member_rows.admit(c, member))
 
     async def set_member_draining(self, name: str, is_draining: bool) -> None:
         """Raises NotFound."""
-        await self._transact(lambda c: member_rows.set_draining(c, name, is_draining))
+        await self._database.write(lambda c: member_rows.set_draining(c, name, is_draining))
 
     async def remove_member(self, name: str) -> None:
         """Raises NotFound."""
-        await self._transact(lambda c: member_rows.remove(c, name))
+        await self._database.write(lambda c: member_rows.remove(c, name))
 
     async def add_join_token(self, token: StoredToken) -> None:
         """Keep a new token, hashed."""
-        await self._transact(lambda c: member_rows.add_token(c, token))
+        await self._database.write(lambda c: member_rows.add_token(c, token))
 
     async def join_tokens(self) -> list[StoredToken]:
         """Those that were not revoked; some may be over."""
-        return await self._transact(member_rows.tokens)
+        return await self._database.read(member_rows.tokens)
 
     async def revoke_join_token(self, token_id: str) -> None:
         """Raises NotFound."""
-        await self._transact(lambda c: member_rows.revoke(c, token_id))
+        await self._database.write(lambda c: member_rows.revoke(c, token_id))
 
-    # -- inside ------------------------------------------------------------------------------------
-
-    async def _transact(self, work: Callable[[Connection], _Result]) -> _Result:
-        return await asyncio.to_thread(self._transact_blocking, work)
-
-    def _transact_blocking(self, work: Callable[[Connection], _Result]) -> _Result:
-        try:
-            with self._engine.begin() as connection:
-                return work(connection)
-        except IntegrityError as error:
-            raise Conflict(
-                "Somebody else wrote the same thing to the database at the same moment.", remedy="Try again."
-            ) from error
-        except SQLAlchemyError as error:
-            raise GlowplugError(
-                f"The database failed: {type(error).__name__}.",
-                remedy="Check free disk space and the database's health.",
-                cause=str(error),
-            ) from error
-
-    def _open(self, url: str) -> Engine:
-        try:
-            is_sqlite = url.startswith("sqlite")
-            if is_sqlite:
-                _create_private_file(Path(url.removeprefix("sqlite:///")))
-            engine = create_engine(url, pool_pre_ping=not is_sqlite)
-            if is_sqlite:
-                event.listen(engine, "connect", _prepare_sqlite)
-                event.listen(engine, "begin", _begin_immediately)
-            with engine.begin() as connection:
-                _create_or_check(connection)
-        except (SQLAlchemyError, OSError, ImportError) as error:
-            raise SystemUnfit(
-                f"The database cannot be used: {error}.",
-                remedy="If it is damaged, restore it from a copy or move it away to start empty; for "
-                "PostgreSQL check GLOWPLUG_DATABASE_URL and install glowplug[postgres].",
-            ) from error
-        return engine
-
-
-def _create_or_check(connection: Connection) -> None:
-    if inspect(connection).has_table(schema.schema_version.name):
-        found = connection.execute(select(func.max(schema.schema_version.c.version))).scalar() or 0
-        if found > schema.SCHEMA_VERSION:
-            raise SystemUnfit(
-                f"The database was written by a newer Glowplug (schema {found}, ours is "
-                f"{schema.SCHEMA_VERSION}).",
-                remedy="Upgrade Glowplug, or use another state directory.",
-            )
-        if found == schema.SCHEMA_VERSION:
-            _prune(connection)
-            return
-    schema.metadata.create_all(connection)
-    connection.execute(insert(schema.schema_version).values(version=schema.SCHEMA_VERSION))
-
-
-def _prune(connection: Connection) -> None:
-    newest_span = connection.execute(select(func.max(schema.usage.c.starts_at))).scalar()
-    if newest_span is not None:
-        oldest = newest_span - _KEPT_USAGE_S
-        connection.execute(delete(schema.usage).where(schema.usage.c.starts_at < oldest))
-    table = schema.cold_starts
-    newest = select(table.c.started_at).order_by(table.c.started_at.desc()).offset(_KEPT_COLD_STARTS).limit(1)
-    cutoff = connection.execute(newest).scalar()
-    if cutoff is not None:
-        connection.execute(delete(table).where(table.c.started_at <= cutoff))
+    def _add_batch(self, connection: Connection, batch: str, spans: list[UsageSpan]) -> None:
+        table = schema.writes
+        if connection.execute(select(table.c.key).where(table.c.key == batch)).first() is None:
+            _add_spans(connection, spans)
+            connection.execute(insert(table).values(key=batch, written_at=self._database.now(connection)))
 
 
 def _add_deployment(
@@ -282,6 +199,12 @@ def _add_deployment(
         rows = [{"deployment_id": deployment.id, "name": n, "value": v} for n, v in secrets.items()]
         connection.execute(insert(schema.secrets), rows)
     return deployment
+
+
+def _add_cold_start(connection: Connection, row: dict[str, Any]) -> None:
+    table = schema.cold_starts
+    if connection.execute(select(table.c.id).where(table.c.id == row["id"])).first() is None:
+        connection.execute(insert(table).values(**row))
 
 
 def _add_spans(connection: Connection, spans: list[UsageSpan]) -> None:
@@ -344,26 +267,3 @@ def _deployment(row: Any) -> Deployment:
         created_at=row["created_at"],
         active=row["active"],
     )
-
-
-def _create_private_file(path: Path) -> None:
-    """SQLite gives its journal files the mode of the database: it must be private from its first byte."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    path.chmod(0o600)
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    # We say BEGIN ourselves (below): the driver's own idea of when a transaction starts is too late.
-    connection.isolation_level = None
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        f"busy_timeout={_BUSY_TIMEOUT_S * 1000}",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_immediately(connection: Connection) -> None:
-    # Read-then-write transactions must take the write lock first, or two of them deadlock.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -44,6 +44,13 @@ class Timings:
     """How often nodes are asked what they have, where there are several to choose from."""
     image_retry_s: float = 30.0
     """A node that could not make an image ready is asked again after this time."""
+    lease_s: float = 4.0
+    """Without a sign of the leader for so long the next candidate leads: with what that takes, in 5 s."""
+    lease_renew_s: float = 1.0
+    lease_look_s: float = 0.5
+    """A candidate sees at least this soon that the lease was given up."""
+    lease_grace_s: float = 2.5
+    """A database that was away is back: the leader, which tries all the time, has so long to renew first."""
 
     def backoff_s(self, failures: int) -> float:
         """The wait after that many failures in a row (1 or more)."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.25
 _SAVE_S = 60.0
+_SAVE_LAST_WITHIN_S = 5.0
+_UNSAVED_LIMIT = 100_000
 _LONGEST_LOOK_S = 5.0
 """A look that comes later than this was kept back with everything else: nothing is known of that time."""
 
@@ -39,9 +43,20 @@ _Seconds = dict[Use, float]
 class UsageStore(Protocol):
     """Where spans go."""
 
-    async def add_usage(self, spans: list[UsageSpan]) -> None:
-        """Add these seconds to what is known of the same spans. All of them or none; raises GlowplugError."""
+    async def add_usage(self, batch: str, spans: list[UsageSpan]) -> None:
+        """Add these seconds to what is known of the same spans: all of them or none, and each batch once.
+
+        Raises GlowplugError.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What goes to the store together, under one name however often it is sent."""
+
+    name: str
+    spans: list[UsageSpan]
 
 
 class _Key(NamedTuple):
@@ -52,7 +67,7 @@ class _Key(NamedTuple):
 
 
 class UsageRecorder(Collector):
-    """Adds up. :meth:`run` is somebody's task; :meth:`save` once more when that has ended."""
+    """Adds up. :meth:`run` is somebody's task; :meth:`save_last` when that has ended."""
 
     def __init__(self, fleet: Fleet, store: UsageStore, clock: Clock, registry: CollectorRegistry) -> None:
         self._fleet = fleet
@@ -60,22 +75,34 @@ class UsageRecorder(Collector):
         self._clock = clock
         self._looked_at_s = clock.monotonic()
         self._unsaved: dict[tuple[_Key, float], _Seconds] = {}
+        self._sending: _Batch | None = None
         self._totals: dict[_Key, _Seconds] = {}
         self._saving = asyncio.Lock()
         self._failures = CounterMetric(
             "glowplug_usage_not_saved", "Times that usage could not be saved; it is kept.", registry=registry
         )
+        self._lost_s = CounterMetric(
+            "glowplug_usage_lost_seconds",
+            "Replica-seconds that were not kept: too many others wait to be saved.",
+            registry=registry,
+        )
         registry.register(self)
 
     async def run(self) -> None:
-        """Look and save until cancelled."""
-        saved_at_s = self._clock.monotonic()
+        """Look and save until cancelled: a database that is away keeps nobody from looking."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._look_on())
+            group.create_task(self._save_on())
+
+    async def _look_on(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)
             self.look()
-            if self._clock.monotonic() - saved_at_s >= _SAVE_S:
-                await self.save()
-                saved_at_s = self._clock.monotonic()
+
+    async def _save_on(self) -> None:
+        while True:
+            await asyncio.sleep(_SAVE_S)
+            await self.save()
 
     def look(self) -> None:
         """Count the time since the last look as what every replica does now."""
@@ -90,24 +117,45 @@ class UsageRecorder(Collector):
             for replica in target.replicas.values():
                 use = use_of(replica)
                 if use is not None:
-                    self._unsaved.setdefault((key, starts_at), _none())[use] += elapsed_s
+                    self._keep((key, starts_at), use, elapsed_s)
                     self._totals.setdefault(key, _none())[use] += elapsed_s
 
     async def save(self) -> None:
-        """Write down what is not saved yet. What cannot be is kept, logged and counted."""
+        """Write down what is not saved yet. What cannot be is kept, logged and counted.
+
+        A batch that was sent may have been saved although nobody said so: it is sent again as it is.
+        """
         async with self._saving:
+            while (batch := self._next_batch()) is not None:
+                try:
+                    await self._store.add_usage(batch.name, batch.spans)
+                except GlowplugError as error:
+                    log.error("usage is not saved, and kept: %s", error)
+                    self._failures.inc()
+                    return
+                self._sending = None
+
+    async def save_last(self) -> None:
+        """Once more, before we end: within seconds, or not at all."""
+        try:
+            async with asyncio.timeout(_SAVE_LAST_WITHIN_S):
+                await self.save()
+        except TimeoutError:
+            log.error("the last minute of usage is lost: the database does not answer")
+            self._failures.inc()
+
+    def _keep(self, span: tuple[_Key, float], use: Use, seconds: float) -> None:
+        if span not in self._unsaved and len(self._unsaved) >= _UNSAVED_LIMIT:
+            self._lost_s.inc(seconds)
+            return
+        self._unsaved.setdefault(span, _none())[use] += seconds
+
+    def _next_batch(self) -> _Batch | None:
+        if self._sending is None and self._unsaved:
             taken, self._unsaved = self._unsaved, {}
-            if not taken:
-                return
-            try:
-                await self._store.add_usage([_span(key, at_s, uses) for (key, at_s), uses in taken.items()])
-            except GlowplugError as error:
-                log.error("usage is not saved, and kept: %s", error)
-                self._failures.inc()
-                for name, uses in taken.items():
-                    kept = self._unsaved.setdefault(name, _none())
-                    for use, seconds in uses.items():
-                        kept[use] += seconds
+            spans = [_span(key, at_s, uses) for (key, at_s), uses in taken.items()]
+            self._sending = _Batch(secrets.token_hex(8), spans)
+        return self._sending
 
     def collect(self) -> Iterable[Metric]:
         """Seconds since this process began."""

@@ -71,11 +71,18 @@ class Backoff:
 class Child:
     """A supervised command. The supervisor alone waits for processes and tells a child of its end.
 
-    Its output (stdout and stderr) is read by the supervisor from what :meth:`start` returns.
+    Its output (stdout and stderr) is read by the supervisor from what :meth:`start` returns. Its environment
+    is the supervisor's, without the variables ``kept_from_it``.
     """
 
     def __init__(
-        self, name: str, command: list[str], log: RotatingLog, clock: Clock, pass_fds: tuple[int, ...] = ()
+        self,
+        name: str,
+        command: list[str],
+        log: RotatingLog,
+        clock: Clock,
+        pass_fds: tuple[int, ...] = (),
+        kept_from_it: frozenset[str] = frozenset(),
     ) -> None:
         self.name = name
         self.command = command
@@ -84,6 +91,7 @@ class Child:
         self._backoff = Backoff(clock)
         self._clock = clock
         self._pass_fds = pass_fds
+        self._environment = {k: v for k, v in os.environ.items() if k not in kept_from_it}
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = clock.monotonic()
 
@@ -112,6 +120,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=write_end,
+                env=self._environment,
                 pass_fds=self._pass_fds,
                 start_new_session=True,
                 preexec_fn=dies_with_parent(),

@@ -28,11 +28,13 @@ from glowplug.engine.rotating_log import MAX_FILE_BYTES, MAX_FILES, RotatingLog
 from glowplug.engine.supervisor_loop import Supervisor
 from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import GlowplugError, SystemUnfit
-from glowplug.types.paths import StateDir
+from glowplug.types.paths import DATABASE_URL_VARIABLE, StateDir
 
 AGENT_COMMAND = (sys.executable, "-m", "glowplug.node")
 CONTROL_COMMAND = (sys.executable, "-m", "glowplug.control")
 GATEWAY_COMMAND = (sys.executable, "-m", "glowplug.node.gateway")
+# How to write to the database is the control plane's business: the agent runs what others wrote.
+_DATABASE_VARIABLES = frozenset({DATABASE_URL_VARIABLE, "PGPASSWORD", "PGPASSFILE"})
 _WANTED_OPEN_FILES = 65_536
 _MOST_OPEN_FILES = 1_048_576  # programs that close "all" descriptors take long with an unlimited number
 
@@ -104,7 +106,13 @@ def _supervise(state: StateDir, options: argparse.Namespace, log: logging.Logger
         become_subreaper()
         where = ["--state", str(state.root)]
         agent_log = owned.enter_context(RotatingLog(state.logs / "agent.log"))
-        agent = Child("agent", [*shlex.split(options.agent_command), *where], agent_log, clock)
+        agent = Child(
+            "agent",
+            [*shlex.split(options.agent_command), *where],
+            agent_log,
+            clock,
+            kept_from_it=_DATABASE_VARIABLES,
+        )
         is_control = options.role is Role.CONTROL
         name = "control" if is_control else "gateway"
         command = options.control_command if is_control else options.gateway_command

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request, Response, WebSocket
+from fastapi import Depends, FastAPI, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 
@@ -19,6 +19,7 @@ from glowplug.node.admission import is_replica_id
 from glowplug.node.agent import DEFAULT_GRACE_S, Agent
 from glowplug.node.api_images import NDJSON, add_images, stream_events
 from glowplug.node.holdings import Holdings
+from glowplug.node.leader_fence import LeaderFence
 from glowplug.node.record import ReplicaFolder
 from glowplug.node.snapshot_moves import SnapshotMoves
 from glowplug.node.snapshot_resealing import SnapshotResealing
@@ -37,7 +38,10 @@ from glowplug.types.replica import (
 
 def make_app(agent: Agent, images: NodeImages, moves: SnapshotMoves) -> FastAPI:
     """The ASGI application. ``agent`` is opened and closed by whoever runs it."""
-    app = FastAPI(title="Glowplug node agent", docs_url=None, redoc_url=None)
+    fence = LeaderFence(agent.state.leader_term, agent.metrics.registry)
+    app = FastAPI(
+        title="Glowplug node agent", docs_url=None, redoc_url=None, dependencies=[Depends(fence.check_call)]
+    )
     _add_errors(app)
     _add_replicas(app, agent, images)
     add_images(app, images)

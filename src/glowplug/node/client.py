@@ -20,8 +20,9 @@ from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from glowplug.node.address import LocalNode, NodeAddress, RemoteNode
-from glowplug.types.errors import GlowplugError, NotFound, Unavailable
+from glowplug.types.errors import GlowplugError, NotFound, NotLeader, Unavailable
 from glowplug.types.image import ImageTask, IndexView, TaskEvent, TaskRequest
+from glowplug.types.leader import TERM_HEADER, Authority, ByHand
 from glowplug.types.replica import (
     BuildEvent,
     BuildRequest,
@@ -59,10 +60,14 @@ class NoAnswer(Unavailable):
 
 
 class NodeClient:
-    """Calls the agent of the node at ``address``. Owns a few connections: :meth:`close` them."""
+    """Calls the agent of the node at ``address``. Owns a few connections: :meth:`close` them.
 
-    def __init__(self, address: NodeAddress) -> None:
+    What changes something raises NotLeader or Unavailable unless ``authority`` may act. Calls bear its term.
+    """
+
+    def __init__(self, address: NodeAddress, authority: Authority | None = None) -> None:
         self.address = address
+        self._authority = authority or ByHand()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
         self._extensions: dict[str, Any] = {}
         if isinstance(address, LocalNode):
@@ -228,11 +233,12 @@ class NodeClient:
         self, replica_id: str, query: Sequence[tuple[str, str]]
     ) -> AsyncIterator[ClientConnection]:
         """The exec socket of a replica (frames as in docs/architecture.md), closed on leaving."""
+        self._authority.check()
         path = f"/v1/replicas/{_part(replica_id)}/exec?{urlencode(query)}"
         try:
             connection = await self._connect(path)
         except InvalidStatus as error:
-            raise _error_from(error.response.status_code, bytes(error.response.body or b"")) from error
+            raise self._refused(error.response.status_code, bytes(error.response.body or b"")) from error
         except (OSError, TimeoutError, InvalidHandshake) as error:
             raise self._unavailable(error) from error
         try:
@@ -248,6 +254,7 @@ class NodeClient:
             "close_timeout": _CONNECT_TIMEOUT_S,
             "compression": None,
             "max_size": None,
+            "additional_headers": self._term(),
         }
         address = self.address
         if isinstance(address, LocalNode):
@@ -263,6 +270,7 @@ class NodeClient:
     async def _call(
         self, method: str, path: str, message: Message | None = None, *, timeout_s: float = _CALL_TIMEOUT_S
     ) -> Any:
+        self._check(method)
         try:
             # httpx bounds single reads; a sender of one byte a second would keep us for ever.
             async with asyncio.timeout(timeout_s + _CONNECT_TIMEOUT_S):
@@ -271,12 +279,13 @@ class NodeClient:
                     path,
                     json=_json(message),
                     timeout=_timeout(timeout_s),
+                    headers=self._term(),
                     extensions=self._extensions,
                 )
         except (httpx.HTTPError, TimeoutError) as error:
             raise self._unavailable(error) from error
         if response.status_code >= 400:
-            raise _error_from(response.status_code, response.content)
+            raise self._refused(response.status_code, response.content)
         if not response.content:
             return None
         try:
@@ -296,19 +305,35 @@ class NodeClient:
     async def _open(
         self, method: str, path: str, message: Message | None = None, *, silence_limit_s: float | None
     ) -> AsyncIterator[httpx.Response]:
+        self._check(method)
         try:
             async with self._http.stream(
                 method,
                 path,
                 json=_json(message),
                 timeout=_timeout(silence_limit_s),
+                headers=self._term(),
                 extensions=self._extensions,
             ) as response:
                 if response.status_code >= 400:
-                    raise _error_from(response.status_code, await response.aread())
+                    raise self._refused(response.status_code, await response.aread())
                 yield response
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise self._unavailable(error) from error
+
+    def _check(self, method: str) -> None:
+        if method != "GET":
+            self._authority.check()
+
+    def _term(self) -> dict[str, str]:
+        term = self._authority.term
+        return {} if term is None else {TERM_HEADER: str(term)}
+
+    def _refused(self, status: int, body: bytes) -> GlowplugError:
+        error = _error_from(status, body)
+        if isinstance(error, NotLeader):
+            self._authority.was_refused(error)
+        return error
 
     def _unavailable(self, error: Exception) -> NoAnswer:
         cause = f"{type(error).__name__}: {error}"

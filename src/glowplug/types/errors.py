@@ -96,6 +96,12 @@ class StartInterrupted(Unavailable):
     code = "start_interrupted"
 
 
+class NotLeader(Unavailable):
+    """Another control plane leads, or none can tell: ``details['leader']`` says whom to ask, if known."""
+
+    code = "not_leader"
+
+
 class DeadlineExceeded(GlowplugError):
     """A wait ran out; ``details['stage']`` names where it stuck."""
 
@@ -149,7 +155,7 @@ _BY_CODE: dict[str, type[GlowplugError]] = {
     kind.code: kind
     for kind in (
         GlowplugError, InvalidInput, Unauthorized, NotFound, Conflict, Overloaded, ReplicaFailed, Unavailable,
-        StartInterrupted, DeadlineExceeded, ResourceExhausted, SystemUnfit, RuntimeFailed, GpuFailed,
-        SnapshotInvalid, KeyMissing,
+        StartInterrupted, NotLeader, DeadlineExceeded, ResourceExhausted, SystemUnfit, RuntimeFailed,
+        GpuFailed, SnapshotInvalid, KeyMissing,
     )
 }  # fmt: skip

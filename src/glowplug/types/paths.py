@@ -8,6 +8,8 @@ from pathlib import Path
 
 DEFAULT_STATE_DIR = Path("/var/lib/glowplug")
 TOOLS_DIR = Path("/usr/local/lib/glowplug/bin")
+DATABASE_URL_VARIABLE = "GLOWPLUG_DATABASE_URL"
+"""The control plane's database, where it is not in the state directory. May hold a password."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,19 @@ class StateDir:
     def identity(self) -> IdentityDir:
         """Certificates and keys of the cluster; made when a cluster is."""
         return IdentityDir(self.root / "identity")
+    def control_id(self) -> Path:
+        """By which the control plane of this state directory knows itself in a database of several."""
+        return self.root / "control-id"
+
+    @property
+    def control_lock(self) -> Path:
+        """Held by the one control plane of this state directory."""
+        return self.run / "control.lock"
+
+    @property
+    def leader_term(self) -> Path:
+        """The newest term of a control plane from which the node agent has heard."""
+        return self.root / "leader-term.json"
 
     @property
     def images(self) -> Path:
