@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
-from glowplug.control.api_cluster import cluster_routes
 from glowplug.control.answers import error_answer
+from glowplug.control.api_cluster import cluster_routes
 from glowplug.control.api_nodes import node_routes
 from glowplug.control.messages import (
     DeployEvent,

@@ -18,6 +18,7 @@ from glowplug.identity.contexts import (
     control_context,
     load_control_certificate,
 )
+from glowplug.identity.files import replace_file
 from glowplug.identity.tokens import JoinToken, is_proven
 from glowplug.types.clock import Clock
 from glowplug.types.cluster import CertificateAnswer, JoinRequest, JoinTokenView, RenewalRequest
@@ -121,13 +122,21 @@ class ClusterKeys:
     async def _authority(self) -> Authority:
         async with self._lock:
             if self._opened is None:
-                self._opened = await asyncio.to_thread(self._open)
+                mine = await asyncio.to_thread(self._open)
+                # Control planes with one database are of one authority: the one that was there first.
+                kept = await self._store.keep_authority(mine.pem)
+                self._opened = await asyncio.to_thread(self._adopt, kept)
             return self._opened
 
     def _open(self) -> Authority:
         # Here, as it takes a tenth of a second and ten megabytes that a machine which is alone never needs.
         from glowplug.identity.authority import Authority
 
-        authority = Authority.open(self._files, self._clock)
+        return Authority.open(self._files, self._clock)
+
+    def _adopt(self, pem: str) -> Authority:
+        if self._files.authority.read_text() != pem:
+            replace_file(self._files.authority, pem)
+        authority = self._open()
         authority.ensure_control_certificate()
         return authority

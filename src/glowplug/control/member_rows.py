@@ -99,6 +99,15 @@ def revoke(connection: Connection, token_id: str) -> None:
         )
 
 
+def keep_authority(connection: Connection, pem: str) -> str:
+    """Keep this authority (key and certificate) unless there is one; the one that is kept."""
+    table = schema.authority
+    kept: str | None = connection.execute(select(table.c.pem)).scalar()
+    if kept is None:
+        connection.execute(insert(table).values(id=1, pem=pem))
+    return kept or pem
+
+
 def no_such_node(name: str) -> NotFound:
     """The error for a name that nobody has."""
     return NotFound(

@@ -19,7 +19,10 @@ from sqlalchemy import (
 )
 
 SCHEMA_VERSION = 3
-"""2: usage. 3: nodes, join_tokens, leadership, writes. What there was stays as it is; opening makes what is missing."""
+"""2: usage. 3: nodes, join_tokens, authority, leadership, writes.
+
+What there was stays as it is; opening makes what is missing.
+"""
 
 metadata = MetaData()
 
@@ -101,6 +104,17 @@ join_tokens = Table(
     Column("proof_key", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
+)
+
+# One row, once there is a cluster: the key and the certificate of its authority, PEM.
+authority = Table(
+    "authority",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("pem", String, nullable=False),
+    CheckConstraint("id = 1", name="one_authority"),
+)
+
 # One row. A term is one leader's; it only grows. Times are Unix time by the database's clock.
 leadership = Table(
     "leadership",

@@ -161,6 +161,10 @@ class Store:
         """Keep a new token, hashed."""
         await self._database.write(lambda c: member_rows.add_token(c, token))
 
+    async def keep_authority(self, pem: str) -> str:
+        """Keep the cluster's authority unless there is one; the one that is kept. Raises Conflict."""
+        return await self._database.write(lambda c: member_rows.keep_authority(c, pem))
+
     async def join_tokens(self) -> list[StoredToken]:
         """Those that were not revoked; some may be over."""
         return await self._database.read(member_rows.tokens)

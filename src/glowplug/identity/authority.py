@@ -76,6 +76,11 @@ class Authority:
         return _pem(self._certificate)
 
     @property
+    def pem(self) -> str:
+        """Its key and its certificate: whoever has this is the authority."""
+        return self._files.authority.read_text()
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of its certificate, in hex: what join tokens begin with."""
         return fingerprint_of(self.certificate)

@@ -89,6 +89,8 @@ class StateDir:
     def identity(self) -> IdentityDir:
         """Certificates and keys of the cluster; made when a cluster is."""
         return IdentityDir(self.root / "identity")
+
+    @property
     def control_id(self) -> Path:
         """By which the control plane of this state directory knows itself in a database of several."""
         return self.root / "control-id"
