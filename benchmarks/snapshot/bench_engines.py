@@ -5,7 +5,7 @@
 A sample is a question asked of a server that is scaled to zero, timed by the caller until the *whole and
 correct* answer is there. All cases take turns in one run, so that all see the same machine. The cold starts
 of a runtime are those of a deployment without snapshots; the host's are the same command without any of us.
-Before each start of any kind memory is claimed from the hypervisor, which takes back what is free for a moment.
+Before each start memory is claimed from the hypervisor, which takes back what is free for a moment.
 Every sample is written down at once: a run that was interrupted goes on when it is started again.
 Writes engines-ENGINE.json, .md, and a CDF per runtime as .svg and .png; exit code 1 when a promise is missed.
 """
