@@ -156,9 +156,12 @@ class FileTrees:
         return ContentUsage(usage.bytes, missing_bytes, usage.is_complete, self._is_in_region(index))
 
     def fetched(self, digest: str) -> dict[str, TierRead]:
-        """What the daemon fetched of it since it was attached, by tier."""
-        found = self._starts.use(digest).reads
-        return {tier: read for tier, read in found.items() if tier != SSD_TIER}
+        """What the daemon fetched of it since it was attached, by tier; nothing before it is mounted.
+
+        What was begun when it was pulled counts for the restore that it was begun for.
+        """
+        use = self._starts.use(digest)
+        return {tier: read for tier, read in use.reads.items() if use.kind and tier != SSD_TIER}
 
     def chunks(self, digest: str) -> int:
         """How many chunks its files are in."""

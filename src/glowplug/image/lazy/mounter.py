@@ -171,7 +171,9 @@ class LazyMounts:
     def graduate(self, digest: str) -> bool:
         """Let it be mounted from local packs from the next mount on, if every chunk is here."""
         folder = self._catalog.get(digest)
-        return graduate(folder, self._ssd, can_gather=self._can_gather, clock=self._clock)
+        return self._can_mount_packs and graduate(
+            folder, self._ssd, can_gather=self._can_gather, clock=self._clock
+        )
 
     def probe(self) -> None:
         """Find out how this kernel mounts, before the first mount has to."""
@@ -205,10 +207,17 @@ class LazyMounts:
         if (
             current.kind != "graduated"
             and direct
+            and self._can_mount_packs
             and is_graduated(folder, self._ssd, can_gather=self._can_gather)
         ):
             return self._unmount_if_idle(folder.digest, current.kind)
         return current.kind
+
+    @property
+    def _can_mount_packs(self) -> bool:
+        """Only as files. On block devices the kernel gives wrong bytes (Linux 6.18): where a file goes on in
+        another pack at the block at which it left the one before, it reads on in that one."""
+        return "lazy" in mount_support(self._state).ways
 
     @property
     def _can_gather(self) -> bool:
@@ -247,7 +256,7 @@ class LazyMounts:
             raise
 
     def _mount_graduated(self, folder: IndexFolder, table: Path, target: Path) -> bool:
-        graduated = read_graduated(folder)
+        graduated = read_graduated(folder) if self._can_mount_packs else None
         if graduated is None or not graduated.record.is_mountable(can_gather=self._can_gather):
             return False
         if not self._ssd.pin_if_complete(_PIN_PREFIX + folder.digest, graduated.mark, table):
@@ -268,10 +277,8 @@ class LazyMounts:
             link = self._held.gathered(digest, graduated.record_hash)
             with gathered_content(hold(folder.gathered_path, link, record.gathered), packs) as small_files:
                 mount_erofs(index, [*packs, small_files], target, directio=True)
-        elif "lazy" in mount_support(self._state).ways:
-            mount_erofs(index, packs, target, directio=True)
         else:
-            mount_erofs_on_loops(index, packs, target)
+            mount_erofs(index, packs, target, directio=True)
 
     def _mount_some_way(self, folder: IndexFolder, target: Path) -> Kind:
         refusals: list[str] = []
