@@ -40,8 +40,7 @@ STEP_TIMEOUT_S = 60.0
 
 SAMPLE = {
     "runsc-serve-create-during-control",
-    "runc-serve-start-during-sandbox",
-    "runsc-serve-start-during-worker",
+    "runc-serve-start-during-worker",
     "runsc-capture-checkpoint-during-agent",
     "runc-capture-checkpoint-during-criu",
     "runc-trial-restore-during-holder",

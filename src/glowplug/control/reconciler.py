@@ -165,24 +165,16 @@ class Reconciler:
             (link for link in self._links if link.is_synced),
             key=lambda link: sum(1 for r in self._fleet.replicas.values() if r.node == link.name),
         )
-        version = target.version
         view = ReplicaView(
             id=self._new_id(target.app, target.server),
             app=target.app,
             server=target.server,
-            deployment_id=version.deployment_id,
+            deployment_id=target.version.deployment_id,
             state=ReplicaState.STARTING,
             stage=Stage.ALLOCATE,
             created_at=self._clock.wall(),
         )
-        order = StartReplica(
-            replica_id=view.id,
-            app=target.app,
-            deployment_id=version.deployment_id,
-            server=version.spec,
-            image_id=version.image_id,
-            secrets=version.secrets,
-        )
+        order = target.order(view.id)
         replica = Replica(view, link.name)
         self._fleet.expect(replica)
         target.take_cold_start(replica)
