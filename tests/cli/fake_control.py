@@ -30,7 +30,9 @@ class FakeControl:
     deployments: list[dict[str, Any]] = field(default_factory=list)
     cold_starts: list[dict[str, Any]] = field(default_factory=list)
     usage: list[dict[str, Any]] = field(default_factory=list)
-    status: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(
+        default_factory=lambda: {"version": "1", "uptime_s": 1.0, "nodes": [], "apps": []}
+    )
     deploy_events: list[dict[str, Any]] = field(default_factory=list)
     deploy_stalls: bool = False
     registers: dict[str, Any] | None = None

@@ -97,9 +97,9 @@ def test_wrong_usage_has_exit_code_2(glowplug: Glowplug, words: list[str]) -> No
 def test_the_token_is_an_option_or_from_the_environment(
     control: FakeControl, glowplug: Glowplug, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    glowplug("--token", "given", "ps")
+    glowplug("--token", "given", "deployments")
     monkeypatch.setenv("GLOWPLUG_TOKEN", "from-environment")
-    glowplug("ps")
+    glowplug("deployments")
     assert control.tokens == ["Bearer given", "Bearer from-environment"]
 
 
@@ -120,14 +120,14 @@ def test_address_and_token_are_found_through_the_state_directory(
     control: FakeControl, glowplug: Glowplug, running_state: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GLOWPLUG_URL")
-    assert glowplug("--state", str(running_state.root), "ps").exit_code == 0
+    assert glowplug("--state", str(running_state.root), "deployments").exit_code == 0
     assert control.tokens == ["Bearer secret"]
 
 
 def test_an_address_given_by_hand_does_not_get_the_state_directorys_token(
     control: FakeControl, glowplug: Glowplug, running_state: StateDir
 ) -> None:
-    glowplug("--state", str(running_state.root), "--url", control.url, "ps")
+    glowplug("--state", str(running_state.root), "--url", control.url, "deployments")
     assert control.tokens == [None]
 
 

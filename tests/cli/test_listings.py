@@ -72,6 +72,45 @@ def test_ps_of_one_app(control: FakeControl, glowplug: Glowplug) -> None:
     assert [view["id"] for view in json.loads(glowplug("ps", "other", "--json").stdout)] == ["x"]
 
 
+def _app(name: str, **servers: dict[str, object] | None) -> dict[str, object]:
+    counts = dict.fromkeys(("ready", "starting", "desired", "in_flight", "held"), 0)
+    return {
+        "name": name, "deployment_id": f"{name}-v1", "version": 1,
+        "servers": [
+            {"name": server, "url": f"/{name}/{server}", "heat": heat, **counts}
+            for server, heat in servers.items()
+        ],
+    }  # fmt: skip
+
+
+def test_servers_at_zero_are_listed_with_what_their_next_start_would_find(
+    control: FakeControl, glowplug: Glowplug
+) -> None:
+    control.replicas = [replica()]
+    control.status["apps"] = [
+        _app("chat", vllm={"heat": "running"}, told={"heat": "snapshot", "snapshot_id": "sn-1"}),
+        _app("far", web={"heat": "region"}, cold={"heat": "image", "reason": "no snapshot"}, unknown=None),
+        _app("parked", web={"heat": "parked"}),
+    ]
+    lines = glowplug("ps").stdout.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["chat-vllm-aaaaaa", "chat/told", "far/web", "far/cold"]
+    assert "zero (snapshot on SSD)" in lines[1]
+    assert "zero (snapshot in the region)" in lines[2]
+    assert "zero (image only)" in lines[3]
+    assert lines[3].rstrip().endswith("no snapshot")
+    assert len(glowplug("ps", "far").stdout.splitlines()) == 3
+    assert [view["id"] for view in json.loads(glowplug("ps", "--json").stdout)] == ["chat-vllm-aaaaaa"]
+    status = glowplug("status").stdout
+    assert "snapshot in the region" in status
+    (_chat, far, _parked) = json.loads(glowplug("status", "--json").stdout)["apps"]
+    assert [server["heat"] and server["heat"]["heat"] for server in far["servers"]] == [
+        "region",
+        "image",
+        None,
+    ]
+    assert "GET /api/v1/status?heat=true" in control.asked
+
+
 def test_an_empty_listing_says_so_on_stderr(glowplug: Glowplug) -> None:
     result = glowplug("ps")
     assert (result.stdout, result.exit_code) == ("", 0)

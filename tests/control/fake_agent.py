@@ -26,6 +26,8 @@ from glowplug.types.replica import (
     BuildRequest,
     Endpoint,
     ErrorInfo,
+    Heat,
+    HeatView,
     ImageView,
     MemoryView,
     NodeHoldings,
@@ -63,6 +65,7 @@ class FakeAgent:
         self.parks: list[tuple[str, bool]] = []
         self.unparks: list[str] = []
         self.build_error: ErrorInfo | None = None
+        self.next_start = HeatView(heat=Heat.IMAGE)
         self.servers: dict[str, FakeReplica] = {}
         self.views: dict[str, ReplicaView] = {}
         self.orders: list[StartReplica] = []
@@ -235,6 +238,10 @@ class FakeAgent:
             self._spawn(self._run(order))
             await self.answer_gate.wait()
             return view
+
+        @app.post("/v1/next-start")
+        async def next_start(order: StartReplica) -> HeatView:
+            return self.next_start.model_copy(update={"snapshot_id": f"of-{order.server.name}"})
 
         @app.post("/v1/replicas/{replica_id}/stop", status_code=202)
         async def stop(replica_id: str, grace_s: float = 10.0) -> ReplicaView:

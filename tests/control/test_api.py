@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from tests.control.conftest import Control, app_spec, eventually, server_spec
@@ -16,6 +17,7 @@ from glowplug.control.access import Gate, is_open, load_or_create_token
 from glowplug.pool.planner.live import requests_now
 from glowplug.types.errors import Conflict, GlowplugError, NotFound, SystemUnfit, Unauthorized
 from glowplug.types.paths import StateDir
+from glowplug.types.replica import Heat, HeatView, ReplicaState
 
 
 def scope(client: str = "127.0.0.1", **headers: str) -> dict[str, object]:
@@ -162,6 +164,37 @@ async def test_status_shows_what_runs(control: Control, agent: FakeAgent) -> Non
     assert (app["name"], app["deployment_id"], app["version"]) == ("shop", "shop-v1", 1)
     assert (app["servers"][0]["ready"], app["servers"][0]["desired"]) == (1, 1)
     assert [view["id"] for view in (await control.get("/api/v1/replicas")).json()] == [agent.ready[0].id]
+
+
+async def test_status_tells_how_hot_a_server_is_where_that_is_asked_for(
+    control: Control, agent: FakeAgent
+) -> None:
+    async def heat() -> Any:
+        (app,) = (await control.get("/api/v1/status", params={"heat": "true"})).json()["apps"]
+        return app["servers"][0]["heat"]
+
+    await control.deploy(app_spec(server_spec(scaling={"scaledown_window_s": 0.1, "parked_window_s": 30.0})))
+    agent.next_start = HeatView(heat=Heat.REGION)
+    assert await heat() == {"heat": "region", "snapshot_id": "of-web", "reason": None}
+    assert (await control.server())["heat"] is None, "nobody asked"
+    request = asyncio.create_task(control.get("/shop/web/wait"))
+    await eventually(lambda: agent.ready and agent.servers[agent.ready[0].id].waiting, "the request")
+    assert (await heat())["heat"] == "running"
+    agent.servers[agent.ready[0].id].release.set()
+    await request
+    await eventually(lambda: agent.of_state(ReplicaState.PARKED), "it is parked")
+
+    async def is_parked() -> bool:
+        return bool((await heat())["heat"] == "parked")
+
+    await eventually(is_parked, "the status has it")
+
+
+async def test_a_server_whose_node_does_not_answer_has_no_heat(control: Control, agent: FakeAgent) -> None:
+    await control.deploy(app_spec())
+    await agent.close()
+    (app,) = (await control.get("/api/v1/status", params={"heat": "true"})).json()["apps"]
+    assert app["servers"][0]["heat"] is None
 
 
 async def test_the_openapi_document_names_every_call(control: Control) -> None:

@@ -9,6 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.snapshot.kept_files import content_of
+
+from glowplug.chunks.ssd import SsdStore
+from glowplug.image.file_trees import is_file_tree
+from glowplug.image.index.catalog import Catalog
 from glowplug.types.paths import StateDir
 
 _ID_CHARACTERS = 20
@@ -33,12 +38,47 @@ def of_apps(state: StateDir, apps: Iterable[str]) -> list[str]:
 def of_state(state: StateDir) -> list[str]:
     """Processes, mounts and half-written files of everything that ever ran on ``state``."""
     root = str(state.root)
-    found = _processes_with(root, "cmdline") + _mounts_with(root)
+    found = _processes_with(root, "cmdline") + _mounts_with(root) + _loops_of(root)
     found += [f"folder {path}" for path in _children(state.replicas, "")]
     found += [
         f"staging {path.name}" for path in _children(state.snapshot_staging, "") if path.suffix != ".lock"
     ]
     return found
+
+
+def of_storage(state: StateDir) -> list[str]:
+    """What nothing on ``state`` speaks of any more: pins, indexes and generations; loop devices; memory.
+
+    Of a state directory whose replicas are all at rest, and where nothing is being captured.
+    """
+    snapshots = _children(state.snapshots, "sn-")
+    contents = {content_of(state, path.name) for path in snapshots}
+    known = {path.resolve() for path in snapshots}
+    indexes = Catalog(state).list()
+    spoken_of = contents | {index.digest for index in indexes if not is_file_tree(index)}
+    with SsdStore(state.chunks) as ssd:  # owners are what a pin is for (only here, mounted ..) and a digest
+        found = [f"pin {owner}" for owner in ssd.pins() if owner.partition(":")[2] not in spoken_of]
+    found += [f"index {index.digest}" for index in indexes if index.digest not in spoken_of]
+    generations = _children(state.snapshots / ".generations", "sn-")
+    found += [f"generation {path.name}" for path in generations if path not in known]
+    return found + _loops_of(str(state.root)) + _memory_below(f"{state.root}/")
+
+
+def _loops_of(text: str) -> list[str]:
+    found = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            found += [f"loop device of {path.read_text().strip()}"] if text in path.read_text() else []
+        except OSError:  # it was detached
+            continue
+    return found
+
+
+def _memory_below(root: str) -> list[str]:
+    """Each tmpfs (proc(5): what comes after the dash begins with the kind)."""
+    lines = [line.partition(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    points = [before.split()[4] for before, _, after in lines if after.startswith("tmpfs ")]
+    return [f"tmpfs {point}" for point in points if point.startswith(root)]
 
 
 def _children(folder: Path, prefix: str) -> list[Path]:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.node.live_agent import LiveAgent
+from tests.runtime.conftest import require_runc
+
+
+@contextmanager
+def in_runtime(agent: LiveAgent, runtime: str) -> Iterator[LiveAgent]:
+    """An agent that starts everything in this runtime, unless told otherwise, until the end of the block."""
+    if runtime == "runc":
+        require_runc()
+    agent.runtime = runtime
+    yield agent
+    agent.runtime = "auto"
 
 
 def case_server(

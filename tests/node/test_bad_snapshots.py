@@ -6,20 +6,43 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.node.cases import captured, case_server, class_server, folder_of
+from tests.node.cases import captured, case_server, class_server, folder_of, in_runtime
 from tests.node.live_agent import LiveAgent, live_agent
+from tests.runtime.conftest import RUNC_BY_NIGHT, RUNTIMES
 from tests.runtime.sandboxes import eventually
 from tests.snapshot.kept_files import cut_off_the_pack, flip_a_bit, lose_the_index, zero_a_chunk
 
 from glowplug.snapshot import Manifest, SnapshotKey
 
 pytestmark = pytest.mark.sandbox
+
+ALTERED = r"pages(-1)?\.img was altered"
+# gVisor lets nobody connect; CRIU cannot save the connection.
+CONNECTED = """
+import contextlib, socket
+host = socket.socket(socket.AF_UNIX)
+with contextlib.suppress(OSError):
+    host.connect("/data/listening")
+exec(open("/servers/toolbox.py").read())
+"""
+
+
+@pytest.fixture(params=RUNC_BY_NIGHT)
+def runtime(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def agent(agent: LiveAgent, runtime: str) -> Iterator[LiveAgent]:
+    with in_runtime(agent, runtime) as agent:
+        yield agent
 
 
 def test_a_class_whose_copy_cannot_be_made_fails_with_its_own_traceback(agent: LiveAgent) -> None:
@@ -68,7 +91,7 @@ def test_a_flipped_bit_in_memory_is_noticed_quarantined_and_captured_anew(agent:
     flip_a_bit(agent.state, snapshot["id"])
     view = agent.start(server)
     assert view["path"] == "cold"
-    assert "pages.img was altered" in view["fallback_reason"]
+    assert re.search(ALTERED, view["fallback_reason"])
     assert agent.ask(view) == "hello"
     assert eventually(lambda: _fresh(agent, view, snapshot))["status"] == "good"
     assert agent.start(server)["path"] == "cpu_snapshot"
@@ -95,8 +118,8 @@ def test_a_damaged_snapshot_is_a_cold_start_with_a_reason(agent: LiveAgent, dama
     view = agent.start(server)
     assert view["path"] == "cold"
     expected = {
-        "zeros": "pages.img was altered",
-        "truncated pack": "pages.img was altered|failed while being verified",
+        "zeros": ALTERED,
+        "truncated pack": f"{ALTERED}|failed while being verified",
         "missing index": "content is damaged",
         "missing manifest": "is missing",
         "garbage manifest": "is not JSON",
@@ -106,6 +129,7 @@ def test_a_damaged_snapshot_is_a_cold_start_with_a_reason(agent: LiveAgent, dama
     assert agent.start(server)["path"] == "cpu_snapshot"
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_damage_is_found_on_request_too_and_the_snapshot_never_restored(agent: LiveAgent) -> None:
     server = case_server(agent, "verified")
     snapshot = captured(agent, server)
@@ -114,7 +138,7 @@ def test_damage_is_found_on_request_too_and_the_snapshot_never_restored(agent: L
     flip_a_bit(agent.state, snapshot["id"])
     answer = agent.client.post(verify)
     assert answer.json()["status"] == "quarantined"
-    assert "pages.img was altered" in answer.json()["reason"]
+    assert re.search(ALTERED, answer.json()["reason"])
     view = agent.start(server)
     assert view["path"] == "cold"
     assert "is quarantined" in view["fallback_reason"]
@@ -123,7 +147,7 @@ def test_damage_is_found_on_request_too_and_the_snapshot_never_restored(agent: L
 @pytest.mark.parametrize(
     ("field", "theirs", "told"),
     [
-        ("runtime", "runsc 1.2.3", r"runtime is runsc .*, was runsc 1\.2\.3"),
+        ("runtime", "runsc 1.2.3", r"runtime is run[sc]+ .*, was runsc 1\.2\.3"),
         ("runtime_flags", '["--platform=ptrace"]', r"runtime_flags is \[.*, was \[\"--platform=ptrace\"\]"),
         ("cpu_model", "Another CPU", r"cpu_model is .*, was Another CPU"),
         ("cpu_features", "avx9000 sse", r"cpu_features lacks avx9000, also has "),
@@ -198,6 +222,28 @@ def test_a_server_that_dies_while_it_is_captured_fails_the_capture_only(agent: L
     assert agent.view(view["id"])["state"] == "ready"
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_server_with_a_connection_that_cannot_be_saved_serves_whatever_becomes_of_its_capture(
+    agent: LiveAgent, tmp_path: Path
+) -> None:
+    volume = {"host_path": str(tmp_path), "mount_path": "/data"}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "listening"))
+        listener.listen()
+        server = case_server(agent, "connected", command=["python3", "-c", CONNECTED], volumes=[volume])
+        view = agent.start(server)
+        snapshot = agent.captured(view)
+    if agent.runtime == "runc":
+        assert snapshot["status"] == "quarantined"
+        assert "capture failed: `runc checkpoint` failed: unix" in snapshot["reason"]
+        assert "\n" not in snapshot["reason"]
+        assert not folder_of(agent, snapshot).exists()
+    else:
+        assert snapshot["status"] == "good"
+    assert list(agent.state.snapshot_staging.glob("sn-*")) == [], "nothing half-written is left"
+    assert agent.ask(view) == "hello", "serving is unaffected"
+
+
 @contextlib.contextmanager
 def _small_disk(path: Path, size_mib: int) -> Iterator[None]:
     """A filesystem of its own at ``path``; it can only be unmounted once nobody uses it any more."""
@@ -210,8 +256,10 @@ def _small_disk(path: Path, size_mib: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("free_mb", [10, 4], ids=["full at the checkpoint", "full before"])
-def test_a_full_disk_fails_the_capture_and_nothing_else(fit_machine: None, root: Path, free_mb: int) -> None:
-    with _small_disk(root, 32), live_agent(root) as agent:
+def test_a_full_disk_fails_the_capture_and_nothing_else(
+    fit_machine: None, root: Path, runtime: str, free_mb: int
+) -> None:
+    with _small_disk(root, 32), live_agent(root) as own_agent, in_runtime(own_agent, runtime) as agent:
         (root / "filler").write_bytes(bytes(shutil.disk_usage(root).free - free_mb * 1_000_000))
         server = case_server(agent, "full", resources={"memory_bytes": 32 << 20})
         view = agent.start(server)
@@ -224,9 +272,9 @@ def test_a_full_disk_fails_the_capture_and_nothing_else(fit_machine: None, root:
 
 
 def test_a_disk_without_a_byte_left_is_named_and_what_runs_can_be_stopped(
-    fit_machine: None, root: Path
+    fit_machine: None, root: Path, runtime: str
 ) -> None:
-    with _small_disk(root, 8), live_agent(root) as agent:
+    with _small_disk(root, 8), live_agent(root) as own_agent, in_runtime(own_agent, runtime) as agent:
         view = agent.start(agent.server())
         with contextlib.suppress(OSError), (root / "filler").open("wb", buffering=0) as filler:
             while True:

@@ -8,23 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.node.cases import captured, case_server, class_server, folder_of
+from tests.node.cases import captured, case_server, class_server, folder_of, in_runtime
 from tests.node.live_agent import LiveAgent
-from tests.runtime.conftest import require_runc
+from tests.runtime.conftest import RUNTIMES
 from tests.runtime.sandboxes import eventually
 from tests.snapshot.kept_files import mounted_files
 
 pytestmark = pytest.mark.sandbox
 
 
-@pytest.fixture(params=["runsc", "runc"])
+@pytest.fixture(params=RUNTIMES)
 def agent(agent: LiveAgent, request: pytest.FixtureRequest) -> Iterator[LiveAgent]:
-    """The module's agent, which starts everything in this runtime."""
-    if request.param == "runc":
-        require_runc()
-    agent.runtime = request.param
-    yield agent
-    agent.runtime = "auto"
+    with in_runtime(agent, request.param) as agent:
+        yield agent
 
 
 def test_the_second_start_is_a_restore_of_the_firsts_memory(agent: LiveAgent) -> None:
@@ -193,6 +189,15 @@ def test_a_hook_that_fails_after_a_restore_is_a_cold_start(agent: LiveAgent, tmp
 
 def test_a_snapshot_can_be_captured_on_request(agent: LiveAgent) -> None:
     server = case_server(agent, "on-request")
+
+    def next_start() -> dict[str, Any]:
+        return dict(agent.client.post("/v1/next-start", json=agent.request(server)).json())
+
+    assert next_start() == {
+        "heat": "image",
+        "snapshot_id": None,
+        "reason": "no snapshot was captured yet",
+    }
     answer = agent.client.post("/v1/snapshots", json=agent.request(server))
     assert answer.status_code == 202
     assert answer.json()["status"] == "capturing"
@@ -200,6 +205,7 @@ def test_a_snapshot_can_be_captured_on_request(agent: LiveAgent) -> None:
     assert agent.client.get(one).json()["status"] == "capturing"
     assert agent.client.post("/v1/snapshots", json=agent.request(server)).status_code == 409
     eventually(lambda: agent.client.get(one).json()["status"] == "good")
+    assert next_start() == {"heat": "snapshot", "snapshot_id": answer.json()["id"], "reason": None}
     assert agent.start(server)["path"] == "cpu_snapshot"
 
 

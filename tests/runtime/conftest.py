@@ -14,9 +14,13 @@ import pytest
 from tests.runtime.sandboxes import Sandboxes, eventually
 
 from glowplug.runtime.criu import find_criu
-from glowplug.runtime.runc import find_runc
+from glowplug.runtime.runc import Runc, find_runc
 from glowplug.runtime.runsc import Runsc, find_runsc
 from glowplug.types.errors import SystemUnfit
+
+RUNTIMES = ["runsc", "runc"]
+RUNC_BY_NIGHT = ["runsc", pytest.param("runc", marks=pytest.mark.nightly)]
+"""For tests of both that take long, or prove little more in the other: a test run does them in one."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -105,10 +109,28 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture
-def sandboxes(folder: Path, runsc_binary: Path, reaper: OrphanReaper) -> Iterator[Sandboxes]:
-    """What a runtime adapter is tried with: the one installed here."""
-    made = Sandboxes(folder, Runsc(folder / "runsc", runsc_binary))
+@contextlib.contextmanager
+def sandboxes_of_runsc(folder: Path, binary: Path) -> Iterator[Sandboxes]:
+    """Sandboxes of runsc; nothing of any of them is left afterwards."""
+    made = Sandboxes(folder, Runsc(folder / "runsc", binary))
     yield made
     made.remove_all()
     assert not list((folder / "runsc").glob("*")), "the runtime's state folder is not empty"
+
+
+@contextlib.contextmanager
+def sandboxes_of_runc(folder: Path) -> Iterator[Sandboxes]:
+    """Sandboxes of runc; nothing of any of them is left afterwards."""
+    require_runc()
+    made = Sandboxes(folder, Runc(folder / "runc"))
+    yield made
+    made.remove_all()
+    assert not list((folder / "runc").glob("*/*")), "the runtime's state folder is not empty"
+    assert str(folder) not in Path("/proc/self/mountinfo").read_text(), "something is still mounted"
+
+
+@pytest.fixture
+def sandboxes(folder: Path, runsc_binary: Path, reaper: OrphanReaper) -> Iterator[Sandboxes]:
+    """What a runtime adapter is tried with: the one installed here."""
+    with sandboxes_of_runsc(folder, runsc_binary) as made:
+        yield made

@@ -187,6 +187,17 @@ class RuntimeContract:
             sandboxes.runtime.create(sandbox)
         assert ask(sandbox)
 
+    def test_a_restore_into_an_id_in_use_is_refused_and_its_owner_unharmed(
+        self, sandboxes: Sandboxes, folder: Path
+    ) -> None:
+        original = sandboxes.run_counter()
+        (copy,) = sandboxes.copies(original, folder / "image", 1)
+        count = int(eventually(lambda: ask(copy)))
+        with pytest.raises(RuntimeFailed) as caught:
+            sandboxes.runtime.restore(copy, folder / "image")
+        assert "\n" not in caught.value.message
+        assert ask(copy) == str(count + 1), "it is who it was"
+
     def test_what_is_not_there_cannot_be_checkpointed_or_signalled(
         self, sandboxes: Sandboxes, folder: Path
     ) -> None:

@@ -69,6 +69,12 @@ def test_mounts_are_read_only_unless_told_otherwise() -> None:
     assert binds["/in/b"]["source"] == "/b"
 
 
+def test_the_root_is_writable_whatever_the_sandbox() -> None:
+    """A snapshot of one whose root was not could not be restored into one whose root is."""
+    for sandbox in (described(), described(host_changes_volumes=True), described(merges_pages=True)):
+        assert oci_config(sandbox)["root"]["readonly"] is False
+
+
 def test_extra_capabilities_are_added_in_every_set() -> None:
     usual = oci_config(described())["process"]["capabilities"]
     more = oci_config(described(extra_capabilities=("CAP_SYS_ADMIN",)))["process"]["capabilities"]

@@ -13,7 +13,6 @@ import pytest
 from tests.runtime.contract import RuntimeContract
 from tests.runtime.sandboxes import Sandboxes, ask, eventually, failure, is_alive, running
 
-from glowplug.runtime.port import Sandbox, SandboxMount
 from glowplug.runtime.runsc import Runsc, find_runsc
 from glowplug.types.errors import ResourceExhausted, RuntimeFailed, SystemUnfit
 
@@ -118,63 +117,6 @@ def test_a_restore_into_too_little_memory_is_an_error(sandboxes: Sandboxes, fold
     assert "\n" not in error.message
 
 
-OPEN_FILE = """
-import mmap, socketserver
-opened = open("/data/open", "rb")
-mapped = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
-class Handler(socketserver.BaseRequestHandler):
-    def handle(self):
-        opened.seek(0)
-        self.request.sendall(opened.read() + b" " + mapped[:])
-socketserver.TCPServer.allow_reuse_address = True
-socketserver.TCPServer(("0.0.0.0", 8000), Handler).serve_forever()
-"""
-
-
-@pytest.fixture
-def open_file(sandboxes: Sandboxes, folder: Path) -> tuple[Sandbox, Path]:
-    """A container that was checkpointed with a file of a volume open and mapped, and its image."""
-    (folder / "data").mkdir()
-    (folder / "data/open").write_text("content")
-    original, _ = sandboxes.run("python3", "-c", OPEN_FILE, mounts=_mounts(folder))
-    eventually(lambda: ask(original) == "content content")
-    (folder / "image").mkdir()
-    sandboxes.runtime.checkpoint(original.id, folder / "image")
-    return original, folder / "image"
-
-
-def _mounts(folder: Path) -> tuple[SandboxMount, ...]:
-    return SandboxMount(Path("/usr"), "/usr"), SandboxMount(folder / "data", "/data")
-
-
-@pytest.mark.parametrize("missing", ["file", "folder", "mount"])
-def test_an_open_file_that_is_gone_is_refused_in_one_readable_line(
-    sandboxes: Sandboxes, folder: Path, open_file: tuple[Sandbox, Path], missing: str
-) -> None:
-    original, image = open_file
-    mounts = _mounts(folder)
-    match missing:
-        case "file":
-            (folder / "data/open").unlink()
-        case "folder":
-            (folder / "data").rename(folder / "elsewhere")
-        case "mount":
-            mounts = mounts[:1]
-    error = failure(lambda: sandboxes.restore(original, image, mounts=mounts))
-    assert isinstance(error, RuntimeFailed)
-    assert "\n" not in error.message
-
-
-def test_an_open_or_mapped_file_that_changed_is_not_noticed_and_read_anew(
-    sandboxes: Sandboxes, folder: Path, open_file: tuple[Sandbox, Path]
-) -> None:
-    """Why libraries belong into the image, whose id is part of the key, and not into a volume."""
-    original, image = open_file
-    (folder / "data/open").write_text("changed")
-    copy = sandboxes.restore(original, image, mounts=_mounts(folder))
-    eventually(lambda: ask(copy) == "changed changed")
-
-
 def test_an_image_made_while_exec_ran_cannot_be_restored_though_its_checkpoint_succeeded(
     sandboxes: Sandboxes, folder: Path
 ) -> None:
@@ -237,8 +179,8 @@ esac
 
 def test_only_flags_that_the_installed_program_knows_are_given(folder: Path) -> None:
     program = _fake_runsc(folder, flags="  -platform string\n  -overlay2 value\n  -something int")
-    runsc = Runsc(folder / "state", program)
-    assert runsc.identity().flags == ("--platform=systrap", "--overlay2=root:memory")
+    runtime = Runsc(folder / "state", program)
+    assert runtime.identity().flags == ("--platform=systrap", "--overlay2=root:memory")
 
 
 def test_a_program_with_other_flags_is_another_identity(folder: Path) -> None:
@@ -257,8 +199,8 @@ def test_a_program_with_other_flags_is_another_identity(folder: Path) -> None:
     ],
 )
 def test_checkpoints_are_uncompressed_where_the_program_can(folder: Path, known: str, given: bool) -> None:
-    runsc = Runsc(folder / "state", _fake_runsc(folder, checkpoint=known))
-    runsc.checkpoint("some-id", folder / "image")
+    runtime = Runsc(folder / "state", _fake_runsc(folder, checkpoint=known))
+    runtime.checkpoint("some-id", folder / "image")
     called = (folder / "called").read_text()
     assert ("--compression=none" in called) is given
     assert ("--exclude-committed-zero-pages=true" in called) is given
@@ -268,8 +210,8 @@ def test_checkpoints_are_uncompressed_where_the_program_can(folder: Path, known:
 def test_checkpoints_go_past_the_page_cache_where_the_disk_can(
     folder: Path, folder_of_image: str, given: bool
 ) -> None:
-    runsc = Runsc(folder / "state", _fake_runsc(folder, checkpoint="  -direct"))
-    runsc.checkpoint("some-id", Path(folder_of_image) / "image")
+    runtime = Runsc(folder / "state", _fake_runsc(folder, checkpoint="  -direct"))
+    runtime.checkpoint("some-id", Path(folder_of_image) / "image")
     assert ("--direct=true" in (folder / "called").read_text()) is given
 
 

@@ -58,9 +58,9 @@ class ApiClient:
         """Close all connections."""
         self._transport.close()
 
-    def status(self) -> StatusView:
-        """Version, uptime, nodes, apps."""
-        return self._one(StatusView, "GET", "/api/v1/status")
+    def status(self, *, heat: bool = False) -> StatusView:
+        """Version, uptime, nodes, apps; with ``heat``, the rung of the ladder each server stands on."""
+        return self._one(StatusView, "GET", "/api/v1/status", heat="true" if heat else None)
 
     def deploy(self, app: dict[str, Any], secrets: dict[str, str]) -> Generator[DeployEvent, None, None]:
         """Deploy an app; its events, the last of which holds ``deployment`` or ``error``."""

@@ -13,7 +13,7 @@ from glowplug.chunks.remote_settings import RemoteSettings
 from glowplug.cli.options import JsonOption, duration, session_of
 from glowplug.cli.output import Row, print_json, print_table
 from glowplug.cli.session import Session
-from glowplug.cli.text import format_age
+from glowplug.cli.text import format_age, heat_words
 from glowplug.control.database_url import check_shown_url
 from glowplug.control.messages import LeadershipView, NodeStatus, Role, StatusView
 from glowplug.engine import embedded
@@ -22,6 +22,8 @@ from glowplug.node.snapshot_search import wait_from_environment
 from glowplug.observe.waterfall import format_bytes
 from glowplug.snapshot.expiry import VARIABLE as TTL_VARIABLE
 from glowplug.snapshot.expiry import ttl_from_environment
+from glowplug.snapshot.per_server import KEPT
+from glowplug.snapshot.per_server import VARIABLE as KEPT_VARIABLE
 from glowplug.snapshot.sealing.keys import FILE_VARIABLE, KeyRing
 from glowplug.snapshot.sharing import Sharing
 from glowplug.types.cluster import NodeState
@@ -105,6 +107,15 @@ def up(
             envvar=TTL_VARIABLE,
         ),
     ] = None,
+    snapshots_per_server: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help=f"Keep so many snapshots of each server, the latest used (default: {KEPT}).",
+            envvar=KEPT_VARIABLE,
+        ),
+    ] = None,
     region_wait_s: Annotated[
         float | None,
         typer.Option(
@@ -126,6 +137,7 @@ def up(
         "GLOWPLUG_SSD_BYTES": ssd_bytes,
         "GLOWPLUG_SHARE_SNAPSHOTS": share_snapshots,
         TTL_VARIABLE: snapshot_ttl_s,
+        KEPT_VARIABLE: snapshots_per_server,
         WAIT_VARIABLE: region_wait_s,
         FILE_VARIABLE: None if snapshot_keys is None else snapshot_keys.absolute(),
     }
@@ -165,7 +177,7 @@ def status(context: typer.Context, as_json: JsonOption = False) -> None:
     """Show the nodes, the apps and what each server is doing."""
     session = session_of(context)
     with session.client() as client:
-        view = client.status()
+        view = client.status(heat=True)
         if as_json:
             print_json(session, view)
         else:
@@ -191,13 +203,15 @@ def _print_status(session: Session, url: str, view: StatusView) -> None:
     servers: list[Row] = [
         [
             f"{app.name}/{server.name}", f"v{app.version}", str(server.ready), str(server.starting),
-            str(server.desired), str(server.in_flight), str(server.held), server.url,
+            str(server.desired), str(server.in_flight), str(server.held), heat_words(server.heat), server.url,
             Text(server.error.message, "red") if server.error else "",
         ]
         for app in view.apps
         for server in app.servers
     ]  # fmt: skip
-    columns = ["SERVER", "VERSION", "READY", "STARTING", "WANTED", "IN FLIGHT", "HELD", "PATH", "ERROR"]
+    columns = [
+        "SERVER", "VERSION", "READY", "STARTING", "WANTED", "IN FLIGHT", "HELD", "HEAT", "PATH", "ERROR",
+    ]  # fmt: skip
     print_table(session, columns, servers, "No app is deployed: glowplug deploy app.py")
 
 

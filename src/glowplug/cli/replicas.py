@@ -11,10 +11,11 @@ from glowplug.cli.options import JsonOption, OptionalAppArgument, TargetArgument
 from glowplug.cli.output import print_json, print_table
 from glowplug.cli.run import copy_log
 from glowplug.cli.targets import find_replica
-from glowplug.cli.text import format_age, format_seconds
+from glowplug.cli.text import format_age, format_seconds, heat_words
+from glowplug.control.messages import StatusView
 from glowplug.observe.waterfall import format_bytes
 from glowplug.types.clock import SystemClock
-from glowplug.types.replica import ReplicaState, ReplicaView, StartPath
+from glowplug.types.replica import Heat, HeatView, ReplicaState, ReplicaView, StartPath
 
 _COLUMNS = ["REPLICA", "SERVER", "RUNTIME", "STATE", "PATH", "AGE", "START", "MEMORY", "SHARE"]
 _DEVICE_COLUMN = "DEVICE"
@@ -41,7 +42,10 @@ def ps(
     show_all: Annotated[bool, typer.Option("--all", "-a", help="Also replicas that were stopped.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List replicas: their state, how they came to life, how long that took, what memory they hold."""
+    """List replicas: their state, how they came to life, how long that took, what memory they hold.
+
+    A server that has none has a line, too: it says what its next start would find.
+    """
     session = session_of(context)
     with session.client() as client:
         replicas = [
@@ -49,6 +53,7 @@ def ps(
             for replica in client.replicas()
             if app in (None, replica.app) and (show_all or replica.state is not ReplicaState.STOPPED)
         ]
+        resting = [] if as_json else _at_zero(client.status(heat=True), app)
     if as_json:
         print_json(session, replicas)
         return
@@ -63,7 +68,22 @@ def ps(
     ]
     replicas.sort(key=lambda replica: replica.created_at)
     rows = [_row(replica, now, has_gpus=has_gpus, has_nodes=has_nodes) for replica in replicas]
+    for name, heat in resting:
+        state = Text(f"zero ({heat_words(heat)})", "bright_black")
+        rows.append(["", name, "", state, *[""] * (len(columns) - 5), heat.reason or ""])
     print_table(session, columns, rows, "No replicas: servers start when they are asked something.")
+
+
+def _at_zero(view: StatusView, app: str | None) -> list[tuple[str, HeatView]]:
+    """Servers that nothing runs of, and their temperature."""
+    return [
+        (f"{one.name}/{server.name}", server.heat)
+        for one in view.apps
+        for server in one.servers
+        if app in (None, one.name)
+        and server.heat is not None
+        and server.heat.heat not in (Heat.RUNNING, Heat.PARKED)
+    ]
 
 
 def _row(replica: ReplicaView, now: float, *, has_gpus: bool, has_nodes: bool) -> list[str | Text]:

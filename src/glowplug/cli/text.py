@@ -1,13 +1,25 @@
-"""How times look to people, and how people write durations."""
+"""How times and temperatures look to people, and how people write durations."""
 
 from __future__ import annotations
 
 import re
 
 from glowplug.types.errors import InvalidInput
+from glowplug.types.replica import Heat, HeatView
 
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>s|m|h|d|w)?")
 _UNIT_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+_HEAT_WORDS = {
+    Heat.SNAPSHOT: "snapshot on SSD",
+    Heat.REGION: "snapshot in the region",
+    Heat.IMAGE: "image only",
+}
+
+
+def heat_words(view: HeatView | None) -> str:
+    """The rung of the heat ladder; nothing where nobody could say."""
+    return "" if view is None else _HEAT_WORDS.get(view.heat, view.heat.value)
 
 
 def format_seconds(seconds: float) -> str:

@@ -78,9 +78,9 @@ def _add_status(app: FastAPI, plane: ControlPlane) -> None:
         return Response(body, media_type=content_type)
 
     @app.get("/api/v1/status")
-    async def status() -> StatusView:
-        """Version, uptime, nodes and apps."""
-        return await plane.status()
+    async def status(heat: bool = False) -> StatusView:
+        """Version, uptime, nodes and apps; with ``heat`` also what each server's next start would find."""
+        return await plane.status(with_heat=heat)
 
 
 def _add_apps(app: FastAPI, plane: ControlPlane) -> None:

@@ -31,7 +31,6 @@ from glowplug.types.replica import (
     ImageView,
     ReplicaView,
     SnapshotView,
-    StartReplica,
 )
 
 log = logging.getLogger(__name__)
@@ -314,17 +313,9 @@ def _add_snapshots(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> Non
     @routes.post("/snapshots", status_code=202)
     async def capture(request: CaptureRequest) -> SnapshotView:
         """Capture the active version of a server now."""
-        version = plane.fleet.target(request.app, request.server).version
-        order = StartReplica(
-            replica_id=new_replica_id(request.app, request.server),
-            app=request.app,
-            deployment_id=version.deployment_id,
-            server=version.spec,
-            image_id=version.image_id,
-            # The capture replica is not given them: the agent looks for them in what it captured.
-            secrets=version.secrets,
-        )
-        return await nodes.first.create_snapshot(order)
+        # The capture replica is not given secrets: the agent looks for them in what it captured.
+        target = plane.fleet.target(request.app, request.server)
+        return await nodes.first.create_snapshot(target.order(new_replica_id(request.app, request.server)))
 
 
 def _add_exec(routes: APIRouter, nodes: _Nodes) -> None:

@@ -50,7 +50,10 @@ class _Candidate:
 
     @property
     def order(self) -> tuple[bool, float]:
-        """First who frees memory by it, then who has been idle for longest."""
+        """First who frees memory by it, then who has been idle for longest.
+
+        Not what the step costs the next caller, as with GPUs: to be woken is much the same for all.
+        """
         return (self.replica.is_push_out_asked or self.replica.view.is_pushed_out, -self.idle_s)
 
 

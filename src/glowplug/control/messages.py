@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from glowplug.types.cluster import NodeState
-from glowplug.types.replica import ErrorInfo, Message, NodeView
+from glowplug.types.replica import ErrorInfo, HeatView, Message, NodeView
 from glowplug.types.spec import AppSpec
 
 
@@ -42,7 +42,8 @@ class DeployEvent(Message):
 
 
 class ServerStatus(Message):
-    """One server right now. ``desired`` is what the autoscaler asked for last."""
+    """One server right now. ``desired`` is what the autoscaler asked for last; ``heat``, where it was asked
+    for and somebody could say, the rung of the ladder that it stands on."""
 
     name: str
     url: str
@@ -52,6 +53,7 @@ class ServerStatus(Message):
     desired: int
     in_flight: int
     held: int
+    heat: HeatView | None = None
     error: ErrorInfo | None = None
 
 

@@ -10,7 +10,7 @@ import importlib.metadata
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +29,7 @@ from glowplug.control.node_link import NodeLink
 from glowplug.control.placer import Placer
 from glowplug.control.reconciler import Reconciler
 from glowplug.control.router import Router
+from glowplug.control.server_heat import server_heat
 from glowplug.control.store import Store
 from glowplug.control.target import Target
 from glowplug.control.timings import Timings
@@ -40,7 +41,7 @@ from glowplug.observe.tracing import tracer_from_environment
 from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import GlowplugError, NotFound, Unavailable
 from glowplug.types.paths import IdentityDir
-from glowplug.types.replica import NodeView
+from glowplug.types.replica import HeatView, NodeView
 
 log = logging.getLogger(__name__)
 
@@ -206,18 +207,21 @@ class ControlPlane:
         except (GlowplugError, TimeoutError):
             return None
 
-    async def status(self) -> StatusView:
-        """Everything at a glance."""
+    async def status(self, *, with_heat: bool = False) -> StatusView:
+        """Everything at a glance; ``with_heat``, nodes are asked about every server at zero."""
+        targets = list(self.fleet.targets()) if with_heat else []
+        heats = await asyncio.gather(*(server_heat(target, self.links) for target in targets))
+        known = dict(zip(targets, heats, strict=True))
         return StatusView(
             version=self._version,
             uptime_s=self._clock.monotonic() - self._started_at_s,
             nodes=await self.nodes(),
-            apps=[_app_status(app, servers) for app, servers in sorted(self.fleet.apps.items())],
+            apps=[_app_status(app, servers, known) for app, servers in sorted(self.fleet.apps.items())],
             leadership=self.leadership.view(),
         )
 
 
-def _app_status(app: str, servers: dict[str, Target]) -> AppStatus:
+def _app_status(app: str, servers: dict[str, Target], heats: Mapping[Target, HeatView | None]) -> AppStatus:
     deployment_id = next(iter(servers.values())).version.deployment_id
     return AppStatus(
         name=app,
@@ -233,6 +237,7 @@ def _app_status(app: str, servers: dict[str, Target]) -> AppStatus:
                 desired=target.desired,
                 in_flight=target.in_flight,
                 held=len(target.held),
+                heat=heats.get(target),
                 error=target.history.error,
             )
             for target in servers.values()

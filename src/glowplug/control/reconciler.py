@@ -176,24 +176,16 @@ class Reconciler:
             reasons = "; ".join(f"{score.node} is {score.why_not}" for score in scores)
             target.history.postponed(f"no node can take it: {reasons}")
             return
-        version = target.version
         view = ReplicaView(
             id=self._new_id(target.app, target.server),
             app=target.app,
             server=target.server,
-            deployment_id=version.deployment_id,
+            deployment_id=target.version.deployment_id,
             state=ReplicaState.STARTING,
             stage=Stage.ALLOCATE,
             created_at=self._clock.wall(),
         )
-        order = StartReplica(
-            replica_id=view.id,
-            app=target.app,
-            deployment_id=version.deployment_id,
-            server=version.spec,
-            image_id=version.image_id,
-            secrets=version.secrets,
-        )
+        order = target.order(view.id)
         self._placer.remember(view.id, scores)
         replica = Replica(view, links[0].name)
         self._fleet.expect(replica)

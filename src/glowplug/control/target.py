@@ -22,7 +22,7 @@ from glowplug.control.start_history import StartHistory
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, Overloaded, ReplicaFailed
-from glowplug.types.replica import ErrorInfo, ReplicaView
+from glowplug.types.replica import ErrorInfo, ReplicaView, StartReplica
 from glowplug.types.spec import ServerSpec
 
 _RETRY_AFTER_OVERLOADED_S = 5
@@ -137,6 +137,17 @@ class Target:
         self.ready = current or serving
         if self.held and self.pick() is not None:
             self.release_held()
+
+    def order(self, replica_id: str) -> StartReplica:
+        """What an agent is told of a replica of the active version."""
+        return StartReplica(
+            replica_id=replica_id,
+            app=self.app,
+            deployment_id=self.version.deployment_id,
+            server=self.version.spec,
+            image_id=self.version.image_id,
+            secrets=self.version.secrets,
+        )
 
     def live(self) -> list[Replica]:
         """Replicas of the active version that are ready or on their way, and may stay where they are."""

@@ -33,6 +33,7 @@ from glowplug.node.snapshot_publishing import SnapshotPublishing
 from glowplug.node.snapshot_search import SnapshotSearch, wait_from_environment
 from glowplug.observe.metrics import Metrics
 from glowplug.snapshot.expiry import ttl_from_environment
+from glowplug.snapshot.per_server import kept_from_environment
 from glowplug.snapshot.region import RegionSnapshots
 from glowplug.snapshot.sealing.content import SealedContent
 from glowplug.snapshot.sealing.keys import KeyRing, forget_variable
@@ -102,6 +103,7 @@ async def _serve(state: StateDir) -> None:
         else SnapshotSearch(moves.bring, clock, metrics.count_search, wait_s),
         publishing=SnapshotPublishing(moves, metrics.count_push) if sharing is Sharing.PUSH else None,
         snapshot_ttl_s=ttl_from_environment(),
+        snapshots_per_server=kept_from_environment(),
     )
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="api"))
     images.in_use = agent.images_in_use

@@ -28,6 +28,7 @@ from glowplug.node.leftovers import Leftovers
 from glowplug.node.lives import Lives
 from glowplug.node.memory import MemoryReadings
 from glowplug.node.memory_pressure import watch_memory
+from glowplug.node.next_start import next_start
 from glowplug.node.page_merging import PageMerging
 from glowplug.node.parking import Parking
 from glowplug.node.probation import NodeProbation
@@ -47,11 +48,13 @@ from glowplug.runtime.port import ContainerEdits
 from glowplug.snapshot.expiry import Expiry
 from glowplug.snapshot.gpu.client import GpuGuard
 from glowplug.snapshot.key import MachineIdentity
+from glowplug.snapshot.per_server import KEPT, PerServer
 from glowplug.snapshot.store import SnapshotStore
 from glowplug.types.clock import Clock
 from glowplug.types.errors import Conflict, GlowplugError, InvalidInput, ReplicaFailed, StartInterrupted
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import (
+    HeatView,
     NodeView,
     Purpose,
     ReplicaState,
@@ -62,7 +65,7 @@ from glowplug.types.replica import (
 from glowplug.types.spec import ServerSpec
 
 HOUSEKEEPING_S = 5.0
-EXPIRY_EVERY_S = 60.0
+OLD_SNAPSHOTS_EVERY_S = 60.0
 DEFAULT_GRACE_S = 10.0
 
 logger = logging.getLogger(__name__)
@@ -84,6 +87,7 @@ class Agent:
     search: SnapshotSearch | None = None
     publishing: SnapshotPublishing | None = None
     snapshot_ttl_s: float | None = None
+    snapshots_per_server: int = KEPT
     table: ReplicaTable = field(default_factory=ReplicaTable)
 
     def __post_init__(self) -> None:
@@ -158,9 +162,7 @@ class Agent:
                 logger.error("could not take over %s", name, exc_info=problem)
         self.lives.spawn(self._housekeeping())
         self.lives.spawn(watch_memory(self.table))
-        if self.snapshot_ttl_s is not None:
-            expiry = Expiry(self.snapshots, self.snapshot_ttl_s, self.clock, self.metrics.count_expired)
-            self.lives.spawn(self._expire(expiry))
+        self.lives.spawn(self._remove_old_snapshots())
 
     async def close(self, *, stop_replicas: bool) -> None:
         """Leave. Replicas keep running for a successor unless ``stop_replicas``."""
@@ -242,6 +244,11 @@ class Agent:
             replicas=len(self.lives.replicas),
             quarantine=self.probation.quarantine,
         )
+
+    def next_start(self, request: StartReplica) -> HeatView:
+        """What a start would find here now. Raises InvalidInput. May be called in any thread."""
+        check_request(request)
+        return next_start(request, self.starter, self.snapshots, self.start_times, self.probation)
 
     def images_in_use(self) -> set[str]:
         """Images that a replica stands on. May be called in any thread."""
@@ -337,17 +344,22 @@ class Agent:
                 logger.exception("housekeeping failed")
             await asyncio.sleep(HOUSEKEEPING_S)
 
-    async def _expire(self, expiry: Expiry) -> None:
-        """Remove snapshots that nobody uses any more."""
+    async def _remove_old_snapshots(self) -> None:
+        """Those that nobody uses any more, where an operator wants that, and those that are too many."""
+        too_many = PerServer(self.snapshots, self.snapshots_per_server, self.metrics.count_superseded)
+        expiry = None
+        if self.snapshot_ttl_s is not None:
+            expiry = Expiry(self.snapshots, self.snapshot_ttl_s, self.clock, self.metrics.count_expired)
         while True:
             requests = [replica.request for replica in self.lives.replicas.values()]
+            living = {f"{request.app}/{request.server.name}" for request in requests}
             try:
-                await self.starter.in_thread(
-                    expiry.run, {f"{request.app}/{request.server.name}" for request in requests}
-                )
+                await self.starter.in_thread(too_many.run)
+                if expiry is not None:
+                    await self.starter.in_thread(expiry.run, living)
             except (GlowplugError, OSError):
-                logger.exception("removing unused snapshots failed")
-            await asyncio.sleep(EXPIRY_EVERY_S)
+                logger.exception("removing old snapshots failed")
+            await asyncio.sleep(OLD_SNAPSHOTS_EVERY_S)
 
     def _keep_logs_small(self) -> None:
         for log in self.state.replica_logs.glob("*.log"):

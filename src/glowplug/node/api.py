@@ -27,6 +27,7 @@ from glowplug.node.terminal import serve_exec
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, SnapshotInvalid
 from glowplug.types.image import TaskEvent
 from glowplug.types.replica import (
+    HeatView,
     NodeHoldings,
     NodeView,
     ReplicaView,
@@ -101,6 +102,10 @@ def _add_replicas(app: FastAPI, agent: Agent, images: NodeImages) -> None:
     @app.post("/v1/replicas", status_code=201)
     async def start(request: StartReplica) -> ReplicaView:
         return agent.start(request)
+
+    @app.post("/v1/next-start")
+    async def next_start(request: StartReplica) -> HeatView:
+        return await asyncio.to_thread(agent.next_start, request)
 
     @app.post("/v1/replicas/{replica_id}/stop", status_code=202)
     async def stop(

@@ -26,6 +26,7 @@ from glowplug.types.leader import TERM_HEADER, Authority, ByHand
 from glowplug.types.replica import (
     BuildEvent,
     BuildRequest,
+    HeatView,
     ImageView,
     Message,
     NodeHoldings,
@@ -222,6 +223,10 @@ class NodeClient:
     async def _move(self, path: str) -> AsyncGenerator[TaskEvent, None]:
         async for line in self._lines("POST", path, silence_limit_s=_BUILD_SILENCE_LIMIT_S):
             yield _parse(TaskEvent, line)
+
+    async def next_start(self, order: StartReplica) -> HeatView:
+        """What such a start would find there now."""
+        return HeatView.model_validate(await self._call("POST", "/v1/next-start", order))
 
     async def create_snapshot(self, order: StartReplica) -> SnapshotView:
         """Begin to capture now."""

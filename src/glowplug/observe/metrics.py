@@ -134,6 +134,11 @@ class Metrics:
             "Snapshots removed because nobody used them for longer than GLOWPLUG_SNAPSHOT_TTL.",
             registry=self.registry,
         )
+        self._superseded = Counter(
+            "glowplug_snapshots_superseded",
+            "Snapshots removed as their servers have GLOWPLUG_SNAPSHOTS_PER_SERVER that were used later.",
+            registry=self.registry,
+        )
         self._captures = Counter(
             "glowplug_captures", "Captures tried, by outcome.", ("outcome",), registry=self.registry
         )
@@ -182,6 +187,10 @@ class Metrics:
     def count_expired(self, count: int) -> None:
         """So many snapshots were removed because nobody used them."""
         self._expired.inc(count)
+
+    def count_superseded(self, count: int) -> None:
+        """So many snapshots were removed because there were enough newer ones of their servers."""
+        self._superseded.inc(count)
 
     def show_trust(self, *, is_quarantined: Callable[[], bool], opted_out: Callable[[], int]) -> None:
         """Show a node's verdicts, asked whenever somebody looks."""

@@ -283,6 +283,28 @@ class SnapshotView(Message):
         return app == self.app or any(user.startswith(f"{app}/") for user in self.used_by)
 
 
+class Heat(StrEnum):
+    """How hot a server is, hottest first: what its next request will be answered from."""
+
+    RUNNING = "running"
+    PARKED = "parked"
+    SNAPSHOT = "snapshot"
+    REGION = "region"
+    IMAGE = "image"
+
+
+class HeatView(Message):
+    """The rung of the ladder that a server stands on; of one at zero, what its next start finds on a node.
+
+    ``region``: the node knows the snapshot, whose bytes are not all on its disk. ``image``: a cold start, for
+    this ``reason``, unless the region knows a snapshot that the node has not heard of.
+    """
+
+    heat: Heat
+    snapshot_id: str | None = None
+    reason: str | None = None
+
+
 class MemoryView(Message):
     """A node's memory: what is free of it and of swap, and how much of the last 10 s went in waiting for it.
 
