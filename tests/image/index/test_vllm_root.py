@@ -24,10 +24,10 @@ BUILD_TIMEOUT_S = 800.0
 
 
 class Forgetful(OpenStore):
-    """Keeps nothing: the content is too large for memory, and not asked for."""
+    """Keeps names only: the content is too large for memory, and not asked for."""
 
     def put(self, chunk: Chunk, data: Buffer) -> None:
-        pass
+        self.bodies[chunk.id] = b""
 
 
 @pytest.mark.nightly
