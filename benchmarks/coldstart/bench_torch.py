@@ -37,11 +37,12 @@ _PR_SET_CHILD_SUBREAPER = 36
 class TorchApp:
     """The deployed example and the one request that is asked of it."""
 
-    def __init__(self, session: LiveSession, megabytes: int) -> None:
+    def __init__(self, session: LiveSession, megabytes: int, runtime: str = "runsc") -> None:
         self._session = session
         spec = session.load_spec(EXAMPLES / "torch_server.py")
         (server,) = spec["servers"]
         server["scaling"] |= {"scaledown_window_s": 1.0, "parked_window_s": 0.0}
+        server["runtime"] = runtime
         calls = server["snapshot"]["warmup"] or [server["ready"]]
         self.name: str = spec["name"]
         self.port: int = server["port"]
