@@ -85,12 +85,18 @@ class Live:
     # -- the command ---------------------------------------------------------------------------------
 
     def cli(
-        self, *arguments: str, code: int | None = 0, timeout_s: float = COMMAND_TIMEOUT_S, **environment: str
+        self,
+        *arguments: str,
+        code: int | None = 0,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        cwd: Path | None = None,
+        **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run ``glowplug`` to its end; it must exit with ``code`` (None: with any)."""
         done = subprocess.run(
             [str(GLOWPLUG), *arguments],
             env={**self.environment, **environment},
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -15,6 +15,7 @@ from tests.chunks.servers import Conversation, HttpServer, http_server
 from tests.e2e.live import Live
 from tests.e2e.tcp_proxy import tcp_proxy
 from tests.e2e.test_moving_snapshots import deploy
+from tests.runtime.conftest import RUNC_BY_NIGHT
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(300)]
 
@@ -64,12 +65,17 @@ def lie(conversation: Conversation, content: bytes) -> None:
     conversation.give(content[:start] + bytes(byte ^ 1 for byte in content[start:end]) + content[end:])
 
 
+@pytest.fixture(scope="module", params=RUNC_BY_NIGHT)
+def runtime(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def captured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def captured(tmp_path_factory: pytest.TempPathFactory, runtime: str) -> tuple[Path, Path]:
     """A region with a snapshot, and the folder whose server it is of."""
     region, folder = tmp_path_factory.mktemp("region"), tmp_path_factory.mktemp("app")
     with Live(GLOWPLUG_REGION=str(region)) as live:
-        name = deploy(live, folder)
+        name = deploy(live, folder, runtime)
         live.get(f"/{name}/web/who")
         live.cli("snapshot", "push", live.wait_for_snapshot(name).id)
     return region, folder
@@ -83,12 +89,15 @@ def server(captured: tuple[Path, Path]) -> Iterator[HttpServer]:
 
 @pytest.mark.parametrize("fault", [hang_up, cut_off, lie])
 def test_a_network_that_fails_on_the_way_costs_a_cold_start(
-    captured: tuple[Path, Path], server: HttpServer, fault: Callable[[Conversation, bytes], None]
+    captured: tuple[Path, Path],
+    server: HttpServer,
+    runtime: str,
+    fault: Callable[[Conversation, bytes], None],
 ) -> None:
     region, folder = captured
     server.behaviour = failing = FolderServer(region, fault)
     with Live(GLOWPLUG_REGION=server.url) as live:
-        name = deploy(live, folder)
+        name = deploy(live, folder, runtime)
         assert live.get(f"/{name}/web/who")["restored"] is False
         assert failing.was_faulty.is_set()
         (record,) = live.cold_starts(name)
@@ -106,7 +115,7 @@ def test_a_network_that_fails_on_the_way_costs_a_cold_start(
 
 @pytest.mark.parametrize("victim", ["worker", "holder"])
 def test_a_daemon_killed_on_the_way_costs_a_cold_start_at_most(
-    captured: tuple[Path, Path], server: HttpServer, victim: str
+    captured: tuple[Path, Path], server: HttpServer, runtime: str, victim: str
 ) -> None:
     region, folder = captured
     with Live(GLOWPLUG_REGION=server.url) as live:
@@ -117,7 +126,7 @@ def test_a_daemon_killed_on_the_way_costs_a_cold_start_at_most(
                 os.kill(live.daemon_pid(victim), signal.SIGKILL)
             conversation.give(content)
 
-        name = deploy(live, folder)
+        name = deploy(live, folder, runtime)
         server.behaviour = FolderServer(region, kill)
         live.get(f"/{name}/web/who")
         assert killed.locked()
@@ -134,13 +143,14 @@ def test_a_daemon_killed_on_the_way_costs_a_cold_start_at_most(
 def test_a_region_that_falls_silent_or_crawls_costs_seconds_and_is_left_alone_for_a_while(
     captured: tuple[Path, Path],
     server: HttpServer,
+    runtime: str,
     silent_after_bytes: int | None,
     bytes_per_s: float | None,
 ) -> None:
     region, folder = captured
     server.behaviour = FolderServer(region)
     with tcp_proxy(server.port) as proxy, Live(GLOWPLUG_REGION=proxy.url) as live:
-        name = deploy(live, folder)
+        name = deploy(live, folder, runtime)
         proxy.silent_after_bytes, proxy.bytes_per_s = silent_after_bytes, bytes_per_s
         began_s = time.monotonic()
         assert live.get(f"/{name}/web/who")["restored"] is False

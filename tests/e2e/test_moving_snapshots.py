@@ -10,6 +10,7 @@ import pytest
 from tests.e2e.cloud import running_cloud
 from tests.e2e.live import TOOLBOX, UP_TIMEOUT_S, Live
 from tests.ports import free_port
+from tests.runtime.conftest import RUNC_BY_NIGHT, require_runc
 from tests.snapshot.kept_files import flip_a_bit
 
 from glowplug.types.coldstart import ColdStartRecord
@@ -24,7 +25,8 @@ app = gp.App("moving")
 
 
 @app.server(
-    image=gp.Image.host_python(), memory="256MiB", scaledown_window_s=60, snapshot=True, env={env!r}
+    image=gp.Image.host_python(), memory="256MiB", scaledown_window_s=60, snapshot=True, env={env!r},
+    runtime={runtime!r},
 )
 def web():
     return {command!r}
@@ -48,20 +50,24 @@ SLOW_TO_START = "import time; time.sleep(2)\n"
 """What starts at once is not worth bytes from a region, and a node knows that."""
 
 
-def deploy(live: Live, folder: Path) -> str:
+def deploy(live: Live, folder: Path, runtime: str = "runsc") -> str:
     """The same server wherever it is deployed, and no other test's."""
+    if runtime == "runc":
+        require_runc()
     file = folder / "app.py"
     command = ["python3", "-c", SLOW_TO_START + TOOLBOX.read_text()]
-    file.write_text(APP_FILE.format(command=command, env={"GLOWPLUG_TEST": str(folder)}))
+    env = {"GLOWPLUG_TEST": str(folder)}
+    file.write_text(APP_FILE.format(command=command, env=env, runtime=runtime))
     name = live.new_name("moving")
     live.deploy(file, name)
     return name
 
 
+@pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
 def test_a_pushed_snapshot_is_restored_by_a_node_that_never_ran_the_server(
-    first: Live, region: str, tmp_path: Path
+    first: Live, region: str, tmp_path: Path, runtime: str
 ) -> None:
-    name = deploy(first, tmp_path)
+    name = deploy(first, tmp_path, runtime)
     first.get(f"/{name}/web/who")
     snapshot = first.wait_for_snapshot(name)
     assert not first.listing("snapshot", "show", snapshot.id)["is_in_region"]
@@ -72,7 +78,9 @@ def test_a_pushed_snapshot_is_restored_by_a_node_that_never_ran_the_server(
         assert other.listing("snapshot", "pull", snapshot.id)["bytes"] == 0
         [known] = other.listing("snapshot", "ls")
         assert (known["id"], known["status"], known["here_bytes"]) == (snapshot.id, "good", 0)
-        same = deploy(other, tmp_path)
+        same = deploy(other, tmp_path, runtime)
+        (app,) = other.listing("status")["apps"]
+        assert app["servers"][0]["heat"] == {"heat": "region", "snapshot_id": snapshot.id, "reason": None}
         other.restored(same)
         assert other.cold_starts(same)[0].path is StartPath.CPU_SNAPSHOT
         [restored] = other.listing("snapshot", "ls")
@@ -84,14 +92,17 @@ def fetched_bytes(record: ColdStartRecord) -> int:
     return sum(count for tier, count in record.bytes_by_tier.items() if tier != "ssd")
 
 
-def test_a_server_is_restored_from_the_region_without_anybody_asking(region: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
+def test_a_server_is_restored_from_the_region_without_anybody_asking(
+    region: str, tmp_path: Path, runtime: str
+) -> None:
     with Live(GLOWPLUG_REGION=region, GLOWPLUG_SHARE_SNAPSHOTS="push") as first:
-        name = deploy(first, tmp_path)
+        name = deploy(first, tmp_path, runtime)
         first.get(f"/{name}/web/who")
         snapshot = first.wait_for_snapshot(name)
         first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
     with Live(GLOWPLUG_REGION=region) as other:
-        same = deploy(other, tmp_path)
+        same = deploy(other, tmp_path, runtime)
         other.restored(same)  # its first start on this node
         (record,) = other.cold_starts(same)
         assert (record.path, record.snapshot_id) == (StartPath.CPU_SNAPSHOT, snapshot.id)
@@ -104,15 +115,16 @@ def test_a_server_is_restored_from_the_region_without_anybody_asking(region: str
         assert fetched_bytes(other.cold_starts(same)[0]) == 0, "by now it is here"
 
 
-def test_an_empty_node_restores_through_the_zone_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
+def test_an_empty_node_restores_through_the_zone_cache(tmp_path: Path, runtime: str) -> None:
     with running_cloud("gp-snapshots") as cloud:
         with Live(**cloud.node, GLOWPLUG_SHARE_SNAPSHOTS="push") as first:
-            name = deploy(first, tmp_path)
+            name = deploy(first, tmp_path, runtime)
             first.get(f"/{name}/web/who")
             snapshot = first.wait_for_snapshot(name)
             first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
         with Live(**cloud.node) as other:
-            same = deploy(other, tmp_path)
+            same = deploy(other, tmp_path, runtime)
             other.restored(same)
             (record,) = other.cold_starts(same)
             assert record.bytes_by_tier["zone"] > snapshot.bytes * 0.9
@@ -122,7 +134,7 @@ def test_an_empty_node_restores_through_the_zone_cache(tmp_path: Path) -> None:
             )
         cloud.server.kill()
         with Live(**cloud.node) as third:
-            cold = deploy(third, tmp_path)
+            cold = deploy(third, tmp_path, runtime)
             assert third.get(f"/{cold}/web/who")["restored"] is False, "nobody tells which snapshot it is"
 
 
@@ -148,8 +160,11 @@ def test_a_start_does_not_depend_on_the_region(region: str, tmp_path: Path, shar
         assert (record.fallback_reason or "").startswith("The region was asked") is (sharing == "pull")
 
 
-def test_a_pull_with_content_restores_without_the_region(first: Live, region: str, tmp_path: Path) -> None:
-    name = deploy(first, tmp_path)
+@pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
+def test_a_pull_with_content_restores_without_the_region(
+    first: Live, region: str, tmp_path: Path, runtime: str
+) -> None:
+    name = deploy(first, tmp_path, runtime)
     first.get(f"/{name}/web/who")
     snapshot = first.wait_for_snapshot(name)
     first.cli("snapshot", "push", snapshot.id)
@@ -158,12 +173,13 @@ def test_a_pull_with_content_restores_without_the_region(first: Live, region: st
         [known] = other.listing("snapshot", "ls")
         assert 0 < pulled["bytes"] == known["here_bytes"]
         Path(region).rename(Path(region).with_name("gone"))
-        same = deploy(other, tmp_path)
+        same = deploy(other, tmp_path, runtime)
         other.restored(same)
 
 
-def test_damage_on_the_disk_is_made_good_from_the_region(first: Live, tmp_path: Path) -> None:
-    name = deploy(first, tmp_path)
+@pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
+def test_damage_on_the_disk_is_made_good_from_the_region(first: Live, tmp_path: Path, runtime: str) -> None:
+    name = deploy(first, tmp_path, runtime)
     first.get(f"/{name}/web/who")
     snapshot = first.wait_for_snapshot(name)
     first.cli("snapshot", "push", snapshot.id)

@@ -10,6 +10,7 @@ import pytest
 from tests.e2e.cloud import Cloud, running_cloud
 from tests.e2e.live import GLOWPLUG, TOOLBOX, Live
 from tests.e2e.test_moving_snapshots import SLOW_TO_START
+from tests.runtime.conftest import RUNC_BY_NIGHT, require_runc
 from tests.snapshot.kept_files import flip_a_bit
 
 from glowplug.chunks.region_objects import ObstoreObjects
@@ -30,21 +31,25 @@ app = gp.App("sealed")
 
 
 @app.server(
-    image=gp.Image.host_python(), memory="256MiB", scaledown_window_s=60, snapshot=True, env={env!r}
+    image=gp.Image.host_python(), memory="256MiB", scaledown_window_s=60, snapshot=True, env={env!r},
+    runtime={runtime!r},
 )
 def web():
     return {command!r}
 """
 
 
-def deploy(live: Live, folder: Path) -> str:
+def deploy(live: Live, folder: Path, runtime: str) -> str:
     """A server whose memory holds the marker, the same wherever it is deployed."""
+    if runtime == "runc":
+        require_runc()
     file = folder / "app.py"
     keep = f"import os; KEPT = {MARKER!r} % os.environ['GLOWPLUG_TEST'].encode().hex().encode() * 100\n"
     file.write_text(
         APP_FILE.format(
             command=["python3", "-c", SLOW_TO_START + keep + TOOLBOX.read_text()],
             env={"GLOWPLUG_TEST": str(folder)},
+            runtime=runtime,
         )
     )
     name = live.new_name("sealed")
@@ -94,14 +99,15 @@ def newest(live: Live, name: str) -> ColdStartRecord:
     return live.cold_starts(name)[0]
 
 
+@pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
 def test_a_sealed_snapshot_is_restored_with_its_key_and_is_nothing_without(
-    cloud: Cloud, tmp_path: Path
+    cloud: Cloud, tmp_path: Path, runtime: str
 ) -> None:
     keys = new_keys(tmp_path)
     secret = KeyRing.read(keys).first.secret.hex()
     sealing = {**cloud.node, "GLOWPLUG_SNAPSHOT_KEYS": keys.read_text(), "GLOWPLUG_SHARE_SNAPSHOTS": "push"}
     with Live(**sealing) as first:
-        name = deploy(first, tmp_path)
+        name = deploy(first, tmp_path, runtime)
         first.get(f"/{name}/web/who")
         snapshot = first.wait_for_snapshot(name)
         assert snapshot.sealed_with == KeyRing.read(keys).first.id
@@ -126,7 +132,7 @@ def test_a_sealed_snapshot_is_restored_with_its_key_and_is_nothing_without(
             images.close()
 
     with Live(**cloud.node) as without:
-        same = deploy(without, tmp_path)
+        same = deploy(without, tmp_path, runtime)
         assert without.get(f"/{same}/web/who")["restored"] is False
         reason = newest(without, same).fallback_reason or ""
         assert f"{snapshot.id} is sealed with the key {snapshot.sealed_with}" in reason
@@ -137,7 +143,7 @@ def test_a_sealed_snapshot_is_restored_with_its_key_and_is_nothing_without(
         assert "no snapshot keys" in without.cli("snapshot", "reseal", code=None).stderr
 
     with Live(**cloud.node, GLOWPLUG_SNAPSHOT_KEYS_FILE=str(keys)) as other:
-        same = deploy(other, tmp_path)
+        same = deploy(other, tmp_path, runtime)
         other.restored(same)  # its first start on this node
         assert newest(other, same).snapshot_id == snapshot.id
         assert other.listing("snapshot", "reseal") == {"resealed": [], "region": [], "left": []}

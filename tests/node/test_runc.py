@@ -23,7 +23,17 @@ def _in_runc(agent: LiveAgent) -> None:
     agent.runtime = "runc"
 
 
-@pytest.mark.parametrize("file", ["pages-1.img", "files.tar"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "pages-1.img",
+        "files.tar",
+        *(
+            pytest.param(file, marks=pytest.mark.nightly)
+            for file in ("core-1.img", "mm-1.img", "pagemap-1.img", "pstree.img", "runc.json")
+        ),
+    ],
+)
 def test_a_flipped_bit_is_noticed_quarantined_and_captured_anew(agent: LiveAgent, file: str) -> None:
     server = case_server(agent, f"flipped-{file.partition('.')[0]}")
     snapshot = captured(agent, server)
@@ -34,6 +44,8 @@ def test_a_flipped_bit_is_noticed_quarantined_and_captured_anew(agent: LiveAgent
     assert agent.ask(view) == "hello"
     assert eventually(lambda: agent.captured(view)["created_at"] > snapshot["created_at"])
     assert agent.captured(view)["status"] == "good"
+    # Three different ones that failed in a row would be the node's fault, which would capture nothing more.
+    assert agent.start(server)["path"] == "cpu_snapshot"
 
 
 def test_a_copy_starts_with_its_own_name_and_a_snapshot_names_both_programs(agent: LiveAgent) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.node.cases import captured
+from tests.node.cases import captured, in_runtime
 from tests.node.live_agent import live_agent
+from tests.runtime.conftest import RUNC_BY_NIGHT
 
 from glowplug.snapshot.sealing.keys import FILE_VARIABLE, make_key_file
 
@@ -29,15 +30,14 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
 """
 
 
+@pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
 def test_a_server_that_fills_its_memory_is_captured_sealed(
-    fit_machine: None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fit_machine: None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
     key = make_key_file(tmp_path / "keys")
     monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "keys"))
-    with live_agent(root) as agent:
-        server = agent.server(
-            "python3", "-c", SERVER, snapshot={}, runtime="runsc", resources={"memory_bytes": MEMORY_BYTES}
-        )
+    with live_agent(root) as own_agent, in_runtime(own_agent, runtime) as agent:
+        server = agent.server("python3", "-c", SERVER, snapshot={}, resources={"memory_bytes": MEMORY_BYTES})
         snapshot = captured(agent, server)
         assert snapshot["sealed_with"] == key.id
         assert snapshot["bytes"] > 300 << 20

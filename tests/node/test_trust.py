@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.node.cases import captured, case_server, folder_of
+from tests.node.cases import captured, case_server, folder_of, in_runtime
 from tests.node.live_agent import LiveAgent
+from tests.runtime.conftest import RUNC_BY_NIGHT, RUNTIMES
 from tests.runtime.sandboxes import eventually
 from tests.snapshot.kept_files import flip_a_bit
 
 from glowplug.node.capture import CAPTURES_AT_ONCE, FIRST_RETRY_S, SLOWEST_RETRY_S, _Attempts
 
 pytestmark = pytest.mark.sandbox
+
+
+@pytest.fixture(params=RUNC_BY_NIGHT)
+def runtime(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def agent(agent: LiveAgent, runtime: str) -> Iterator[LiveAgent]:
+    with in_runtime(agent, runtime) as agent:
+        yield agent
+
+
+@pytest.fixture
+def own_agent(own_agent: LiveAgent, runtime: str) -> Iterator[LiveAgent]:
+    with in_runtime(own_agent, runtime) as own_agent:
+        yield own_agent
 
 
 def test_warm_up_answers_that_come_again_are_canaries_and_others_are_not(
@@ -48,6 +67,7 @@ def test_answers_of_a_server_with_secrets_are_not_recorded(agent: LiveAgent) -> 
     assert captured(agent, server)["canary"] == ["GET / (the ready call)"]
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_declared_canary_is_shown_as_such(agent: LiveAgent) -> None:
     server = case_server(agent, "declared", snapshot={"canary": [{"path": "/"}], "warmup": [{"path": "/"}]})
     assert captured(agent, server)["canary"] == ["GET / (declared)"]
@@ -130,12 +150,13 @@ def test_twenty_replicas_that_ask_at_once_cause_one_capture_per_key_and_one_at_a
     keys = [
         case_server(agent, f"storm-{number}", resources={"memory_bytes": 64 << 20}) for number in range(4)
     ]
+    names = {server["name"] for server in keys}
     servers = [keys[0]] * 11 + keys[1:] * 3
     begun = [agent.begin(server) for server in servers]
     at_once = [0]
 
     def all_captured() -> bool:
-        ours = [one for one in agent.snapshots() if one["server"].startswith("storm-")]
+        ours = [one for one in agent.snapshots() if one["server"] in names]
         at_once.append(sum(one["status"] == "capturing" for one in ours))
         return len(ours) == len(keys) and all(one["status"] == "good" for one in ours)
 

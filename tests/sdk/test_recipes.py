@@ -183,6 +183,13 @@ def test_a_model_on_this_machine_is_shown_and_counted(weights: Path) -> None:
     assert server.resources.memory_bytes == (6 << 30) + (128 << 20)
 
 
+def test_of_a_model_that_is_a_file_the_folder_is_shown(weights: Path) -> None:
+    server = served(f"llama-server -m {weights / 'weights'}", image=gp.Image.host_python())
+    (volume,) = server.volumes
+    assert (volume.host_path, volume.mount_path, volume.read_only) == (str(weights), str(weights), True)
+    assert server.resources.memory_bytes == (2 << 30) + (128 << 20)
+
+
 def test_a_model_that_is_shown_already_is_not_shown_twice(weights: Path) -> None:
     volumes = {str(weights.parent): gp.Volume(weights.parent)}
     server = served(f"vllm serve {weights}", image=gp.Image.host_python(), volumes=volumes)

@@ -121,8 +121,9 @@ def _models(recipe: Recipe, command: Sequence[str], given: Mapping[str, Any]) ->
         if not path.is_absolute() or not path.exists():
             continue
         weights_bytes += _size_bytes(path)
-        if not any(path.is_relative_to(folder) for folder in shown):
-            volumes[str(path)] = Volume(path, read_only=True)
+        folder = path if path.is_dir() else path.parent  # where the model's other files are, too
+        if folder != Path("/") and not any(path.is_relative_to(known) for known in shown):
+            volumes[str(folder)] = Volume(folder, read_only=True)
     return _Models(volumes, env, weights_bytes)
 
 
