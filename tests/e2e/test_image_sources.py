@@ -98,7 +98,12 @@ Importing = Callable[[Live, Path, str], Path]
 
 @pytest.mark.parametrize(
     "importing",
-    [as_folder, as_tar, as_layout, from_registry, pytest.param(from_dockerfile, marks=pytest.mark.nightly)],
+    [
+        as_folder,
+        pytest.param(as_tar, marks=pytest.mark.nightly),
+        from_registry,
+        *(pytest.param(one, marks=pytest.mark.nightly) for one in (as_layout, from_dockerfile)),
+    ],
 )
 def test_the_mounted_tree_is_the_original(live: Live, tmp_path: Path, importing: Importing) -> None:
     name = f"{importing.__name__.replace('_', '-')}:1"

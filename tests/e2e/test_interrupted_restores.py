@@ -87,7 +87,10 @@ def server(captured: tuple[Path, Path]) -> Iterator[HttpServer]:
         yield server
 
 
-@pytest.mark.parametrize("fault", [hang_up, cut_off, lie])
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(hang_up, marks=pytest.mark.nightly), cut_off, pytest.param(lie, marks=pytest.mark.nightly)],
+)
 def test_a_network_that_fails_on_the_way_costs_a_cold_start(
     captured: tuple[Path, Path],
     server: HttpServer,
@@ -137,7 +140,7 @@ def test_a_daemon_killed_on_the_way_costs_a_cold_start_at_most(
 
 @pytest.mark.parametrize(
     ("silent_after_bytes", "bytes_per_s"),
-    [(FAULT_AFTER_BYTES, None), (None, 500e3)],
+    [(FAULT_AFTER_BYTES, None), pytest.param(None, 500e3, marks=pytest.mark.nightly)],
     ids=["silent", "slow"],
 )
 def test_a_region_that_falls_silent_or_crawls_costs_seconds_and_is_left_alone_for_a_while(

@@ -220,6 +220,7 @@ def test_importing_twice_gives_the_same_digest_and_stores_nothing_new(
     assert (second["digest"], second["new_bytes"]) == (first["digest"], 0)
 
 
+@pytest.mark.nightly
 def test_an_import_in_the_order_of_a_trace_lays_out_first_what_was_read(live: Live, tmp_path: Path) -> None:
     folder = tmp_path / "folder" / "bin"
     folder.mkdir(parents=True)

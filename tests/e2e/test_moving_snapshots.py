@@ -138,6 +138,7 @@ def test_an_empty_node_restores_through_the_zone_cache(tmp_path: Path, runtime: 
             assert third.get(f"/{cold}/web/who")["restored"] is False, "nobody tells which snapshot it is"
 
 
+@pytest.mark.nightly
 def test_a_snapshot_captured_before_the_region_was_there_is_brought_there_later(
     region: str, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_start_does_not_depend_on_the_region(region: str, tmp_path: Path, shar
         assert (record.fallback_reason or "").startswith("The region was asked") is (sharing == "pull")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
 def test_a_pull_with_content_restores_without_the_region(
     first: Live, region: str, tmp_path: Path, runtime: str
@@ -195,6 +197,7 @@ def test_damage_on_the_disk_is_made_good_from_the_region(first: Live, tmp_path: 
     assert first.snapshots(name)[0].created_at == snapshot.created_at, "it was not captured again"
 
 
+@pytest.mark.nightly
 def test_the_region_lists_and_forgets_snapshots(first: Live, tmp_path: Path) -> None:
     name = deploy(first, tmp_path)
     first.get(f"/{name}/web/who")
@@ -216,6 +219,7 @@ def test_the_region_lists_and_forgets_snapshots(first: Live, tmp_path: Path) -> 
     assert "no snapshot" in first.cli("snapshot", "rm", "--region", snapshot.id, code=None).stderr
 
 
+@pytest.mark.nightly
 def test_collecting_garbage_spares_what_snapshots_and_images_need(first: Live, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()

@@ -127,6 +127,7 @@ def test_the_mounted_image_is_what_buildah_built(
     assert differences(built, mounted) == []
 
 
+@pytest.mark.nightly
 @pytest.mark.sandbox
 def test_how_the_host_reaches_packages_is_used_but_not_kept(
     state: StateDir, storage: Path, tmp_path: Path
@@ -247,6 +248,7 @@ def test_a_disk_that_fills_up_while_building_is_said_and_leaves_nothing(
         subprocess.run(["umount", root], check=True, timeout=60)
 
 
+@pytest.mark.nightly
 @pytest.mark.sandbox
 def test_removing_an_image_drops_its_layers(builder: ImageStore, storage: Path) -> None:
     marker = uuid.uuid4().hex

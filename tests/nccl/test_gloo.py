@@ -103,10 +103,7 @@ def test_ranks_that_wait_inside_a_collective_are_refused_and_unharmed() -> None:
 
 @pytest.mark.parametrize(
     "step",
-    [
-        pytest.param(step, marks=[] if step in ("release", "rebuild") else [pytest.mark.nightly])
-        for step in STEPS
-    ],
+    [pytest.param(step, marks=[] if step == "release" else [pytest.mark.nightly]) for step in STEPS],
 )
 def test_a_rank_that_dies_in_a_step_is_an_error_everywhere(step: str) -> None:
     results = ranks("dies", step)

@@ -98,7 +98,13 @@ def test_a_flipped_bit_in_memory_is_noticed_quarantined_and_captured_anew(agent:
 
 
 @pytest.mark.parametrize(
-    "damage", ["zeros", "truncated pack", "missing index", "missing manifest", "garbage manifest"]
+    "damage",
+    [
+        "zeros",
+        "truncated pack",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("missing index", "missing manifest")),
+        "garbage manifest",
+    ],
 )
 def test_a_damaged_snapshot_is_a_cold_start_with_a_reason(agent: LiveAgent, damage: str) -> None:
     server = case_server(agent, damage.replace(" ", "-"))
@@ -148,8 +154,15 @@ def test_damage_is_found_on_request_too_and_the_snapshot_never_restored(agent: L
     ("field", "theirs", "told"),
     [
         ("runtime", "runsc 1.2.3", r"runtime is run[sc]+ .*, was runsc 1\.2\.3"),
-        ("runtime_flags", '["--platform=ptrace"]', r"runtime_flags is \[.*, was \[\"--platform=ptrace\"\]"),
-        ("cpu_model", "Another CPU", r"cpu_model is .*, was Another CPU"),
+        pytest.param(
+            "runtime_flags",
+            '["--platform=ptrace"]',
+            r"runtime_flags is \[.*, was \[\"--platform=ptrace\"\]",
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(
+            "cpu_model", "Another CPU", r"cpu_model is .*, was Another CPU", marks=pytest.mark.nightly
+        ),
         ("cpu_features", "avx9000 sse", r"cpu_features lacks avx9000, also has "),
         ("kernel", "5.4", r"kernel is \d.*, was 5\.4"),
     ],

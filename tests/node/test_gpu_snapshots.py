@@ -33,7 +33,7 @@ def restored(node: GpuNode, server: dict[str, Any]) -> dict[str, Any]:
     return view
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_copies_answer_from_the_device_memory_that_was_captured(node: GpuNode, processes: int) -> None:
     server = node.device_server("survives", processes)
     before, calls = counted(node), len(node.machine.calls())

@@ -73,6 +73,7 @@ def test_a_declared_canary_is_shown_as_such(agent: LiveAgent) -> None:
     assert captured(agent, server)["canary"] == ["GET / (declared)"]
 
 
+@pytest.mark.nightly
 def test_a_snapshot_whose_restores_are_slower_than_cold_starts_is_given_up_for_good(
     own_agent: LiveAgent,
 ) -> None:
