@@ -31,27 +31,13 @@ import report
 from storage import sequential_read_bytes_per_s
 from tests.e2e.engines import ENGINE
 from tests.node.live_agent import LiveAgent
+from torch_memory import SERVER
 
 RUNTIMES = ("runsc", "runc")
 MERGING_RUNTIMES = ("runc",)
 WANTED_FACTOR, WANTED_SAVED = 2.0, 0.5
 MEMORY_BYTES = 1 << 30
 SETTLED_DEADLINE_S = 120.0
-SERVER = """
-import http.server, torch
-torch.set_num_threads(1)
-torch.manual_seed(4)
-weights = torch.randn({megabytes} << 18)
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(str(float(weights[::4096].sum())).encode())
-    def log_message(self, *words): pass
-
-http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
-"""
 
 
 class Copies:

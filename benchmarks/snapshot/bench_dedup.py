@@ -25,6 +25,7 @@ import report
 from tests.e2e.engines import ENGINE
 from tests.node.cases import captured
 from tests.node.live_agent import LiveAgent
+from torch_memory import SERVER
 
 from glowplug.snapshot.sealing.keys import FILE_VARIABLE, make_key_file
 
@@ -32,21 +33,6 @@ RUNTIMES = ("runsc", "runc")
 KINDS = ("plain", "sealed")
 WANTED_SHARE = 0.30
 MEMORY_BYTES = 1 << 30
-SERVER = """
-import http.server, torch
-torch.set_num_threads(1)
-torch.manual_seed(4)
-weights = torch.randn({megabytes} << 18)
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(str(float(weights[::4096].sum())).encode())
-    def log_message(self, *words): pass
-
-http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
-"""
 
 
 def capture_twice(agent: LiveAgent, runtime: str, megabytes: int) -> dict[str, Any]:
