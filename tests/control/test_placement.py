@@ -63,6 +63,10 @@ def test_the_warmest_node_comes_first() -> None:
     assert order(WISH, *without_region) == ["d-here", "b-image", "a-nothing", "c-region"]
 
 
+def test_an_image_that_was_just_made_counts_before_the_node_tells_of_it() -> None:
+    assert order(WISH, node("a"), node("b", has_image=True)) == ["b", "a"]
+
+
 def test_a_snapshot_that_does_not_fit_the_machine_is_none() -> None:
     fits, other = (
         node("a", holdings=holding(snapshot=True, machine="m2")),

@@ -35,14 +35,18 @@ class ImageCare:
         again_at_s, why = self._refused.get((node, image_id), (0.0, ""))
         return why if self._clock.monotonic() < again_at_s else None
 
+    def is_there(self, link: NodeLink, image_id: str) -> bool:
+        """Whether it was made ready on the node."""
+        return link.is_own or image_id in link.ready_images
+
     def prepare(self, link: NodeLink, spec: ImageSpec, image_id: str) -> None:
         """See to it in the background, unless it is there, or could not be made lately."""
-        if not self._is_there(link, image_id) and self.why_not(link.name, image_id) is None:
+        if not self.is_there(link, image_id) and self.why_not(link.name, image_id) is None:
             self._begin(link, spec, image_id)
 
     async def ensure(self, link: NodeLink, spec: ImageSpec, image_id: str) -> None:
         """Return when the image is ready on the node. Raises a GlowplugError."""
-        if not self._is_there(link, image_id):
+        if not self.is_there(link, image_id):
             await asyncio.shield(self._begin(link, spec, image_id))
 
     async def close(self) -> None:
@@ -51,9 +55,6 @@ class ImageCare:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _is_there(self, link: NodeLink, image_id: str) -> bool:
-        return link.is_own or image_id in link.ready_images
 
     def _begin(self, link: NodeLink, spec: ImageSpec, image_id: str) -> asyncio.Task[None]:
         key = (link.name, image_id)

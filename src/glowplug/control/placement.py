@@ -75,6 +75,8 @@ class Candidate:
     gpus: Sequence[str] = ()
     gpus_used: int = 0
     holdings: NodeHoldings = field(default_factory=NodeHoldings)
+    has_image: bool = False
+    """The image was made ready there; ``holdings``, which are seconds old, may not know yet."""
     copies: int = 0
     """Of this server, on this node."""
     starting: int = 0
@@ -132,7 +134,7 @@ def _score(wish: Wish, node: Candidate, known: Sequence[HeldSnapshot], copies_ne
         "spread": max(_SPREAD * copies_near, _SPREAD_MOST),
         "starts": max(_START * node.starting, _STARTS_MOST),
     }
-    rounded = {name: round(points, 2) for name, points in parts.items()}
+    rounded = {name: round(points, 2) + 0.0 for name, points in parts.items()}  # no "-0"
     return Score(node.name, rounded, why_full=_full(wish, node))
 
 
@@ -141,10 +143,9 @@ def _heat(wish: Wish, node: Candidate, known: Sequence[HeldSnapshot]) -> tuple[f
     here = [s for s in _of_server(wish, node.holdings) if s.machine == node.holdings.machine]
     if here:
         return HEAT_SNAPSHOT_HERE, max(_share(s.here_bytes, s.bytes) for s in here)
-    image_bytes = node.holdings.images.get(wish.image_id)
-    has_image = image_bytes is not None
     if any(s.is_in_region and s.machine == node.holdings.machine for s in known):
         return HEAT_SNAPSHOT_NEAR, 0.0
+    has_image = node.has_image or wish.image_id in node.holdings.images
     return (HEAT_IMAGE_HERE, 1.0) if has_image else (0.0, 0.0)
 
 

@@ -95,6 +95,7 @@ class Placer:
             gpus=view.gpus if view else (),
             gpus_used=view.gpus_used if view else 0,
             holdings=link.holdings or NodeHoldings(),
+            has_image=self._images.is_there(link, target.version.image_id),
             copies=copies[link.name],
             starting=starting[link.name],
         )
