@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from typing import Any
 
 import pytest
@@ -120,36 +118,30 @@ class FarSnapshot:
 
     def __init__(self) -> None:
         self.now = Fetching(failed=5, invalid=2)
-        self.looks = 0
-        self.looked_twice = threading.Event()
+        self.left_bytes = MB
 
     def missing_bytes(self) -> int:
-        return MB
+        return self.left_bytes
 
     def fetching(self) -> Fetching:
-        self.looks += 1
-        if self.looks == 2:  # so the watch knows what it saw first
-            self.looked_twice.set()
         return self.now
 
 
 @pytest.mark.parametrize(
-    ("failed", "invalid", "is_far"), [(5, 2, False), (8, 2, True), (8, 3, False), (0, 0, False)]
+    ("failed", "invalid", "left_bytes", "is_far"),
+    [(5, 2, MB, False), (8, 2, MB, True), (8, 3, MB, False), (0, 0, MB, False), (8, 2, 0, False)],
 )
 async def test_bytes_that_nobody_gave_explain_a_failure_and_wrong_ones_do_not(
-    failed: int, invalid: int, is_far: bool
+    failed: int, invalid: int, left_bytes: int, is_far: bool
 ) -> None:
     async def give_up() -> None:
         pass
 
     snapshot: Any = FarSnapshot()
     watch = RestoreWatch(snapshot, 60.0, 120.0, SystemClock(), give_up)
-    looking = asyncio.create_task(watch.run())
-    assert await asyncio.to_thread(snapshot.looked_twice.wait, 60)
-    snapshot.now = Fetching(failed=failed, invalid=invalid)
-    looking.cancel()
-    await asyncio.gather(looking, return_exceptions=True)
-    await watch.explain()
+    await watch.begin()
+    snapshot.now, snapshot.left_bytes = Fetching(failed=failed, invalid=invalid), left_bytes
+    await watch.explain()  # although the watch has not looked once
     assert isinstance(watch.problem, TooFarAway) is is_far
     if is_far:
         assert watch.problem is not None

@@ -101,6 +101,10 @@ class RestoreWatch:
         self.is_far = False
         self._began: Fetching | None = None
 
+    async def begin(self) -> None:
+        """Note what has failed so far. Before the restore reads: :meth:`run` may see its failures late."""
+        self._began = await asyncio.to_thread(self._snapshot.fetching)
+
     async def run(self) -> None:
         """Look until the restore is given up, or this is cancelled."""
         ends_s = self._clock.monotonic() + self._deadline_s
@@ -112,7 +116,7 @@ class RestoreWatch:
                 fetching = await asyncio.to_thread(self._snapshot.fetching)
                 now_s = self._clock.monotonic()
                 if judge is None:
-                    judge, self._began = Judge(missing_bytes, self._cold_s, now_s, fetching), fetching
+                    judge = Judge(missing_bytes, self._cold_s, now_s, fetching)
                 if words := judge.problem(now_s, fetching):
                     self.problem = self._too_far(words)
             if self.problem is None and self._clock.monotonic() >= ends_s:
@@ -123,11 +127,14 @@ class RestoreWatch:
 
     async def explain(self) -> None:
         """After a failure: bytes that nobody gave are its reason, unless some came and were wrong."""
-        if self._began is not None and self.problem is None:
-            now = await asyncio.to_thread(self._snapshot.fetching)
-            count = now.failed - self._began.failed
-            if count > 0 and now.invalid == self._began.invalid:
-                self.problem = self._too_far(f"the region sent no answer of use for {count} pieces")
+        if self._began is None or self.problem is not None:
+            return
+        now = await asyncio.to_thread(self._snapshot.fetching)
+        count = now.failed - self._began.failed
+        if count <= 0 or now.invalid != self._began.invalid:
+            return
+        if await asyncio.to_thread(self._snapshot.missing_bytes):  # else pieces of other content failed
+            self.problem = self._too_far(f"the region sent no answer of use for {count} pieces")
 
     def _too_far(self, words: str) -> TooFarAway:
         return TooFarAway(
@@ -155,7 +162,8 @@ class RestoreWatches:
         self, snapshot: Snapshot, server: ServerSpec, give_up: GiveUp
     ) -> AsyncIterator[RestoreWatch]:
         """Inside, a restore that does not pay is made to fail; then the watch's reason is raised."""
-        watch = self._begin(snapshot, server, give_up)
+        watch = self._watch(snapshot, server, give_up)
+        await watch.begin()
         looking = asyncio.create_task(watch.run())
         failure: Exception | None = None
         try:
@@ -174,7 +182,7 @@ class RestoreWatches:
         if failure is not None:
             raise failure
 
-    def _begin(self, snapshot: Snapshot, server: ServerSpec, give_up: GiveUp) -> RestoreWatch:
+    def _watch(self, snapshot: Snapshot, server: ServerSpec, give_up: GiveUp) -> RestoreWatch:
         cold_s = self._start_times.cold_s(snapshot.id)
         if cold_s is None:
             cold_s = snapshot.manifest.timings.cold_s

@@ -24,6 +24,7 @@ from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, Unavail
 _log = logging.getLogger(__name__)
 
 STATS_TIMEOUT_S = 0.5  # between a replica and its readiness
+FETCHING_TIMEOUT_S = 2.0  # what a restore's failure is blamed on depends on it
 _PREFETCH_WAIT_S = 1.0
 SSD_TIER = "ssd"
 
@@ -208,7 +209,7 @@ class LazyStarts:
     def fetching(self) -> Fetching:
         """What the daemon fetches now, for all; nothing if none runs."""
         try:
-            return self._running(STATS_TIMEOUT_S).stats().fetching
+            return self._running(FETCHING_TIMEOUT_S).stats().fetching
         except GlowplugError:
             return Fetching()
 
