@@ -75,7 +75,7 @@ def whole_reads(workshop: Workshop, runs: int) -> Samples:
 
     with roots(workshop, with_squashfuse=True) as found:
         cases = {name: partial(read, root) for name, root in found.items()}
-        return in_turns("tar", cases, runs, ["squashfuse"])
+        return in_turns("tar", cases, runs)
 
 
 def file_reads(workshop: Workshop, runs: int) -> Samples:

@@ -112,7 +112,7 @@ def empty_cache(
             "without trace": lambda: plain.start(command, with_trace=False),
         }
         slow = _peers(owned, workshop, latency_ms, folder, command) if with_peers else {}
-        return in_turns(f"{package}, {latency_ms:g} ms away", cases | slow, runs, list(slow))
+        return in_turns(f"{package}, {latency_ms:g} ms away", cases | slow, runs)
 
 
 def _peers(
