@@ -193,7 +193,7 @@ def test_a_pull_with_content_restores_without_the_region(
 
 @pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
 def test_damage_on_the_disk_is_made_good_from_the_region(node: Live, tmp_path: Path, runtime: str) -> None:
-    name = deploy(first, tmp_path, runtime)
+    name = deploy(node, tmp_path, runtime)
     node.get(f"/{name}/web/who")
     snapshot = node.wait_for_snapshot(name)
     node.cli("snapshot", "push", snapshot.id)
