@@ -129,6 +129,7 @@ async def test_changes_reach_routers_at_once(control: Control, beta: SecondNode)
         assert (await edge.get("/shop/web/")).status_code == 404
 
 
+@pytest.mark.nightly
 async def test_what_a_replica_that_died_had_is_repeated_elsewhere_where_that_is_safe(
     control: Control, beta: SecondNode, gamma: SecondNode
 ) -> None:
@@ -186,6 +187,28 @@ async def test_a_replica_that_a_router_uses_is_neither_parked_nor_stopped(
         assert (await request).text == replica.name
         await eventually(lambda: beta.agent.parks, "it is parked when nobody uses it")
         assert (await edge.get("/shop/web/")).text == replica.name, "and woken when somebody does"
+
+
+async def test_load_that_only_a_router_sees_starts_replicas(control: Control, beta: SecondNode) -> None:
+    await only_on(control, beta)
+    scaling = {"min_replicas": 1, "max_replicas": 3, "target_concurrency": 1}
+    await control.deploy(app_spec(server_spec(scaling=scaling)))
+    async with running_edge(control, beta) as edge:
+        await edge.knows(1)
+        asked = [asyncio.create_task(edge.client.post("/shop/web/wait")) for _ in range(3)]
+        await eventually(lambda: len(beta.agent.ready) == 3, "as many as there are requests")
+        await edge.knows(3)
+        assert await edge.metric("glowplug_router_handed_on_total") == 0
+        # Each of the new ones gets requests before any gets a second.
+        free = [asyncio.create_task(edge.client.post("/shop/web/wait")) for _ in range(2)]
+        await eventually(
+            lambda: all(replica.waiting for replica in beta.agent.servers.values()), "they are spread"
+        )
+        for replica in beta.agent.servers.values():
+            replica.release.set()
+        answers = await asyncio.gather(*asked, *free)
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.text for answer in answers}) == 3
 
 
 async def test_without_control_ready_replicas_answer_and_what_needs_it_is_told(

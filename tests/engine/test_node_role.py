@@ -78,6 +78,7 @@ def router_pid(state: StateDir) -> int:
     return found[0] if found else 0
 
 
+@pytest.mark.nightly
 def test_up_keeps_a_router_beside_the_gateway_and_its_socket(state: StateDir, tmp_path: Path) -> None:
     state.create()
     certify_node(new_authority(tmp_path), state.identity, "beta")

@@ -48,8 +48,13 @@ class GatewayCounts:
         self._open.labels(kind).dec()
 
     def refused(self, reason: str, peer: str, problem: str) -> None:
-        """Somebody was turned away. Logged once a second, with how many were not."""
+        """Somebody was turned away. Logged once a second, with how many were not.
+
+        Not where no router runs: control asks every half minute whether one does.
+        """
         self._refused.labels(reason).inc()
+        if reason == "router":
+            return
         now_s = self._clock.monotonic()
         if now_s < self._log_again_at_s:
             self._unlogged += 1
