@@ -40,11 +40,18 @@ def test_status_says_what_each_machine_may_be_used_for_and_why_not(
     control: FakeControl, glowplug: Glowplug
 ) -> None:
     why = "silent for 9 s: what ran there is started elsewhere"
-    control.nodes = [node(), node(name="gamma", state="lost", why=why, labels={}, is_reachable=False)]
+    router = {"state": "following", "address": "10.0.0.2:8080", "table_age_s": 0.2}
+    silent = {"state": "away", "address": "10.0.0.3:8080", "table_age_s": 70.0}
+    control.nodes = [
+        node(router=router),
+        node(name="gamma", state="lost", why=why, labels={}, is_reachable=False, router=silent),
+    ]
     head, first, second = glowplug("cluster", "status").stdout.splitlines()
     assert head.split()[:4] == ["NODE", "STATE", "ADDRESS", "REPLICAS"]
-    for word in ("beta", "ready", "10.0.0.2:7443", "rack=2 zone=east"):
+    assert "ROUTER" in head
+    for word in ("beta", "ready", "10.0.0.2:7443", "10.0.0.2:8080 ", "rack=2 zone=east"):
         assert word in first
+    assert "10.0.0.3:8080 (silent for 1 min)" in second
     assert ("lost" in second, why in second) == (True, True)
     assert json.loads(glowplug("cluster", "status", "--json").stdout)[1]["why"] == why
 
@@ -102,6 +109,8 @@ def test_explain_shows_every_part_of_every_nodes_score(control: FakeControl, glo
         (["10.0.0.1:8080"], "belong together"),
         (["--token", TOKEN], "belong together"),
         (["--name", "beta"], "when it joins"),
+        (["--serve", "127.0.0.1:8081"], "has not joined a cluster yet"),
+        (["a:1", "--token", TOKEN, "--serve", "8080"], "no address to listen on"),
         ([], "has not joined a cluster yet"),
         (["10.0.0.1:8080", "--token", "nonsense"], "no join token"),
         (["ftp://x", "--token", TOKEN], "not the address"),

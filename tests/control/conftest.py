@@ -18,7 +18,9 @@ import uvicorn
 from tests.control.fake_agent import FakeAgent
 from tests.postgres import PostgresServer
 
-from glowplug.control.server import open_listener, serve
+from glowplug.control.http_server import open_listener
+from glowplug.control.own_node import OwnNode
+from glowplug.control.server import serve
 from glowplug.control.timings import Timings
 from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.paths import StateDir
@@ -118,13 +120,15 @@ class Control:
 
 
 @asynccontextmanager
-async def running_control(state: StateDir, timings: Timings = QUICK) -> AsyncIterator[Control]:
+async def running_control(
+    state: StateDir, timings: Timings = QUICK, own: OwnNode | None = None
+) -> AsyncIterator[Control]:
     """Serve a control plane on a free port for as long as the context lasts."""
     state.create()
     listener = open_listener("127.0.0.1", 0)
     port = listener.getsockname()[1]
     servers: list[uvicorn.Server] = []
-    serving = asyncio.create_task(serve(state, listener, timings=timings, on_server=servers.append))
+    serving = asyncio.create_task(serve(state, listener, own=own, timings=timings, on_server=servers.append))
     await eventually(lambda: serving.done() or (servers and servers[0].started), "control started")
     assert not serving.done(), serving.exception()
     url = f"http://127.0.0.1:{port}"

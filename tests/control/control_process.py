@@ -1,4 +1,4 @@
-"""The control plane as a process of its own, which tests may signal and kill."""
+"""The control plane, or a router of a node, as a process of its own, which tests may signal and kill."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass
 class Process:
-    """A running ``python -m glowplug.control``."""
+    """A running process that serves."""
 
     pid: int
     port: int
@@ -40,10 +40,10 @@ class Process:
 
 @asynccontextmanager
 async def control_process(
-    state: StateDir, *arguments: str, fds: tuple[int, ...] = ()
+    state: StateDir, *arguments: str, fds: tuple[int, ...] = (), module: str = "glowplug.control"
 ) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "glowplug.control", "--state", str(state.root), *arguments,
+        sys.executable, "-m", module, "--state", str(state.root), *arguments,
         stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, pass_fds=fds,
     )  # fmt: skip
     lines: list[str] = []

@@ -12,10 +12,10 @@ from tests.control.conftest import eventually, state_directory
 
 from glowplug.control import candidate
 from glowplug.control.candidate import only_control
+from glowplug.control.http_server import open_listener
 from glowplug.control.leadership import Leadership
 from glowplug.control.lease import LeaderRow, Lease, Won
 from glowplug.control.messages import Role
-from glowplug.control.server import open_listener
 from glowplug.control.timings import Timings
 from glowplug.types.clock import ManualClock
 from glowplug.types.errors import Conflict, NotLeader, Unavailable

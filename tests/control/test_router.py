@@ -1,23 +1,75 @@
-"""What passes through the router, and how."""
+"""What passes through the router, and how; by night, through the router of another node, too."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
-from tests.control.conftest import Control, app_spec, eventually, server_spec
+from tests.control.conftest import Control, app_spec, eventually, running_control, server_spec
+from tests.control.edge_router import running_edge
 from tests.control.fake_agent import FakeAgent
+from tests.control.second_node import RecordingAgent, second_node
+
+from glowplug.control.own_node import OwnNode
+from glowplug.identity.contexts import gateway_context
+from glowplug.node.gateway.counts import GatewayCounts
+from glowplug.node.gateway.server import Gateway
+from glowplug.types.clock import SystemClock
+from glowplug.types.paths import StateDir
 
 
 @pytest.fixture
-async def shop(control: Control, agent: FakeAgent) -> Control:
+async def agent(state: StateDir) -> AsyncIterator[FakeAgent]:
+    """One whose replicas a gateway finds."""
+    fake = RecordingAgent(state)
+    await fake.open()
+    yield fake
+    await fake.close()
+
+
+@pytest.fixture(params=["control", pytest.param("edge", marks=pytest.mark.nightly)])
+async def shop(request: pytest.FixtureRequest, state: StateDir, agent: FakeAgent) -> AsyncIterator[Control]:
     """The app ``shop`` with one warm replica of ``web``."""
-    await control.deploy(app_spec(server_spec(scaling={"min_replicas": 1})))
-    await eventually(lambda: agent.ready, "a ready replica")
-    await eventually(lambda: _is_ready(control), "a ready target")
-    return control
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        own = OwnNode("alpha", "127.0.0.1", listener.getsockname()[1])
+        async with running_control(state, own=None if request.param == "control" else own) as control:
+            await control.deploy(app_spec(server_spec(scaling={"min_replicas": 1})))
+            await eventually(lambda: agent.ready, "a ready replica")
+            await eventually(lambda: _is_ready(control), "a ready target")
+            if request.param == "control":
+                yield control
+                return
+            async with gateway_of(state, listener), second_node() as beta:
+                await beta.join(control)
+                async with running_edge(control, beta) as edge:
+                    await edge.knows(1)
+                    yield ThroughEdge(edge.url, edge.client, state, control)
+
+
+@dataclass
+class ThroughEdge(Control):
+    """The router of another node; what only control knows, control is asked for."""
+
+    control: Control
+
+    async def server(self, app: str = "shop", server: str = "web") -> dict[str, Any]:
+        return await self.control.server(app, server)
+
+
+@asynccontextmanager
+async def gateway_of(state: StateDir, listener: socket.socket) -> AsyncIterator[None]:
+    """The gateway of control's own machine."""
+    gateway = Gateway(state, listener, gateway_context(state.identity), GatewayCounts(SystemClock()))
+    serving = asyncio.create_task(gateway.run())
+    yield
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
 
 
 async def _is_ready(control: Control) -> bool:

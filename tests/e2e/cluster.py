@@ -5,9 +5,11 @@ The first machine is a usual :class:`~tests.e2e.live.Live` that listens on all a
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -84,6 +86,13 @@ class SecondMachine:
             "cluster", "join", address, "--token", token, "--name", self.name, "--listen", listen,
             "--timeout", UP_TIMEOUT_S, *options,
         )  # fmt: skip
+
+    def ask(self, path: str) -> Any:
+        """What the router on this machine answers to a GET."""
+        script = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=60).read().decode())"
+        argv = ["nsenter", f"--net=/run/netns/{self._netns}", sys.executable, "-c", script]
+        url = f"http://127.0.0.1:8080{path}"
+        return json.loads(subprocess.run([*argv, url], capture_output=True, check=True, timeout=90).stdout)
 
     def pid_of(self, module: str) -> int:
         """Its process that runs ``python -m MODULE``."""

@@ -13,6 +13,8 @@ from tests.e2e.cluster import SecondMachine, nodes, second_machine, wait_for_sta
 from tests.e2e.conftest import Apps
 from tests.e2e.live import Live
 
+from glowplug.engine.processes import processes_of
+
 OWN = socket.gethostname()
 
 
@@ -57,6 +59,8 @@ def test_a_machine_joins_answers_is_drained_and_leaves(live: Live, beta: SecondM
     name = _on_beta(live, apps)
     there = live.ready(name)[0]
     assert "beta" in live.cli("ps").stdout
+    assert beta.ask(f"/{name}/web/who")["replica_id"] == there.id, "its own router reaches it"
+    assert live.listing("cluster", "status")[1]["router"]["address"] == "127.0.0.1:8080"
     scores = live.listing("explain", there.id)["scores"]
     assert [score["node"] for score in scores] == ["beta", OWN]
     assert live.listing("cluster", "status")[1]["labels"] == {"zone": "east"}
@@ -99,6 +103,28 @@ def test_whatever_of_it_dies_callers_are_answered(live: Live, beta: SecondMachin
     live.wait_for(
         lambda: [one.node for one in live.ready(name)] == [OWN], "the one that came back to be stopped"
     )
+
+
+@pytest.mark.nightly
+def test_a_router_serves_what_is_ready_while_there_is_no_control_plane(
+    live: Live, beta: SecondMachine, apps: Apps
+) -> None:
+    beta.join()
+    wait_for_state(live, "beta", "ready")
+    name = _on_beta(live, apps)
+    there = live.get(f"/{name}/web/who")["replica_id"]
+    live.wait_for(lambda: beta.ask(f"/{name}/web/who")["replica_id"] == there, "the router knows it")
+    (control,) = [one.pid for one in processes_of(live.state) if "glowplug.control" in one.argv]
+    os.kill(control, signal.SIGSTOP)
+    try:
+        for _ in range(20):
+            assert beta.ask(f"/{name}/web/who")["replica_id"] == there
+    finally:
+        os.kill(control, signal.SIGKILL)
+    for _ in range(20):
+        assert beta.ask(f"/{name}/web/who")["replica_id"] == there
+    wait_for_state(live, "beta", "ready")
+    assert live.ready(name)[0].id == there
 
 
 @pytest.mark.nightly

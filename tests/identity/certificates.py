@@ -23,3 +23,10 @@ def certify_node(authority: Authority, files: IdentityDir, name: str) -> None:
     request = signing_request(load_or_create_key(files.node_key), name)
     replace_file(files.node_certificate, authority.issue_to_node(name, request).certificate)
     replace_file(files.authority_certificate, authority.certificate)
+
+
+def certify_router(authority: Authority, files: IdentityDir, name: str) -> None:
+    """A key and a certificate for the router on the node ``name``."""
+    request = signing_request(load_or_create_key(files.node_key), name)
+    replace_file(files.router_certificate, authority.issue_to_router(name, request).certificate)
+    replace_file(files.authority_certificate, authority.certificate)

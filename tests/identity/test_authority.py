@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
-from tests.identity.certificates import certify_node, new_authority
+from tests.identity.certificates import certify_node, certify_router, new_authority
 
 from glowplug.identity.authority import CERTIFICATE_LIFE, Authority, fingerprint_of
 from glowplug.identity.keys import is_due, load_or_create_key, signing_request
-from glowplug.identity.membership import accept, is_renewal_due, join_request, read_membership
-from glowplug.identity.roles import CONTROL_URI, require_control
+from glowplug.identity.membership import (
+    accept,
+    accept_router_certificate,
+    is_renewal_due,
+    join_request,
+    read_membership,
+)
+from glowplug.identity.roles import CONTROL_URI, ROUTER_LIFE_S, require_control, require_router
 from glowplug.identity.tokens import JoinToken
 from glowplug.types.clock import ManualClock
 from glowplug.types.cluster import CertificateAnswer, MembershipRecord
@@ -61,9 +68,29 @@ def test_a_nodes_certificate_has_its_name_and_its_role_and_controls_has_no_name(
     files = IdentityDir(tmp_path)
     authority = new_authority(tmp_path)
     certify_node(authority, files, "beta")
+    certify_router(authority, files, "beta")
     assert names_in(files.node_certificate.read_text()) == (["beta"], ["glowplug:node/beta"])
+    assert names_in(files.router_certificate.read_text()) == ([], ["glowplug:router/beta"])
     assert names_in(files.control_certificate.read_text()) == ([], [CONTROL_URI])
     assert files.node_key.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_routers_certificate_is_good_for_hours_and_kept_only_if_it_is_ours(tmp_path: Path) -> None:
+    files, others = IdentityDir(tmp_path / "ours"), IdentityDir(tmp_path / "others")
+    authority = new_authority(tmp_path / "control")
+    certify_node(authority, files, "beta")
+    certify_router(authority, others, "gamma")
+    of_another = CertificateAnswer(
+        certificate=others.router_certificate.read_text(), authority=authority.certificate
+    )
+    with pytest.raises(Unauthorized, match="not for this machine's key"):
+        accept_router_certificate(files, of_another)
+    request = signing_request(load_or_create_key(files.node_key), "beta")
+    made = authority.issue_to_router("beta", request).certificate
+    accept_router_certificate(files, CertificateAnswer(certificate=made, authority=authority.certificate))
+    loaded = x509.load_pem_x509_certificate(files.router_certificate.read_bytes())
+    life = loaded.not_valid_after_utc - datetime.now(UTC)
+    assert 0.9 * ROUTER_LIFE_S < life.total_seconds() <= ROUTER_LIFE_S
 
 
 def test_whatever_a_request_says_of_itself_only_its_key_counts(tmp_path: Path) -> None:
@@ -153,9 +180,18 @@ def test_where_no_cluster_was_joined_nothing_is_due(tmp_path: Path) -> None:
         {"subjectAltName": (("DNS", CONTROL_URI),)},
         {"subjectAltName": (("DNS", "beta"), ("URI", "glowplug:node/beta"))},
         {"subjectAltName": (("URI", "glowplug:node/glowplug:control"),)},
+        {"subjectAltName": (("DNS", "glowplug:router/beta"), ("URI", "glowplug:node/glowplug:router/beta"))},
     ],
 )
-def test_only_controls_role_is_controls(certificate: dict[str, object] | None) -> None:
-    with pytest.raises(Unauthorized):
-        require_control(certificate)
+def test_only_controls_role_is_controls_and_a_nodes_opens_nothing(
+    certificate: dict[str, object] | None,
+) -> None:
+    for require in (require_control, require_router):
+        with pytest.raises(Unauthorized):
+            require(certificate)
     require_control({"subjectAltName": (("URI", CONTROL_URI),)})
+    require_router({"subjectAltName": (("URI", CONTROL_URI),)})
+    router = {"subjectAltName": (("URI", "glowplug:router/beta"),)}
+    require_router(router)
+    with pytest.raises(Unauthorized):
+        require_control(router)

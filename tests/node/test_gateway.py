@@ -10,6 +10,7 @@ import shutil
 import socket
 import ssl
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,16 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.identity.certificates import certify_node, new_authority
+from tests.identity.certificates import certify_node, certify_router, new_authority
 
-from glowplug.identity.contexts import HTTP_PROTOCOL, TUNNEL_PROTOCOL, control_context, gateway_context
+from glowplug.identity.contexts import (
+    HTTP_PROTOCOL,
+    ROUTES_PROTOCOL,
+    TUNNEL_PROTOCOL,
+    control_context,
+    gateway_context,
+    router_context,
+)
 from glowplug.node.admission import is_replica_id
 from glowplug.node.gateway.counts import GatewayCounts
 from glowplug.node.gateway.server import Gateway, Limits
@@ -79,8 +87,11 @@ class Cluster:
 
     async def agent(self, handler: Handler) -> None:
         """An agent that is served by ``handler``."""
-        path = str(self.state.agent_socket)
-        self._servers.append(await asyncio.start_unix_server(_closing(handler), path))
+        await self.unix_server(self.state.agent_socket, handler)
+
+    async def unix_server(self, path: Path, handler: Handler) -> None:
+        """Something on the node that listens at a Unix socket."""
+        self._servers.append(await asyncio.start_unix_server(_closing(handler), str(path)))
 
     async def connect(
         self, protocol: str = TUNNEL_PROTOCOL, context: ssl.SSLContext | None = None, name: str = "beta"
@@ -200,12 +211,31 @@ async def test_control_reaches_the_agent(cluster: Cluster) -> None:
     writer.close()
 
 
+async def test_a_replica_that_answers_in_pieces_waits_for_no_acknowledgement(cluster: Cluster) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        while await reader.readline():
+            writer.write(b"head")
+            await asyncio.sleep(0)
+            writer.write(b"body")  # Nagle's algorithm keeps it until the head is acknowledged
+
+    reader, writer = await cluster.tunnel(opening(await cluster.replica(answer)))
+    took_s = []
+    for _ in range(20):
+        began_s = time.monotonic()
+        writer.write(b"ask\n")
+        assert await reader.readexactly(8) == b"headbody"
+        took_s.append(time.monotonic() - began_s)
+    assert min(took_s[10:]) < 0.020, f"40 ms are waited for nothing: {took_s}"
+    writer.close()
+
+
 async def test_a_node_is_told_by_its_name(cluster: Cluster) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         await cluster.connect(name="gamma")
 
 
-@pytest.mark.parametrize("protocol", [TUNNEL_PROTOCOL, HTTP_PROTOCOL])
+@pytest.mark.parametrize("protocol", [TUNNEL_PROTOCOL, ROUTES_PROTOCOL, HTTP_PROTOCOL])
 async def test_another_nodes_certificate_opens_nothing(cluster: Cluster, protocol: str) -> None:
     other = IdentityDir(cluster.control.root.parent / "gamma")
     certify_node(cluster.authority, other, "gamma")
@@ -218,6 +248,41 @@ async def test_another_nodes_certificate_opens_nothing(cluster: Cluster, protoco
     answer = (await reader.read()).splitlines()[-1]
     assert json.loads(answer)["code"] == "unauthorized"
     assert cluster.refused("role") == 1
+    writer.close()
+
+
+@pytest.mark.parametrize("protocol", [TUNNEL_PROTOCOL, ROUTES_PROTOCOL, HTTP_PROTOCOL])
+async def test_another_nodes_router_reaches_replicas_and_no_more(cluster: Cluster, protocol: str) -> None:
+    other = IdentityDir(cluster.control.root.parent / "gamma")
+    certify_router(cluster.authority, other, "gamma")
+    context = router_context(other)
+    context.set_alpn_protocols([protocol])
+    reader, writer = await cluster.connect(context=context)
+    writer.write(opening(await cluster.replica(echo)))
+    if protocol == TUNNEL_PROTOCOL:
+        check_answer(await reader.readline())
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+    else:
+        answer = (await reader.read()).splitlines()[-1]
+        assert json.loads(answer)["code"] == "unauthorized"
+        assert cluster.refused("role") == 1
+    writer.close()
+
+
+async def test_control_reaches_the_nodes_router_or_is_told_that_there_is_none(cluster: Cluster) -> None:
+    reader, writer = await cluster.connect(ROUTES_PROTOCOL)
+    with pytest.raises(NotFound, match="No router"):
+        check_answer(await reader.readline())
+    writer.close()
+    assert cluster.refused("router") == 1
+
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"here\n")
+
+    await cluster.unix_server(cluster.state.router_socket, greet)
+    reader, writer = await cluster.connect(ROUTES_PROTOCOL)
+    assert await reader.readline() == b"here\n"
     writer.close()
 
 

@@ -13,8 +13,9 @@ from glowplug.cli.options import JsonOption, duration, parse_assignments, sessio
 from glowplug.cli.output import Row, print_json, print_table
 from glowplug.cli.session import Session
 from glowplug.cli.text import format_age, format_seconds
-from glowplug.control.messages import NodeStatus
+from glowplug.control.messages import NodeStatus, RouterState, RouterStatus
 from glowplug.engine import embedded
+from glowplug.engine.launch import Beside
 from glowplug.engine.record import Role
 from glowplug.observe.waterfall import format_bytes
 from glowplug.types.clock import SystemClock
@@ -88,6 +89,13 @@ def join(
             metavar="HOST", help="Where the control plane reaches it (default: as it reaches that one)."
         ),
     ] = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where its router takes requests for any app (127.0.0.1:8080); off: it has none.",
+        ),
+    ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="What is known of it; zone and rack spread copies."),
@@ -110,7 +118,11 @@ def join(
         )
     if address is not None and token is not None:
         wanted = joining.Wanted(
-            name, listen or joining.DEFAULT_LISTEN, advertise, parse_assignments(label or [])
+            name,
+            listen or joining.DEFAULT_LISTEN,
+            advertise,
+            parse_assignments(label or []),
+            serve or joining.DEFAULT_SERVE,
         )
         record = joining.join(session.state, address, token, wanted)
     elif name or listen or advertise or label:
@@ -119,16 +131,21 @@ def join(
             remedy="Join again with them, an address and a token.",
         )
     else:
-        record = joining.joined(session.state)
+        record = joining.joined(session.state, serve)
 
     def announce(_address: embedded.Address) -> None:
         session.say(f"This machine is node {record.name} of the cluster at {record.control_url}.")
+        if record.serve is not None:
+            session.say(f"Its router serves all apps at {record.serve}.")
 
     where = (session.state, record.listen_host, record.listen_port)
+    router = Beside(record.serve) if record.serve else None
     if foreground:
-        code = embedded.run_foreground(*where, on_ready=announce, role=Role.NODE, timeout_s=timeout_s)
+        code = embedded.run_foreground(
+            *where, on_ready=announce, role=Role.NODE, beside=router, timeout_s=timeout_s
+        )
         raise typer.Exit(code)
-    announce(embedded.up(*where, role=Role.NODE, timeout_s=timeout_s))
+    announce(embedded.up(*where, role=Role.NODE, beside=router, timeout_s=timeout_s))
 
 
 @commands.command()
@@ -140,7 +157,7 @@ def status(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(session, nodes)
         return
-    columns = ["NODE", "STATE", "ADDRESS", "REPLICAS", "MEMORY", "GPUS", "LABELS", "WHY"]
+    columns = ["NODE", "STATE", "ADDRESS", "REPLICAS", "MEMORY", "GPUS", "ROUTER", "LABELS", "WHY"]
     print_table(session, columns, map(_row, nodes), "No node.")
 
 
@@ -199,6 +216,16 @@ def _print_tokens(session: Session, tokens: list[JoinTokenView], *, as_json: boo
     print_table(session, ["TOKEN", "AGE", "LEFT"], rows, "No token can be used.")
 
 
+def _router(router: RouterStatus | None) -> str:
+    """Where it serves, and how old its table is when it is not told of every change."""
+    if router is None or router.state is RouterState.ABSENT:
+        return ""
+    if router.state is RouterState.FOLLOWING:
+        return router.address or ""
+    age = "never heard of" if router.table_age_s is None else f"silent for {format_age(router.table_age_s)}"
+    return f"{router.address} ({age})" if router.address else f"({age})"
+
+
 def _row(node: NodeStatus) -> Row:
     view = node.view
     return [
@@ -208,6 +235,7 @@ def _row(node: NodeStatus) -> Row:
         str(node.replicas),
         f"{format_bytes(view.memory_used_bytes)} of {format_bytes(view.memory_bytes)}" if view else "",
         f"{view.gpus_used} of {len(view.gpus)}" if view else "",
+        _router(node.router),
         " ".join(f"{name}={value}" for name, value in sorted(node.labels.items())),
         node.why,
     ]

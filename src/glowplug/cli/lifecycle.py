@@ -17,6 +17,7 @@ from glowplug.cli.text import format_age, heat_words
 from glowplug.control.database_url import check_shown_url
 from glowplug.control.messages import LeadershipView, NodeStatus, Role, StatusView
 from glowplug.engine import embedded
+from glowplug.engine.launch import Beside
 from glowplug.node.snapshot_search import VARIABLE as WAIT_VARIABLE
 from glowplug.node.snapshot_search import wait_from_environment
 from glowplug.observe.waterfall import format_bytes
@@ -27,6 +28,7 @@ from glowplug.snapshot.per_server import VARIABLE as KEPT_VARIABLE
 from glowplug.snapshot.sealing.keys import FILE_VARIABLE, KeyRing
 from glowplug.snapshot.sharing import Sharing
 from glowplug.types.cluster import NodeState
+from glowplug.types.errors import InvalidInput
 from glowplug.types.paths import DATABASE_URL_VARIABLE
 
 
@@ -59,6 +61,22 @@ def up(
             help="A PostgreSQL that several control planes share, of which one leads: "
             "postgresql://USER@HOST/NAME. By default SQLite in the state directory.",
         ),
+    ] = None,
+    gateway: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Make this machine a node, too: another control plane of the database, and routers "
+            "on nodes, reach its replicas there.",
+        ),
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="Where others reach the gateway (default: where it listens)."),
+    ] = None,
+    node: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What this machine is called as a node (default: its host name)."),
     ] = None,
     region: Annotated[
         str | None,
@@ -129,6 +147,7 @@ def up(
 ) -> None:
     """Start Glowplug on this machine, unless it runs already, and wait until it answers."""
     session = session_of(context)
+    beside = _own_node(gateway, advertise, node)
     # Control finds the first in its environment; the agent, its tasks and the blob daemon the others.
     settings = {
         DATABASE_URL_VARIABLE: None if database is None else check_shown_url(database),
@@ -153,9 +172,24 @@ def up(
         session.say("Next: glowplug deploy app.py, or glowplug run -- COMMAND", style="bright_black")
 
     if foreground:
-        code = embedded.run_foreground(session.state, host, port, on_ready=announce, timeout_s=timeout_s)
+        code = embedded.run_foreground(
+            session.state, host, port, on_ready=announce, beside=beside, timeout_s=timeout_s
+        )
         raise typer.Exit(code)
-    announce(embedded.up(session.state, host, port, timeout_s=timeout_s))
+    announce(embedded.up(session.state, host, port, beside=beside, timeout_s=timeout_s))
+
+
+def _own_node(gateway: str | None, advertise: str | None, node: str | None) -> Beside | None:
+    if gateway is None:
+        if advertise or node:
+            raise InvalidInput(
+                "Only a machine with a gateway is a node, and called or reached as one.",
+                remedy="Give --gateway HOST:PORT, too.",
+            )
+        return None
+    from glowplug.engine import join as joining  # loads cryptography: a tenth of a second
+
+    return joining.own_node(gateway, advertise, node)
 
 
 def down(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import uvloop
 
-from glowplug.control.server import inherit_listener, open_listener, serve
+from glowplug.control.http_server import inherit_listener, open_listener
+from glowplug.control.own_node import OwnNode
+from glowplug.control.server import serve
 from glowplug.types.errors import GlowplugError
 from glowplug.types.paths import StateDir
 
@@ -22,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8080, help="port to listen on; 0 chooses a free one")
     parser.add_argument(
         "--fd", type=int, default=None, help="inherited listening socket, instead of host:port"
+    )
+    parser.add_argument(
+        "--node", nargs=2, metavar=("NAME", "HOST:PORT"), help="be a node, too: with this gateway"
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(
@@ -38,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             listener = inherit_listener(options.fd)
         else:
             listener = open_listener(options.host, options.port)
-        is_clean = uvloop.run(serve(state, listener))
+        own = OwnNode.parse(*options.node) if options.node else None
+        is_clean = uvloop.run(serve(state, listener, own=own))
     except GlowplugError as error:
         logging.getLogger("glowplug.control").critical("%s", error)
         return 1

@@ -20,6 +20,7 @@ from yarl import URL
 
 from glowplug.control.tunnel import TunnelConnector
 from glowplug.kernel.netns_socket import NamespaceSockets
+from glowplug.kernel.tcp import acknowledge, notice_the_dead
 from glowplug.node.address import LocalNode, NodeAddress
 from glowplug.types.errors import DeadlineExceeded, InvalidInput, Unavailable
 from glowplug.types.replica import Endpoint
@@ -47,8 +48,9 @@ class ExchangeBroken(Unavailable):
 class _Connector(aiohttp.TCPConnector):
     """A TCP connector whose sockets start in a namespace, and that opens a bounded number at a time."""
 
-    def __init__(self, sockets: NamespaceSockets) -> None:
+    def __init__(self, sockets: NamespaceSockets, *, is_far: bool) -> None:
         self._namespace_sockets = sockets
+        self._is_far = is_far
         self._connects = asyncio.Semaphore(_CONNECTS_AT_ONCE)
         super().__init__(
             limit=0, keepalive_timeout=_KEEP_ALIVE_S, use_dns_cache=False, socket_factory=self._open_socket
@@ -61,27 +63,40 @@ class _Connector(aiohttp.TCPConnector):
             return await super().connect(req, traces, timeout)
 
     def _open_socket(self, address: AddrInfoType) -> Any:
-        return self._namespace_sockets.open(address[0], address[1], address[2])
+        opened = self._namespace_sockets.open(address[0], address[1], address[2])
+        if self._is_far:
+            notice_the_dead(opened)
+        return opened
 
 
 class ReplicaChannel:
     """Sends requests to one replica. Owns its connections and its hold on the namespace: :meth:`close`.
 
-    Raises OSError when the namespace does not exist (any more) on this machine.
+    ``is_far``: it answers on another machine, though no gateway is between: it is a router. Raises OSError
+    when the namespace does not exist (any more) on this machine.
     """
 
     def __init__(
-        self, replica_id: str, endpoint: Endpoint, node: NodeAddress, *, silence_limit_s: float
+        self,
+        replica_id: str,
+        endpoint: Endpoint,
+        node: NodeAddress,
+        *,
+        silence_limit_s: float,
+        scheme: str = "http",
+        is_far: bool = False,
     ) -> None:
         self.endpoint = endpoint
         self.node = node
         self._replica_id = replica_id
+        # On another machine its gateway is next to it, which does not wait for us.
+        self._is_direct = isinstance(node, LocalNode)
         self._sockets = NamespaceSockets(endpoint.netns if isinstance(node, LocalNode) else None)
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        self._base = f"http://{host}:{endpoint.port}"
+        self._base = f"{scheme}://{host}:{endpoint.port}"
         self._silence_limit_s = silence_limit_s
         self._session = aiohttp.ClientSession(
-            connector=_Connector(self._sockets)
+            connector=_Connector(self._sockets, is_far=is_far)
             if isinstance(node, LocalNode)
             else TunnelConnector(
                 node, replica_id, keep_alive_s=_KEEP_ALIVE_S, connects_at_once=_CONNECTS_AT_ONCE
@@ -101,7 +116,7 @@ class ReplicaChannel:
     ) -> aiohttp.ClientResponse:
         """Send a request and wait for the head of its answer; the caller closes or releases the response."""
         try:
-            return await self._session.request(
+            response = await self._session.request(
                 method,
                 URL(self._base + target, encoded=True),
                 headers=headers,
@@ -110,6 +125,9 @@ class ReplicaChannel:
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self.translate(error) from error
+        if self._is_direct and response.connection is not None and not response.content.is_eof():
+            acknowledge(response.connection.transport)
+        return response
 
     async def websocket(
         self, target: str, headers: CIMultiDict[str], subprotocols: Iterable[str]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from glowplug.control.member_rows import Member, StoredToken
 from glowplug.control.store import Store
 from glowplug.identity.contexts import (
     HTTP_PROTOCOL,
+    ROUTES_PROTOCOL,
     TUNNEL_PROTOCOL,
     control_context,
     load_control_certificate,
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
 CHECK_EVERY_S = 3600.0
 
 
+class NodeContexts(NamedTuple):
+    """How control connects to gateways: for their agents, their replicas, their routers."""
+
+    http: ssl.SSLContext
+    tunnel: ssl.SSLContext
+    routes: ssl.SSLContext
+
+
 class ClusterKeys:
     """Tokens, certificates, and TLS contexts for nodes."""
 
@@ -39,7 +48,7 @@ class ClusterKeys:
         self._store = store
         self._clock = clock
         self._opened: Authority | None = None
-        self._contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
+        self._contexts: NodeContexts | None = None
         self._check_again_at_s = 0.0
         self._lock = asyncio.Lock()
 
@@ -98,15 +107,19 @@ class ClusterKeys:
             )
         return answer
 
-    async def contexts(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-        """How to connect to gateways: for their agents, for their replicas."""
+    async def issue_to_router(self, name: str, signing_request: str) -> CertificateAnswer:
+        """A certificate for the router on the node ``name``. Raises InvalidInput."""
+        authority = await self._authority()
+        issued = await asyncio.to_thread(authority.issue_to_router, name, signing_request)
+        return CertificateAnswer(certificate=issued.certificate, authority=authority.certificate)
+
+    async def contexts(self) -> NodeContexts:
+        """How to connect to gateways."""
         await self._authority()
         async with self._lock:
             if self._contexts is None:
-                self._contexts = (
-                    control_context(self._files, [HTTP_PROTOCOL]),
-                    control_context(self._files, [TUNNEL_PROTOCOL]),
-                )
+                protocols = (HTTP_PROTOCOL, TUNNEL_PROTOCOL, ROUTES_PROTOCOL)
+                self._contexts = NodeContexts(*(control_context(self._files, [name]) for name in protocols))
             return self._contexts
 
     async def keep_certificate(self) -> None:

@@ -17,9 +17,9 @@ class RecentDemand:
         self._weight = 0.0
         self._noted_at_s = clock.monotonic()
 
-    def note(self) -> None:
-        """One more request."""
-        self._weight = self._faded() + 1.0
+    def note(self, requests: int = 1) -> None:
+        """So many requests more."""
+        self._weight = self._faded() + requests
         self._noted_at_s = self._clock.monotonic()
 
     def per_s(self) -> float:

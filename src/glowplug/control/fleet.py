@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from glowplug.control.channel import ExchangeBroken, ReplicaChannel
 from glowplug.control.cold_start_log import ColdStartLog
@@ -253,17 +254,24 @@ class Fleet:
 
     async def wait_until(self, is_met: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Wait for a condition on this fleet. Raises DeadlineExceeded naming ``what``."""
+        with self.changes() as changed:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    while not is_met():
+                        await changed.wait()
+                        changed.clear()
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"{what} took longer than {timeout_s:g} s.", remedy="See glowplug ps.", stage="stop"
+                ) from None
+
+    @contextmanager
+    def changes(self) -> Iterator[asyncio.Event]:
+        """An event that is set whenever anything has moved, as long as the block lasts."""
         changed = asyncio.Event()
         self._waiters.add(changed)
         try:
-            async with asyncio.timeout(timeout_s):
-                while not is_met():
-                    await changed.wait()
-                    changed.clear()
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"{what} took longer than {timeout_s:g} s.", remedy="See glowplug ps.", stage="stop"
-            ) from None
+            yield changed
         finally:
             self._waiters.discard(changed)
 

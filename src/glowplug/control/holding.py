@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from glowplug.control.replica_entry import Replica
 from glowplug.control.request_body import ClientGone
-from glowplug.control.target import Target, Ticket
-from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError
 
+if TYPE_CHECKING:
+    from glowplug.control.target import Target
 
-def hold_limit_s(target: Target, timings: Timings) -> float:
-    """How long a request for this target may wait for a replica."""
-    spec = target.version.spec
-    return min(spec.request_timeout_s, spec.startup_timeout_s + timings.hold_slack_s)
+
+class Ticket:
+    """One held request's place in the queue. Its future resolves when it is worth looking again."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def release(self) -> None:
+        """There may be a replica now."""
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """Waiting is pointless."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def renew(self) -> None:
+        """Somebody else took the replica: wait on."""
+        self.future = asyncio.get_running_loop().create_future()
 
 
 async def wait_for_replica(

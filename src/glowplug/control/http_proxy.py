@@ -14,10 +14,9 @@ import aiohttp
 from glowplug.control import headers
 from glowplug.control.answers import Receive, Scope, Send
 from glowplug.control.channel import ConnectFailed, ExchangeBroken, ReplicaChannel
-from glowplug.control.holding import hold_limit_s, wait_for_replica
+from glowplug.control.destination import Destination
 from glowplug.control.replica_entry import Replica
 from glowplug.control.request_body import SMALL_BODY_BYTES, ClientGone, KeptBytes, RequestBody
-from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, InvalidInput, ReplicaFailed
@@ -39,7 +38,7 @@ class ProxiedRequest:
 
     def __init__(
         self,
-        target: Target,
+        target: Destination,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -110,13 +109,8 @@ class ProxiedRequest:
 
     async def _hold(self) -> Replica:
         is_admitted, self._is_held = self._is_held, True
-        return await wait_for_replica(
-            self._target,
-            self._body.wait_for_disconnect,
-            clock=self._clock,
-            arrived_at_s=self._arrived_at_s,
-            limit_s=hold_limit_s(self._target, self._timings),
-            is_admitted=is_admitted,
+        return await self._target.wait(
+            self._body.wait_for_disconnect, arrived_at_s=self._arrived_at_s, is_admitted=is_admitted
         )
 
     async def _attempt(self, replica: Replica) -> None:
@@ -144,15 +138,14 @@ class ProxiedRequest:
         body = self._body
         scope = self._scope
         peer = scope["client"][0] if scope["client"] else "unknown"
-        outgoing = headers.request_headers(
-            scope["headers"], peer=peer, scheme=scope["scheme"], prefix=self._prefix
-        )
+        prefix, path = replica.addressed(self._prefix, self._path)
+        outgoing = headers.request_headers(scope["headers"], peer=peer, scheme=scope["scheme"], prefix=prefix)
         content = None
         if body.is_present:
             content = await body.read_all() if body.is_small else body.stream()
         asked_at = self._clock.monotonic()
         try:
-            response = await channel.request(scope["method"], self._path, outgoing, content)
+            response = await channel.request(scope["method"], path, outgoing, content)
         except ExchangeBroken as error:
             if body.is_caller_gone:
                 raise ClientGone from error
@@ -262,7 +255,7 @@ class ProxiedRequest:
 
     @property
     def _silence_limit_s(self) -> float:
-        return self._target.version.spec.request_timeout_s
+        return self._target.request_timeout_s
 
     def _stalled(self, what: str) -> DeadlineExceeded:
         return DeadlineExceeded(

@@ -22,6 +22,7 @@ from glowplug.control.gpu_turns import GpuTurns, says_no_gpu
 from glowplug.control.heat import StepDown, has_cooled, step_down, wake_order
 from glowplug.control.node_link import NodeLink
 from glowplug.control.replica_entry import Replica
+from glowplug.control.routers import Routers
 from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
@@ -64,6 +65,7 @@ class HeatLadder:
         self,
         fleet: Fleet,
         links: Sequence[NodeLink],
+        routers: Routers,
         *,
         clock: Clock,
         timings: Timings,
@@ -71,6 +73,7 @@ class HeatLadder:
     ) -> None:
         self._fleet = fleet
         self._links = links
+        self._routers = routers
         self._clock = clock
         self._timings = timings
         self._call = call
@@ -160,6 +163,10 @@ class HeatLadder:
         )
 
     async def _ask_to_park(self, link: NodeLink, target: Target, replica: Replica, *, push_out: bool) -> None:
+        if not await self._routers.let_go(replica, lambda: bool(target.held)):
+            replica.is_parking = False  # somebody has requests there after all, or wants it now
+            target.recompute()
+            return
         log.info("parking replica %s", replica.id)
         try:
             has_devices = _has_devices(target)

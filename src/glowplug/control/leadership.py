@@ -135,6 +135,11 @@ class Leadership(Collector):
         """Ours; None before we led."""
         return self._won.term if self._won else None
 
+    @property
+    def shared_address(self) -> str | None:
+        """Where the others of this database reach us; None where there can be no others."""
+        return self._lease.address if self._lease.is_shared else None
+
     def check(self) -> None:
         """May we act? Raises NotLeader, or Unavailable while nobody can tell."""
         role = self.role

@@ -57,6 +57,11 @@ class Lease:
         """Whether there can be other candidates."""
         return self._database.is_shared
 
+    @property
+    def address(self) -> str:
+        """Where others reach this candidate."""
+        return self._me.address
+
     async def close(self) -> None:
         """Let go of the database; what is held runs out."""
         await self._database.close()

@@ -44,14 +44,15 @@ def members(connection: Connection) -> list[Member]:
 def admit(connection: Connection, member: Member) -> Member:
     """Write it down; one that joined before, with the same key, is updated and stays drained if it was.
 
-    Raises Conflict when another machine has the name.
+    A row without a key is a note about control's own machine, whose name nobody else can have. Raises
+    Conflict when another machine has the name.
     """
     table = schema.nodes
     known = connection.execute(select(table).where(table.c.name == member.name)).mappings().first()
     if known is None:
         connection.execute(insert(table).values(**member.__dict__))
         return member
-    if known["key"] != member.key:
+    if known["key"] not in ("", member.key):
         raise Conflict(
             f"Another machine is called {member.name!r} in this cluster.",
             remedy="Join under another --name, or first remove the other one: glowplug cluster remove.",

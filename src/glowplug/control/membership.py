@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Sequence
 
 from glowplug.control.cluster_keys import ClusterKeys
 from glowplug.control.fleet import Fleet
@@ -68,7 +69,9 @@ class Membership:
     async def load(self) -> None:
         """Follow who the database says has joined; called once."""
         for member in await self._store.members():
-            if member.name == self._own.name:  # a note that it is being drained
+            if member.name == self._own.name:
+                # A note that it is being drained, or what a successor of ours is to know of it.
+                self._members[member.name] = member
                 self._set_draining(self._own, member.is_draining)
             else:
                 await self._follow(member, is_remembered=True)
@@ -88,6 +91,25 @@ class Membership:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def find_members(self) -> None:
+        """Until cancelled: other control planes of the database write their own machines down as members."""
+        while True:
+            await asyncio.sleep(self._timings.find_members_s)
+            try:
+                async with self._changing:
+                    await self._follow_found(await self._store.members())
+            except GlowplugError as error:
+                log.warning("the database does not say who the members are: %s", error)
+
+    async def _follow_found(self, members: Sequence[Member]) -> None:
+        for member in members:
+            known = self._members.get(member.name)
+            is_known = known is not None and (known.host, known.port) == (member.host, member.port)
+            if member.name != self._own.name and not is_known:
+                log.info("node %s is at %s port %d", member.name, member.host, member.port)
+                await self._unfollow(member.name)
+                await self._follow(member, is_remembered=False)
 
     async def close(self) -> None:
         """Drop all connections to agents."""
@@ -136,8 +158,8 @@ class Membership:
         """Place nothing new there, and move what runs there; or the opposite. Raises NotFound."""
         link = self.link(name)
         async with self._changing:
-            if link.is_own:
-                note = Member(name, "", 0, "", self._version, {}, self._clock.wall())
+            if link.is_own and name not in self._members:
+                note = self._members[name] = Member(name, "", 0, "", self._version, {}, self._clock.wall())
                 await self._store.admit_member(note)
             await self._store.set_member_draining(name, is_draining)
             self._set_draining(link, is_draining)
@@ -188,8 +210,8 @@ class Membership:
             )
 
     async def _follow(self, member: Member, *, is_remembered: bool) -> None:
-        http, tunnel = await self.keys.contexts()
-        address = RemoteNode(member.name, member.host, member.port, http, tunnel)
+        contexts = await self.keys.contexts()
+        address = RemoteNode(member.name, member.host, member.port, contexts.http, contexts.tunnel)
         link = NodeLink(
             member.name,
             NodeClient(address, self._authority),

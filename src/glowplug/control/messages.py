@@ -66,10 +66,35 @@ class AppStatus(Message):
     servers: list[ServerStatus]
 
 
+class RouterState(StrEnum):
+    """What control knows of a node's router.
+
+    ``following``: it is told of every change. ``away``: it cannot be reached, and may go on with what it was
+    told last. ``absent``: the node says that none runs there.
+    """
+
+    FOLLOWING = "following"
+    AWAY = "away"
+    ABSENT = "absent"
+
+
+class RouterStatus(Message):
+    """A node's router. ``address`` is where it serves, ``table_age_s`` how long ago it spoke last.
+
+    ``in_flight``: requests that it had at replicas then.
+    """
+
+    state: RouterState
+    address: str | None = None
+    table_age_s: float | None = None
+    in_flight: int = 0
+
+
 class NodeStatus(Message):
     """One node: ``view`` is None while its agent does not answer. ``why`` is the reason for its ``state``.
 
-    ``address`` is where its gateway listens; the control plane's own node has none.
+    ``address`` is where its gateway listens; the control plane's own node has none, and no ``router`` beside
+    the control plane's.
     """
 
     name: str
@@ -80,6 +105,7 @@ class NodeStatus(Message):
     address: str | None = None
     labels: dict[str, str] = {}
     replicas: int = 0
+    router: RouterStatus | None = None
 
 
 class NodeScore(Message):

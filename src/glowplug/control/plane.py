@@ -24,11 +24,14 @@ from glowplug.control.image_care import ImageCare
 from glowplug.control.leadership import Leadership
 from glowplug.control.membership import Membership
 from glowplug.control.messages import AppStatus, NodeStatus, ServerStatus, StatusView
-from glowplug.control.metrics import FleetCollector, OverheadHistogram
+from glowplug.control.metrics import FleetCollector
 from glowplug.control.node_link import NodeLink
+from glowplug.control.overhead import OverheadHistogram
+from glowplug.control.own_node import OwnNode
 from glowplug.control.placer import Placer
 from glowplug.control.reconciler import Reconciler
 from glowplug.control.router import Router
+from glowplug.control.routers import Routers
 from glowplug.control.server_heat import server_heat
 from glowplug.control.store import Store
 from glowplug.control.target import Target
@@ -59,6 +62,7 @@ class ControlPlane:
         leadership: Leadership,
         agent_socket: Path,
         identity: IdentityDir,
+        own: OwnNode | None = None,
         clock: Clock | None = None,
         timings: Timings | None = None,
     ) -> None:
@@ -66,6 +70,7 @@ class ControlPlane:
         self._timings = timings or Timings()
         self._started_at_s = self._clock.monotonic()
         self.metrics = Metrics()
+        self._own = own
         self.store = store
         self.leadership = leadership
         self.metrics.registry.register(leadership)
@@ -75,7 +80,7 @@ class ControlPlane:
         self._version = importlib.metadata.version("glowplug")
         self.images = ImageCare(self._clock, self._timings)
         own_node = NodeLink(
-            socket.gethostname(),
+            own.name if own else socket.gethostname(),
             NodeClient(LocalNode(agent_socket), leadership),
             self.fleet,
             clock=self._clock,
@@ -95,8 +100,24 @@ class ControlPlane:
         self.links = self.membership.links
         self.deployer = Deployer(self.store, self.fleet, own_node, self._clock)
         self.placer = Placer(self.fleet, self.links, self.images, self._clock)
+        self.routers = Routers(
+            self.links,
+            self.fleet,
+            self.membership.keys,
+            leadership,
+            own=own,
+            clock=self._clock,
+            timings=self._timings,
+        )
+        self.metrics.registry.register(self.routers)
         self.reconciler = Reconciler(
-            self.fleet, self.links, self.placer, self.images, clock=self._clock, timings=self._timings
+            self.fleet,
+            self.links,
+            self.placer,
+            self.images,
+            self.routers,
+            clock=self._clock,
+            timings=self._timings,
         )
         self.refused_joins = Counter(
             "glowplug_joins_refused",
@@ -114,11 +135,14 @@ class ControlPlane:
     async def __aenter__(self) -> Self:
         await self.deployer.load()
         await self.membership.load()
+        self.routers.follow_members()  # before anything is parked or stopped
         jobs = [
             self.reconciler.run(),
             self.cold_starts.run(),
             self.usage.run(),
             self.membership.run(),
+            self.routers.run(),
+            *([self.membership.find_members()] if self.leadership.shared_address else []),
         ]
         self._tasks = [asyncio.get_running_loop().create_task(job) for job in jobs]
         for task in self._tasks:
@@ -185,7 +209,7 @@ class ControlPlane:
         address = link.client.address
         view = await self._view_of(link)
         # Our own is called what the machine calls itself; others are called what they joined as.
-        name = view.name if view is not None and link.is_own else link.name
+        name = view.name if view is not None and link.is_own and self._own is None else link.name
         return NodeStatus(
             name=name,
             is_reachable=view is not None,
@@ -194,6 +218,7 @@ class ControlPlane:
             why=link.why,
             address=f"{address.host}:{address.port}" if isinstance(address, RemoteNode) else None,
             labels=link.labels,
+            router=self.routers.status(link.name),
             replicas=sum(1 for replica in self.fleet.replicas.values() if replica.node == link.name),
         )
 

@@ -18,6 +18,7 @@ from glowplug.control.ladder import HeatLadder
 from glowplug.control.node_link import NodeLink
 from glowplug.control.placer import Placer
 from glowplug.control.replica_entry import Replica
+from glowplug.control.routers import Routers
 from glowplug.control.target import Target, error_info
 from glowplug.control.timings import Timings
 from glowplug.node.client import NoAnswer
@@ -40,6 +41,7 @@ class Reconciler:
         links: Sequence[NodeLink],
         placer: Placer,
         images: ImageCare,
+        routers: Routers,
         *,
         clock: Clock,
         timings: Timings,
@@ -49,12 +51,13 @@ class Reconciler:
         self._links = links
         self._placer = placer
         self._images = images
+        self._routers = routers
         self._clock = clock
         self._timings = timings
         self._new_id = new_id
         self._wake = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
-        self._ladder = HeatLadder(fleet, links, clock=clock, timings=timings, call=self._call)
+        self._ladder = HeatLadder(fleet, links, routers, clock=clock, timings=timings, call=self._call)
         fleet.on_change = self.wake
 
     def wake(self) -> None:
@@ -256,7 +259,7 @@ class Reconciler:
         drain = replica.drain
         if drain is None or now_s < drain.next_stop_at_s:
             return
-        if replica.in_flight and now_s < drain.deadline_s:
+        if now_s < drain.deadline_s and (replica.in_flight or not self._routers.has_let_go(replica)):
             return
         link = next((link for link in self._links if link.name == replica.node), None)
         if link is None or not link.is_synced:

@@ -55,6 +55,10 @@ class Replica:
     waits_for_gpu: bool = False
     """Somebody else on its node has the GPU, and it is woken when that one has given it up."""
     cold_start: OpenColdStart | None = None
+    elsewhere: int = 0
+    """Requests that other routers have there, as far as this one was told."""
+    is_router: bool = False
+    """It is no replica but another router, which wants paths as the caller wrote them."""
 
     @property
     def id(self) -> str:
@@ -84,6 +88,10 @@ class Replica:
     @property
     def _is_up(self) -> bool:
         return self.view.state is ReplicaState.READY and self.drain is None and not self.is_parking
+
+    def addressed(self, prefix: str, path: str) -> tuple[str, str]:
+        """What was taken off a request's path, and what is left of it, for who gets it."""
+        return ("", prefix + path) if self.is_router else (prefix, path)
 
     def interrupt_all(self, reason: Exception) -> None:
         """Tell every request in flight that the replica will not answer."""

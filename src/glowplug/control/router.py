@@ -1,7 +1,7 @@
 """The router: ``/{app}/{server}/{path}`` goes to a replica's ``/{path}``. A plain ASGI application.
 
-It knows targets, not deployments; it starts nothing. What cannot be answered gets one clear error as JSON,
-and an answer that breaks half way ends in a broken connection, never in a complete-looking one.
+It knows destinations, not deployments; it starts nothing. What cannot be answered gets one clear error as
+JSON, and an answer that breaks half way ends in a broken connection, never in a complete-looking one.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 
 from glowplug.control.answers import Receive, Scope, Send, deny_websocket, send_error
-from glowplug.control.fleet import Fleet
+from glowplug.control.destination import Destination, Destinations
 from glowplug.control.http_proxy import ProxiedRequest
-from glowplug.control.metrics import OverheadHistogram
+from glowplug.control.overhead import OverheadHistogram
 from glowplug.control.request_body import ClientGone, KeptBytes
-from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.control.websocket_proxy import ProxiedSocket
 from glowplug.types.clock import Clock
@@ -28,10 +27,12 @@ _AGENT_ONLY = "/.glowplug"
 
 
 class Router:
-    """Routes requests to the fleet's targets."""
+    """Routes requests to where they belong."""
 
-    def __init__(self, fleet: Fleet, *, timings: Timings, clock: Clock, overhead: OverheadHistogram) -> None:
-        self._fleet = fleet
+    def __init__(
+        self, destinations: Destinations, *, timings: Timings, clock: Clock, overhead: OverheadHistogram
+    ) -> None:
+        self._destinations = destinations
         self._timings = timings
         self._clock = clock
         self._kept = KeptBytes()
@@ -100,7 +101,7 @@ class Router:
         finally:
             target.counters.by_status_class[status_class] += 1
 
-    def _find(self, scope: Scope) -> tuple[Target, str, str]:
+    def _find(self, scope: Scope) -> tuple[Destination, str, str]:
         """The target, the path with its query for the replica, and the prefix that was taken off."""
         parts = scope["raw_path"].decode("ascii").split("/", 3)
         if len(parts) < 3 or not parts[1] or not parts[2]:
@@ -113,7 +114,7 @@ class Router:
             raise NotFound(
                 "Paths below /.glowplug/ are not served.", remedy="Ask for one of the server's own."
             )
-        target = self._fleet.target(parts[1], parts[2])
+        target = self._destinations.target(parts[1], parts[2])
         path = f"/{parts[3]}" if len(parts) == 4 else "/"
         if scope["query_string"]:
             path = f"{path}?{scope['query_string'].decode('latin-1')}"

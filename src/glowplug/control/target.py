@@ -6,9 +6,7 @@ those of the version before it; while there are none at all they are held here, 
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +14,9 @@ from glowplug.control import hold_errors
 from glowplug.control.autoscaler import Autoscaler, Load
 from glowplug.control.cold_start_log import ColdStartLog, OpenColdStart
 from glowplug.control.demand import RecentDemand
+from glowplug.control.destination import Counters
 from glowplug.control.heat import spare_order
+from glowplug.control.holding import Ticket, wait_for_replica
 from glowplug.control.replica_entry import Drain, Replica
 from glowplug.control.start_history import StartHistory
 from glowplug.control.timings import Timings
@@ -36,40 +36,6 @@ class ServerVersion:
     spec: ServerSpec
     image_id: str
     secrets: dict[str, str] = field(repr=False)
-
-
-@dataclass
-class Counters:
-    """What happened to requests. Plain integers: the hot path adds to them, ``/metrics`` reads them."""
-
-    by_status_class: list[int] = field(default_factory=lambda: [0] * 6)
-    held: int = 0
-    retried: int = 0
-    rejected: int = 0
-    heat_steps: Counter[str] = field(default_factory=Counter)
-    """Steps on the heat ladder (``parked``, ``pushed_out``, ``woken``, ``not_woken``, ``cooled``), and how
-    often one was taken to give a GPU to somebody else (``made_way``)."""
-
-
-class Ticket:
-    """One held request's place in the queue. Its future resolves when it is worth looking again."""
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def release(self) -> None:
-        """There may be a replica now."""
-        if not self.future.done():
-            self.future.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        """Waiting is pointless."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def renew(self) -> None:
-        """Somebody else took the replica: wait on."""
-        self.future = asyncio.get_running_loop().create_future()
 
 
 class Target:
@@ -100,9 +66,12 @@ class Target:
         self.last_activity_s: float | None = None
         self.peak = 0
         self.in_flight = 0
+        self.changes = 0
+        """Grows with every change of where requests may go."""
         self.autoscaler = Autoscaler(version.spec.scaling, clock)
         self.demand = RecentDemand(clock)
         self._clock = clock
+        self._timings = timings
         self._cold_starts = cold_starts
         self._on_demand = on_demand
 
@@ -110,6 +79,11 @@ class Target:
     def name(self) -> str:
         """``app/server``, for messages."""
         return f"{self.app}/{self.server}"
+
+    @property
+    def request_timeout_s(self) -> float:
+        """How long either side of a request may stand still."""
+        return self.version.spec.request_timeout_s
 
     # -- versions and replicas ---------------------------------------------------------------------------
 
@@ -135,6 +109,7 @@ class Target:
         serving = [replica for replica in self.replicas.values() if replica.is_serving]
         current = [replica for replica in serving if self.is_wanted(replica)]
         self.ready = current or serving
+        self.changes += 1
         if self.held and self.pick() is not None:
             self.release_held()
 
@@ -234,6 +209,31 @@ class Target:
         """A request is over."""
         self.in_flight -= 1
         self.last_activity_s = self._clock.monotonic()
+
+    def reported(self, *, started: int, in_flight: int, peak: int, before: int) -> None:
+        """A router on a node has begun so many requests, and has ``in_flight`` under way that were ``before``
+        when it told last; ``peak`` is the most it had at once since then.
+        """
+        self.in_flight += in_flight - before
+        self.peak = max(self.peak, self.in_flight - in_flight + peak)
+        if started:
+            self.demand.note(started)
+        if started or before:
+            self.last_activity_s = self._clock.monotonic()
+
+    async def wait(
+        self, wait_for_disconnect: Callable[[], Awaitable[bool]], *, arrived_at_s: float, is_admitted: bool
+    ) -> Replica:
+        """Hold a request until a replica can take it; as :func:`wait_for_replica`."""
+        spec = self.version.spec
+        return await wait_for_replica(
+            self,
+            wait_for_disconnect,
+            clock=self._clock,
+            arrived_at_s=arrived_at_s,
+            limit_s=min(spec.request_timeout_s, spec.startup_timeout_s + self._timings.hold_slack_s),
+            is_admitted=is_admitted,
+        )
 
     def hold(self, *, is_admitted: bool) -> Ticket:
         """Queue up. ``is_admitted``: it waited before, so the bound does not apply again.

@@ -13,6 +13,7 @@ from typing import Self
 
 from glowplug.control.database import Database
 from glowplug.control.leadership import Leadership
+from glowplug.control.own_node import OwnNode
 from glowplug.control.plane import ControlPlane
 from glowplug.control.store import Store
 from glowplug.control.timings import Timings
@@ -29,7 +30,14 @@ class Tenure:
     """
 
     def __init__(
-        self, state: StateDir, url: str, leadership: Leadership, *, clock: Clock, timings: Timings
+        self,
+        state: StateDir,
+        url: str,
+        leadership: Leadership,
+        *,
+        own: OwnNode | None,
+        clock: Clock,
+        timings: Timings,
     ) -> None:
         self.is_broken = False
         self.on_plane: Callable[[ControlPlane], None] = lambda _plane: None
@@ -37,6 +45,7 @@ class Tenure:
         self._state = state
         self._url = url
         self._leadership = leadership
+        self._own = own
         self._clock = clock
         self._timings = timings
         self._plane: ControlPlane | None = None
@@ -74,6 +83,7 @@ class Tenure:
             leadership=self._leadership,
             agent_socket=self._state.agent_socket,
             identity=self._state.identity,
+            own=self._own,
             clock=self._clock,
             timings=self._timings,
         )

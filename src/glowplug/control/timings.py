@@ -40,8 +40,14 @@ class Timings:
     """Another machine that said nothing for so long is unreachable; its agent says something each second."""
     node_lost_s: float = 6.0
     """After so much silence it is lost: what ran there is started elsewhere."""
+    router_beat_s: float = 0.5
+    """Routers are told, and tell, something at least this often; what has changed goes out at once."""
+    router_patience_s: float = 60.0
+    """A router that cannot be asked may be sending requests: replicas wait so long for it before they go."""
     node_look_s: float = 2.0
     """How often nodes are asked what they have, where there are several to choose from."""
+    find_members_s: float = 2.0
+    """How often the leader looks who else of its database has written itself down as a node."""
     image_retry_s: float = 30.0
     """A node that could not make an image ready is asked again after this time."""
     lease_s: float = 4.0

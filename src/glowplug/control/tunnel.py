@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from glowplug.kernel.tcp import notice_the_dead
 from glowplug.node.address import RemoteNode
 from glowplug.types.errors import GlowplugError
 from glowplug.types.tunnel import MAX_ANSWER_BYTES, check_answer, opening
@@ -56,6 +57,7 @@ class TunnelConnector(aiohttp.BaseConnector):
             server_hostname=self._node.name,
         )
         try:
+            notice_the_dead(transport.get_extra_info("socket"))
             transport.write(opening(self._replica_id))
             await greeting.accepted
             if greeting.is_over:

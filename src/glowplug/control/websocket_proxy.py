@@ -13,9 +13,8 @@ import aiohttp
 from glowplug.control import headers
 from glowplug.control.answers import Receive, Scope, Send
 from glowplug.control.channel import ConnectFailed, ExchangeBroken, ReplicaChannel
-from glowplug.control.holding import hold_limit_s, wait_for_replica
+from glowplug.control.destination import Destination
 from glowplug.control.replica_entry import Replica
-from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
 from glowplug.types.errors import ReplicaFailed
@@ -34,7 +33,7 @@ class ProxiedSocket:
 
     def __init__(
         self,
-        target: Target,
+        target: Destination,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -83,13 +82,8 @@ class ProxiedSocket:
 
     async def _hold(self) -> Replica:
         is_admitted, self._is_held = self._is_held, True
-        return await wait_for_replica(
-            self._target,
-            self._wait_for_disconnect,
-            clock=self._clock,
-            arrived_at_s=self._arrived_at_s,
-            limit_s=hold_limit_s(self._target, self._timings),
-            is_admitted=is_admitted,
+        return await self._target.wait(
+            self._wait_for_disconnect, arrived_at_s=self._arrived_at_s, is_admitted=is_admitted
         )
 
     async def _wait_for_disconnect(self) -> bool:
@@ -114,11 +108,12 @@ class ProxiedSocket:
         scope = self._scope
         peer = scope["client"][0] if scope["client"] else "unknown"
         scheme = "https" if scope["scheme"] == "wss" else "http"
+        prefix, path = replica.addressed(self._prefix, self._path)
         outgoing = headers.request_headers(
-            scope["headers"], peer=peer, scheme=scheme, prefix=self._prefix, is_websocket=True
+            scope["headers"], peer=peer, scheme=scheme, prefix=prefix, is_websocket=True
         )
         opening = asyncio.get_running_loop().create_task(
-            channel.websocket(self._path, outgoing, scope["subprotocols"])
+            channel.websocket(path, outgoing, scope["subprotocols"])
         )
         self._tasks = {opening}
         try:

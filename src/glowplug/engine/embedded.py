@@ -1,6 +1,6 @@
 """One machine as an engine: start, stop and inspect the supervisor and what it keeps alive.
 
-In front of the agent that is the control plane, or the gateway where the machine is a node of a cluster.
+In front of the agent that is the control plane, or gateway and router where it is a node of a cluster.
 ``up`` may be called again and again and returns only when both what is in front and the agent answer;
 ``down`` returns only when nothing of the state directory runs any more, also after a crash that left
 sandboxes without an agent. Both take deadlines.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from glowplug.engine.launch import Commands, forwarding_signals, launched
+from glowplug.engine.launch import Beside, Commands, forwarding_signals, launched
 from glowplug.engine.processes import (
     Process,
     contained_pids,
@@ -64,7 +64,7 @@ def status(state: StateDir) -> EngineStatus:
     record = read_record(state) if is_supervised(state) else None
     return EngineStatus(
         address=record,
-        front_answers=record is not None and _front_answers(state, record),
+        front_answers=record is not None and _silent_front(state, record) is None,
         agent_answers=_agent_answers(state),
         processes=processes_of(state),
     )
@@ -76,6 +76,7 @@ def up(
     port: int | None = None,
     *,
     role: Role = Role.CONTROL,
+    beside: Beside | None = None,
     timeout_s: float = START_TIMEOUT_S,
     commands: Commands | None = None,
 ) -> Address:
@@ -88,11 +89,14 @@ def up(
     deadline = time.monotonic() + timeout_s
     if is_supervised(state):
         record = _await_record(state, deadline)
-        _check_same_place(record, host, port, role)
+        _check_same_place(record, host, port, role, beside)
         _await_answers(state, record, deadline, timeout_s)
         return record
     try:
-        with launched(state, host, port, commands, foreground=False, role=role) as (process, record):
+        with launched(state, host, port, commands, foreground=False, role=role, beside=beside) as (
+            process,
+            record,
+        ):
             _await_answers(state, record, deadline, timeout_s)
             process.returncode = 0  # it outlives us on purpose: nothing to wait for
             return record
@@ -101,7 +105,7 @@ def up(
             raise
     # Somebody else's `up` was a moment quicker.
     left_s = max(0.0, deadline - time.monotonic())
-    return up(state, host, port, role=role, timeout_s=left_s, commands=commands)
+    return up(state, host, port, role=role, beside=beside, timeout_s=left_s, commands=commands)
 
 
 def run_foreground(
@@ -111,6 +115,7 @@ def run_foreground(
     *,
     on_ready: Callable[[Address], None],
     role: Role = Role.CONTROL,
+    beside: Beside | None = None,
     timeout_s: float = START_TIMEOUT_S,
     commands: Commands | None = None,
 ) -> int:
@@ -123,7 +128,10 @@ def run_foreground(
             remedy="Use it, or stop it with `glowplug down` first.",
             pid=record.pid,
         )
-    with launched(state, host, port, commands, foreground=True, role=role) as (process, record):
+    with launched(state, host, port, commands, foreground=True, role=role, beside=beside) as (
+        process,
+        record,
+    ):
         _await_answers(state, record, deadline, timeout_s)
         with forwarding_signals(process):
             on_ready(record)
@@ -205,7 +213,9 @@ def _clean_up_with_an_agent(state: StateDir, deadline: float, commands: Commands
             agent.wait()
 
 
-def _check_same_place(record: Address, host: str | None, port: int | None, role: Role) -> None:
+def _check_same_place(
+    record: Address, host: str | None, port: int | None, role: Role, beside: Beside | None
+) -> None:
     if record.role is not role:
         runs = {Role.CONTROL: "the control plane", Role.NODE: "a node of a cluster"}[record.role]
         raise Conflict(
@@ -213,12 +223,22 @@ def _check_same_place(record: Address, host: str | None, port: int | None, role:
             remedy="Stop it with `glowplug down` first, or use another --state.",
             pid=record.pid,
         )
-    if (host is not None and host != record.host) or (port not in (None, 0) and port != record.port):
+    is_elsewhere = (host is not None and host != record.host) or port not in (None, 0, record.port)
+    if is_elsewhere or not _is_beside(record, beside):
+        also = f", and {record.beside}" if record.beside else ""
         raise Conflict(
-            f"Glowplug already runs on {record.host}:{record.port}.",
+            f"Glowplug already runs on {record.host}:{record.port}{also}.",
             remedy="Use it there, or stop it with `glowplug down` first.",
             pid=record.pid,
         )
+
+
+def _is_beside(record: Address, beside: Beside | None) -> bool:
+    """Whether what is wanted beside runs there; nothing more may be wanted than runs."""
+    wanted_port = "0" if beside is None else beside.listen.rpartition(":")[2]
+    return beside is None or (
+        record.beside is not None and wanted_port in ("0", record.beside.rpartition(":")[2])
+    )
 
 
 def _await_record(state: StateDir, deadline: float) -> Address:
@@ -238,11 +258,9 @@ def _await_record(state: StateDir, deadline: float) -> Address:
 
 def _await_answers(state: StateDir, record: Address, deadline: float, timeout_s: float) -> None:
     while True:
-        front_answers, agent_answers = _front_answers(state, record), _agent_answers(state)
-        if front_answers and agent_answers:
+        silent = _silent_front(state, record) or (None if _agent_answers(state) else "agent")
+        if silent is None:
             return
-        front = "control" if record.role is Role.CONTROL else "gateway"
-        silent = "agent" if front_answers else front
         if wait_for_exit(record.pid, _POLL_S):
             raise _not_started("The supervisor ended while starting.", state, "supervisor")
         if time.monotonic() >= deadline:
@@ -259,11 +277,18 @@ def _not_started(message: str, state: StateDir, name: str) -> GlowplugError:
     )
 
 
-def _front_answers(state: StateDir, record: Address) -> bool:
-    if record.role is Role.NODE:
-        return _gateway_answers(state, record)
+def _silent_front(state: StateDir, record: Address) -> str | None:
+    """The first of what is in front of the agent that does not answer, by the name of its log."""
+    if record.role is Role.CONTROL and not _is_healthy(record.url):
+        return "control"
+    if (record.role is Role.NODE or record.beside is not None) and not _gateway_answers(state, record):
+        return "gateway"
+    return None if record.router_url is None or _is_healthy(record.router_url) else "router"
+
+
+def _is_healthy(url: str) -> bool:
     try:
-        answer = httpx.get(f"{record.url}/healthz", timeout=_PROBE_TIMEOUT_S, trust_env=False)
+        answer = httpx.get(f"{url}/healthz", timeout=_PROBE_TIMEOUT_S, trust_env=False)
     except httpx.HTTPError:
         return False
     return answer.status_code == httpx.codes.OK

@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import ValidationError
 
+from glowplug.engine.launch import Beside
 from glowplug.engine.record import is_supervised
+from glowplug.identity.files import replace_file
 from glowplug.identity.membership import accept, join_request, read_membership
 from glowplug.identity.roles import check_node_name
 from glowplug.identity.tokens import JoinToken
@@ -28,18 +30,23 @@ from glowplug.types.ids import name_from_identifier
 from glowplug.types.paths import StateDir
 
 DEFAULT_LISTEN = "0.0.0.0:7443"
+DEFAULT_SERVE = "127.0.0.1:8080"
+NO_ROUTER = "off"
 _TIMEOUT_S = 15.0
 _NAME_CHARACTERS = 48
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How this machine is to be a node. ``advertise`` is the address that the control plane reaches it at."""
+    """How this machine is to be a node. ``advertise`` is the address that the control plane reaches it at,
+    ``serve`` where its router listens; without, it has none.
+    """
 
     name: str | None = None
     listen: str = DEFAULT_LISTEN
     advertise: str | None = None
     labels: Mapping[str, str] | None = None
+    serve: str | None = None
 
 
 def join(state: StateDir, address: str, token: str, wanted: Wanted) -> MembershipRecord:
@@ -57,6 +64,7 @@ def join(state: StateDir, address: str, token: str, wanted: Wanted) -> Membershi
     url = control_url(address)
     host, port = _host_and_port(wanted.listen)
     name = check_node_name(wanted.name or _own_name())
+    serve = _router_address(wanted.serve)
     try:
         record = MembershipRecord(
             name=name,
@@ -65,6 +73,7 @@ def join(state: StateDir, address: str, token: str, wanted: Wanted) -> Membershi
             listen_port=port,
             advertise_host=wanted.advertise or _reached_at(host, url),
             labels=dict(wanted.labels or {}),
+            serve=serve,
         )
         request = join_request(state.identity, secret, record, importlib.metadata.version("glowplug"))
     except ValidationError as error:
@@ -77,15 +86,34 @@ def join(state: StateDir, address: str, token: str, wanted: Wanted) -> Membershi
     return record
 
 
-def joined(state: StateDir) -> MembershipRecord:
-    """What this machine joined before. Raises NotFound."""
+def joined(state: StateDir, serve: str | None = None) -> MembershipRecord:
+    """What this machine joined before; with ``serve``, its router listens there from now on.
+
+    Raises NotFound, InvalidInput.
+    """
     record = read_membership(state.identity)
     if record is None:
         raise NotFound(
             "This machine has not joined a cluster yet.",
             remedy="Give the control plane's address and a --token (`glowplug cluster token` makes one).",
         )
+    if serve is not None:
+        record = record.model_copy(update={"serve": _router_address(serve)})
+        replace_file(state.identity.membership, record.model_dump_json(indent=1))
     return record
+
+
+def own_node(listen: str, advertise: str | None, name: str | None) -> Beside:
+    """The machine of a control plane as a node: its gateway listens at ``listen``. Raises InvalidInput."""
+    host, port = _host_and_port(listen)
+    if advertise is None and _is_wildcard(host):
+        raise InvalidInput(
+            f"A gateway at {listen} is reached by others at some address, which is not known.",
+            remedy="Say at which: --advertise HOST.",
+        )
+    reached_at = advertise or host
+    at = f"[{reached_at}]:{port}" if ":" in reached_at else f"{reached_at}:{port}"
+    return Beside(listen, (check_node_name(name or _own_name()), at))
 
 
 def control_url(address: str) -> str:
@@ -117,6 +145,14 @@ def _host_and_port(listen: str) -> tuple[str, int]:
             f"{listen!r} is no address to listen on.", remedy="Write HOST:PORT, such as 0.0.0.0:7443."
         )
     return match["host"].strip("[]"), int(match["port"])
+
+
+def _router_address(serve: str | None) -> str | None:
+    """As it is remembered. Raises InvalidInput."""
+    if serve is None or serve == NO_ROUTER:
+        return None
+    _host_and_port(serve)
+    return serve
 
 
 def _reached_at(host: str, url: str) -> str:

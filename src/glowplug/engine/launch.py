@@ -18,7 +18,7 @@ from typing import IO
 from glowplug.engine.child import dies_with_parent
 from glowplug.engine.processes import wait_for_exit
 from glowplug.engine.record import Role, SupervisorRecord
-from glowplug.engine.supervisor import AGENT_COMMAND, CONTROL_COMMAND, GATEWAY_COMMAND
+from glowplug.engine.supervisor import AGENT_COMMAND, CONTROL_COMMAND, GATEWAY_COMMAND, ROUTER_COMMAND
 from glowplug.types.errors import GlowplugError, Unavailable
 from glowplug.types.paths import StateDir
 
@@ -30,12 +30,25 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What else listens: on a node its router, beside a control plane the gateway of its own machine.
+
+    ``listen`` is HOST:PORT. ``node``: the name of control's machine as a node, and where its gateway is
+    reached.
+    """
+
+    listen: str
+    node: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Commands:
     """What the supervisor runs. Tests put small stand-ins here."""
 
     agent: tuple[str, ...] = AGENT_COMMAND
     control: tuple[str, ...] = CONTROL_COMMAND
     gateway: tuple[str, ...] = GATEWAY_COMMAND
+    router: tuple[str, ...] = ROUTER_COMMAND
 
 
 @contextmanager
@@ -47,6 +60,7 @@ def launched(
     *,
     foreground: bool,
     role: Role = Role.CONTROL,
+    beside: Beside | None = None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], SupervisorRecord]]:
     """A new supervisor and its record. Left by an exception, Ctrl-C included, it stops what it started."""
     chosen = commands or Commands()
@@ -63,7 +77,10 @@ def launched(
                     "--agent-command", shlex.join(chosen.agent),
                     "--control-command", shlex.join(chosen.control),
                     "--gateway-command", shlex.join(chosen.gateway),
+                    "--router-command", shlex.join(chosen.router),
                     "--role", role.value,
+                    *(["--beside", beside.listen] if beside else []),
+                    *(["--node", *beside.node] if beside and beside.node else []),
                     *(["--foreground"] if foreground else []),
                 ],
                 stdin=subprocess.DEVNULL,

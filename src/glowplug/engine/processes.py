@@ -22,6 +22,7 @@ _OUR_MODULES = (
     "glowplug.node",
     "glowplug.node.gateway",
     "glowplug.control",
+    "glowplug.control.edge",
     "glowplug.engine.supervisor",
     "glowplug.image.lazy.worker",  # the blob daemon; its holder's command line ends with the worker's
 )

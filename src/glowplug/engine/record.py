@@ -34,7 +34,8 @@ class Role(StrEnum):
 class SupervisorRecord(BaseModel):
     """The content of ``run/supervisor.json``: ``host`` and ``port`` are those of the listening socket.
 
-    ``role`` says what listens there: the control plane, or the gateway of a node of a cluster.
+    ``role`` says what listens there: the control plane, or the gateway of a node of a cluster. ``beside``
+    (HOST:PORT) is where something else listens too: the node's router, or a gateway beside the control plane.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -45,17 +46,34 @@ class SupervisorRecord(BaseModel):
     port: int
     started_at: float
     role: Role = Role.CONTROL
+    beside: str | None = None
 
     @property
     def reached_at(self) -> str:
         """The address for who is on this machine: a wildcard is reached through loopback."""
-        return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
+        return _reached_at(self.host)
 
     @property
     def url(self) -> str:
         """Where a client on this machine reaches the control plane."""
-        host = self.reached_at
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return _url(self.host, self.port)
+
+    @property
+    def router_url(self) -> str | None:
+        """Where one reaches the router of this node, if there is one."""
+        if self.role is not Role.NODE or self.beside is None:
+            return None
+        host, _, port = self.beside.rpartition(":")
+        return _url(host.strip("[]"), int(port))
+
+
+def _reached_at(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+
+
+def _url(host: str, port: int) -> str:
+    reached_at = _reached_at(host)
+    return f"http://[{reached_at}]:{port}" if ":" in reached_at else f"http://{reached_at}:{port}"
 
 
 def read_record(state: StateDir) -> SupervisorRecord | None:

@@ -33,7 +33,8 @@ from glowplug.types.paths import DATABASE_URL_VARIABLE, StateDir
 AGENT_COMMAND = (sys.executable, "-m", "glowplug.node")
 CONTROL_COMMAND = (sys.executable, "-m", "glowplug.control")
 GATEWAY_COMMAND = (sys.executable, "-m", "glowplug.node.gateway")
-# How to write to the database is the control plane's business: the agent runs what others wrote.
+ROUTER_COMMAND = (sys.executable, "-m", "glowplug.control.edge")
+# How to write to the database is the control plane's business, and nobody else's.
 _DATABASE_VARIABLES = frozenset({DATABASE_URL_VARIABLE, "PGPASSWORD", "PGPASSFILE"})
 _WANTED_OPEN_FILES = 65_536
 _MOST_OPEN_FILES = 1_048_576  # programs that close "all" descriptors take long with an unlimited number
@@ -64,6 +65,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--agent-command", default=shlex.join(AGENT_COMMAND), help="run instead of the agent")
     parser.add_argument("--control-command", default=shlex.join(CONTROL_COMMAND), help="instead of control")
     parser.add_argument("--gateway-command", default=shlex.join(GATEWAY_COMMAND), help="instead of it")
+    parser.add_argument("--router-command", default=shlex.join(ROUTER_COMMAND), help="instead of it")
+    parser.add_argument(
+        "--beside", metavar="HOST:PORT", help="where a node's router listens, or a gateway beside control"
+    )
+    parser.add_argument(
+        "--node", nargs=2, metavar=("NAME", "HOST:PORT"), help="what control's machine is as a node"
+    )
     parser.add_argument("--role", type=Role, choices=list(Role), default=Role.CONTROL, help="what listens")
     return parser.parse_args(arguments)
 
@@ -100,35 +108,26 @@ def _supervise(state: StateDir, options: argparse.Namespace, log: logging.Logger
     with ExitStack() as owned:
         owned.enter_context(supervision(state))
         listener = owned.enter_context(listen(options.host, options.port))
-        record = _publish(state, listener, clock, options.role)
+        beside = None if options.beside is None else owned.enter_context(_listen(options.beside))
+        record = _publish(state, listener, beside, clock, options.role)
         owned.callback(state.supervisor.unlink, missing_ok=True)
         _raise_open_files_limit()
         become_subreaper()
-        where = ["--state", str(state.root)]
         agent_log = owned.enter_context(RotatingLog(state.logs / "agent.log"))
         agent = Child(
             "agent",
-            [*shlex.split(options.agent_command), *where],
+            [*shlex.split(options.agent_command), "--state", str(state.root)],
             agent_log,
             clock,
             kept_from_it=_DATABASE_VARIABLES,
         )
-        is_control = options.role is Role.CONTROL
-        name = "control" if is_control else "gateway"
-        command = options.control_command if is_control else options.gateway_command
-        front = Child(
-            name,
-            [*shlex.split(command), *where, "--fd", str(listener.fileno())],
-            owned.enter_context(RotatingLog(state.logs / f"{name}.log")),
-            clock,
-            pass_fds=(listener.fileno(),),
-        )
+        fronts = _fronts(state, options, listener, beside, clock, owned)
         log.info("listening on %s:%d as pid %d", record.host, record.port, record.pid)
         _report(options.report_fd, {"record": record.model_dump()})
         Supervisor(
-            front=front,
+            fronts=fronts,
             agent=agent,
-            listener=listener,
+            listeners=[listener] if beside is None else [listener, beside],
             notes=ExitNotes(state.exits, clock),
             clock=clock,
             log=log,
@@ -136,9 +135,53 @@ def _supervise(state: StateDir, options: argparse.Namespace, log: logging.Logger
         ).run()
 
 
-def _publish(state: StateDir, listener: socket.socket, clock: Clock, role: Role) -> SupervisorRecord:
+def _fronts(
+    state: StateDir,
+    options: argparse.Namespace,
+    listener: socket.socket,
+    beside: socket.socket | None,
+    clock: Clock,
+    owned: ExitStack,
+) -> list[Child]:
+    """What serves in front of the agent, in the order in which it ends: who has requests to finish first."""
+
+    def front(name: str, command: str, served: socket.socket, *arguments: str) -> Child:
+        return Child(
+            name,
+            [*shlex.split(command), "--state", str(state.root), "--fd", str(served.fileno()), *arguments],
+            owned.enter_context(RotatingLog(state.logs / f"{name}.log")),
+            clock,
+            pass_fds=(served.fileno(),),
+            kept_from_it=frozenset() if name == "control" else _DATABASE_VARIABLES,
+        )
+
+    if options.role is Role.NODE:
+        gateway = front("gateway", options.gateway_command, listener)
+        return [gateway] if beside is None else [front("router", options.router_command, beside), gateway]
+    node = () if options.node is None else ("--node", *options.node)
+    control = front("control", options.control_command, listener, *node)
+    if beside is None:
+        return [control]
+    return [control, front("gateway", options.gateway_command, beside, "--await-certificate")]
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    return listen(host.strip("[]"), int(port))
+
+
+def _publish(
+    state: StateDir, listener: socket.socket, beside: socket.socket | None, clock: Clock, role: Role
+) -> SupervisorRecord:
     host, port = listener.getsockname()[:2]
-    record = SupervisorRecord(pid=os.getpid(), host=host, port=port, started_at=clock.wall(), role=role)
+    record = SupervisorRecord(
+        pid=os.getpid(),
+        host=host,
+        port=port,
+        started_at=clock.wall(),
+        role=role,
+        beside=None if beside is None else "{}:{}".format(*beside.getsockname()[:2]),
+    )
     write_atomically(state.supervisor, record.model_dump_json())
     return record
 

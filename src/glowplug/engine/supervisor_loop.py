@@ -1,10 +1,10 @@
 """The one process that is never restarted: it keeps the agent alive, and what serves in front of it.
 
-That is the control plane, or on a node of a cluster the gateway. It holds the listening socket, so that a
-restart of that refuses no connection; starts both children again whenever they end, with a back-off and
-without ever giving up; reaps orphaned sandboxes and notes how they ended; and ends everything in order:
-SIGTERM leaves replicas running (the next ``up`` adopts them), SIGINT has the agent stop them first. One
-thread and one ``select``: small enough to trust.
+That is the control plane, or on a node of a cluster the router and the gateway. It holds the listening
+sockets, so that a restart of those refuses no connection; starts its children again whenever they end, with
+a back-off and without ever giving up; reaps orphaned sandboxes and notes how they ended; and ends everything
+in order: SIGTERM leaves replicas running (the next ``up`` adopts them), SIGINT has the agent stop them first.
+One thread and one ``select``: small enough to trust.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -41,24 +41,27 @@ class Patience:
 
 
 class Supervisor:
-    """Owner of both children, their output pipes and all signals of this process."""
+    """Owner of all children, their output pipes and all signals of this process.
+
+    ``fronts`` end one after the other, in this order, before the agent does.
+    """
 
     def __init__(
         self,
         *,
-        front: Child,
+        fronts: Sequence[Child],
         agent: Child,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         notes: ExitNotes,
         clock: Clock,
         log: logging.Logger,
         patience: Patience | None = None,
         echo: bool = False,
     ) -> None:
-        self._front = front
+        self._fronts = fronts
         self._agent = agent
-        self._children = (agent, front)
-        self._listener = listener
+        self._children = (agent, *fronts)
+        self._listeners = listeners
         self._notes = notes
         self._clock = clock
         self._log = log
@@ -69,7 +72,7 @@ class Supervisor:
         self._stopping = False
 
     def run(self) -> None:
-        """Supervise until SIGTERM or SIGINT, then end both children and return."""
+        """Supervise until SIGTERM or SIGINT, then end all children and return."""
         wakeup_read, wakeup_write = socket.socketpair()
         for end in (wakeup_read, wakeup_write):
             end.setblocking(False)
@@ -98,8 +101,10 @@ class Supervisor:
         for child in self._children:
             child.restart_at = None
         # Ours first: from here on new connections are refused instead of waiting for nobody.
-        self._listener.close()
-        self._end(self._front, signal.SIGTERM, self._patience.front_s)
+        for listener in self._listeners:
+            listener.close()
+        for front in self._fronts:
+            self._end(front, signal.SIGTERM, self._patience.front_s)
         self._end(self._agent, first, self._patience.agent_s)
         self._log.info("stopped")
 
@@ -205,7 +210,7 @@ class Supervisor:
         os.close(descriptor)
 
     def _release_outputs(self) -> None:
-        """Take the last words of both children, then close every pipe."""
+        """Take the last words of all children, then close every pipe."""
         while True:
             ready = [key for key, _ in self._selector.select(0) if key.data is not None]
             if not ready:

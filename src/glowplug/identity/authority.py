@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from glowplug.identity.files import create_file, replace_file
 from glowplug.identity.keys import is_due, key_fingerprint, load_or_create_key
-from glowplug.identity.roles import CONTROL_URI, check_node_name, node_uri
+from glowplug.identity.roles import CONTROL_URI, ROUTER_LIFE_S, check_node_name, node_uri, router_uri
 from glowplug.types.clock import Clock
 from glowplug.types.errors import InvalidInput, SystemUnfit
 from glowplug.types.paths import IdentityDir
@@ -95,6 +95,14 @@ class Authority:
         ]
         return Issued(_pem(self._issue(f"node {name}", key, names)), key_fingerprint(key))
 
+    def issue_to_router(self, name: str, signing_request: str) -> Issued:
+        """As :meth:`issue_to_node`, for the router on that node; good for hours."""
+        check_node_name(name)
+        key = _key_of(signing_request)
+        role = [x509.UniformResourceIdentifier(router_uri(name))]
+        issued = self._issue(f"router {name}", key, role, timedelta(seconds=ROUTER_LIFE_S))
+        return Issued(_pem(issued), key_fingerprint(key))
+
     def ensure_control_certificate(self) -> None:
         """Write control's key and certificate unless they are there and good for long. Raises OSError."""
         key = load_or_create_key(self._files.control_key)
@@ -108,11 +116,15 @@ class Authority:
             replace_file(self._files.control_certificate, _pem(certificate))
 
     def _issue(
-        self, subject: str, key: ec.EllipticCurvePublicKey, names: Sequence[x509.GeneralName]
+        self,
+        subject: str,
+        key: ec.EllipticCurvePublicKey,
+        names: Sequence[x509.GeneralName],
+        life: timedelta = CERTIFICATE_LIFE,
     ) -> x509.Certificate:
         usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = (
-            _builder(subject, key, self._clock, CERTIFICATE_LIFE)
+            _builder(subject, key, self._clock, life)
             .issuer_name(self._certificate.subject)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -14,6 +14,8 @@ from glowplug.types.paths import IdentityDir
 
 TUNNEL_PROTOCOL = "glowplug-tunnel/1"
 """ALPN's name for a connection that becomes a replica's after its first line."""
+ROUTES_PROTOCOL = "glowplug-routes/1"
+"""And for one on which control tells a node's router where requests may go (``types/routes.py``)."""
 HTTP_PROTOCOL = "http/1.1"
 
 
@@ -21,7 +23,7 @@ def gateway_context(files: IdentityDir) -> ssl.SSLContext:
     """For a node's gateway: asks its callers for certificates. Raises SystemUnfit."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0  # nothing is resumed: every connection shows its certificate
-    context.set_alpn_protocols([TUNNEL_PROTOCOL, HTTP_PROTOCOL])
+    context.set_alpn_protocols([TUNNEL_PROTOCOL, ROUTES_PROTOCOL, HTTP_PROTOCOL])
     load_node_certificate(context, files)
     _trust_authority(context, files)
     return context
@@ -44,6 +46,20 @@ def control_context(files: IdentityDir, protocols: Sequence[str]) -> ssl.SSLCont
 def load_control_certificate(context: ssl.SSLContext, files: IdentityDir) -> None:
     """Show control's certificate, as it lies on the disk now, when connecting from now on."""
     _load_chain(context, files.control_certificate, files.control_key)
+
+
+def router_context(files: IdentityDir) -> ssl.SSLContext:
+    """For a node's router, when it connects to gateways for their replicas. Raises SystemUnfit."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols([TUNNEL_PROTOCOL])
+    load_router_certificate(context, files)
+    _trust_authority(context, files)
+    return context
+
+
+def load_router_certificate(context: ssl.SSLContext, files: IdentityDir) -> None:
+    """Show the router's certificate, as it lies on the disk now, when connecting from now on."""
+    _load_chain(context, files.router_certificate, files.node_key)
 
 
 def _load_chain(context: ssl.SSLContext, certificate: Path, key: Path) -> None:

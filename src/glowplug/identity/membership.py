@@ -81,6 +81,12 @@ def accept_renewal(files: IdentityDir, answer: CertificateAnswer) -> None:
     replace_file(files.node_certificate, answer.certificate)
 
 
+def accept_router_certificate(files: IdentityDir, answer: CertificateAnswer) -> None:
+    """Keep the router's next certificate. Raises Unauthorized as :func:`accept_renewal`."""
+    _check_is_ours(files, answer.certificate, files.authority_certificate.read_text())
+    replace_file(files.router_certificate, answer.certificate)
+
+
 def _check_is_ours(files: IdentityDir, certificate: str, authority: str) -> None:
     key = load_or_create_key(files.node_key).public_key()
     if not is_for(certificate, key, x509.load_pem_x509_certificate(authority.encode())):

@@ -69,7 +69,7 @@ class CertificateAnswer(Message):
 
 
 class MembershipRecord(Message):
-    """``identity/membership.json`` on a node."""
+    """``identity/membership.json`` on a node. ``serve`` (HOST:PORT): where its router listens, if any."""
 
     version: int = 1
     name: str
@@ -78,6 +78,7 @@ class MembershipRecord(Message):
     listen_port: int
     advertise_host: str
     labels: Labels = {}
+    serve: str | None = None
 
 
 class JoinTokenView(Message):

@@ -49,6 +49,11 @@ class IdentityDir:
         return self.root / "node.crt"
 
     @property
+    def router_certificate(self) -> Path:
+        """What the router on this node shows to gateways; for the node's key."""
+        return self.root / "router.crt"
+
+    @property
     def membership(self) -> Path:
         """Which cluster this node is of, under what name, and where its gateway listens."""
         return self.root / "membership.json"
@@ -179,6 +184,11 @@ class StateDir:
     def agent_socket(self) -> Path:
         """The node agent's HTTP socket."""
         return self.run / "agent.sock"
+
+    @property
+    def router_socket(self) -> Path:
+        """Where the node's router is told by control where requests may go."""
+        return self.run / "router.sock"
 
     @property
     def gateway_metrics(self) -> Path:

@@ -13,6 +13,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import uvloop
@@ -23,12 +24,14 @@ from glowplug.node.gateway.renewal import keep_certificate
 from glowplug.node.gateway.server import Gateway
 from glowplug.types.clock import SystemClock
 from glowplug.types.errors import GlowplugError, SystemUnfit
-from glowplug.types.paths import StateDir
+from glowplug.types.paths import IdentityDir, StateDir
 
 log = logging.getLogger("glowplug.node.gateway")
 
 _BACKLOG = 1024
 _TELL_EVERY_S = 5.0
+_AWAIT_S = 60.0
+_LOOK_S = 0.1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,13 +41,19 @@ def main(arguments: list[str] | None = None) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--listen", metavar="HOST:PORT", help="where to listen")
     where.add_argument("--fd", type=int, help="inherited listening socket")
+    parser.add_argument(
+        "--await-certificate", action="store_true", help="control on this machine is about to make it"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         listener = _listen(options.listen) if options.fd is None else socket.socket(fileno=options.fd)
         with listener:
-            uvloop.run(_serve(StateDir(options.state.absolute()), listener))
+            state = StateDir(options.state.absolute())
+            if options.await_certificate:
+                _await_certificate(state.identity)
+            uvloop.run(_serve(state, listener))
     except GlowplugError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -75,6 +84,13 @@ async def _serve(state: StateDir, listener: socket.socket) -> None:
         for task in (*parts, told):
             task.cancel()
         await asyncio.gather(*parts, told, return_exceptions=True)
+
+
+def _await_certificate(files: IdentityDir) -> None:
+    """Until control has made it, which it does once its database answers; a bounded while."""
+    deadline_s = time.monotonic() + _AWAIT_S
+    while not files.node_certificate.exists() and time.monotonic() < deadline_s:
+        time.sleep(_LOOK_S)
 
 
 async def _tell(counts: GatewayCounts, path: Path) -> None:

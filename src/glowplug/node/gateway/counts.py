@@ -22,7 +22,7 @@ class GatewayCounts:
         self._registry = CollectorRegistry()
         self._opened = Counter(
             "glowplug_gateway_connections",
-            "Connections that were let through, by what they went to: agent or replica.",
+            "Connections that were let through, by what they went to: agent, router or replica.",
             ["kind"],
             registry=self._registry,
         )
@@ -31,7 +31,7 @@ class GatewayCounts:
         )
         self._refused = Counter(
             "glowplug_gateway_refused",
-            "Connections that were refused: handshake, role, opening, replica, agent, timeout.",
+            "Connections that were refused: handshake, role, opening, replica, agent, router, timeout.",
             ["reason"],
             registry=self._registry,
         )
@@ -39,7 +39,7 @@ class GatewayCounts:
         self._unlogged = 0
 
     def opened(self, kind: str) -> None:
-        """One more connection to the agent, or to a replica."""
+        """One more connection to the agent, the router, or a replica."""
         self._opened.labels(kind).inc()
         self._open.labels(kind).inc()
 
@@ -48,8 +48,13 @@ class GatewayCounts:
         self._open.labels(kind).dec()
 
     def refused(self, reason: str, peer: str, problem: str) -> None:
-        """Somebody was turned away. Logged once a second, with how many were not."""
+        """Somebody was turned away. Logged once a second, with how many were not.
+
+        Not where no router runs: control asks every half minute whether one does.
+        """
         self._refused.labels(reason).inc()
+        if reason == "router":
+            return
         now_s = self._clock.monotonic()
         if now_s < self._log_again_at_s:
             self._unlogged += 1

@@ -11,8 +11,8 @@ import httpx
 from glowplug.identity.contexts import load_node_certificate
 from glowplug.identity.membership import accept_renewal, is_renewal_due, read_membership, renewal_request
 from glowplug.types.clock import Clock
-from glowplug.types.cluster import CertificateAnswer
-from glowplug.types.errors import GlowplugError, Unavailable
+from glowplug.types.cluster import CertificateAnswer, RenewalRequest
+from glowplug.types.errors import GlowplugError, NotLeader, Unavailable
 from glowplug.types.paths import IdentityDir
 
 log = logging.getLogger(__name__)
@@ -43,18 +43,26 @@ def renew(files: IdentityDir) -> None:
         raise Unavailable("This machine is of no cluster.", remedy="Join one: `glowplug cluster join`.")
     request = renewal_request(files, record.name)
     try:
+        certificate = _asked(record.control_url, request)
+    except NotLeader as error:
+        leader = error.details.get("leader")
+        if not isinstance(leader, str) or not leader:
+            raise
+        certificate = _asked(leader, request)
+    accept_renewal(files, certificate)
+
+
+def _asked(url: str, request: RenewalRequest) -> CertificateAnswer:
+    try:
         answer = httpx.post(
-            f"{record.control_url}/api/v1/nodes/renew",
-            json=request.model_dump(mode="json"),
-            timeout=_TIMEOUT_S,
+            f"{url}/api/v1/nodes/renew", json=request.model_dump(mode="json"), timeout=_TIMEOUT_S
         )
         if answer.is_error:
             raise GlowplugError.from_dict(answer.json())
-        certificate = CertificateAnswer.model_validate_json(answer.content)
-    except (httpx.HTTPError, ValueError) as error:  # a ValidationError is a ValueError
+        return CertificateAnswer.model_validate_json(answer.content)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # a ValidationError is a ValueError
         raise Unavailable(
-            f"The control plane at {record.control_url} gave no new certificate.",
+            f"The control plane at {url} gave no new certificate.",
             remedy="See that it runs and can be reached from here.",
             cause=f"{type(error).__name__}: {error}",
         ) from error
-    accept_renewal(files, certificate)

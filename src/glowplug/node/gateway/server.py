@@ -1,9 +1,10 @@
-"""Lets the control plane, and nobody else, through to this node's agent and replicas.
+"""Lets the control plane through to this node's agent, router and replicas, and routers to its replicas.
 
 Every connection is TLS 1.3 with certificates on both sides. What was agreed on in the handshake (ALPN) says
-where it goes: ``glowplug-tunnel/1`` to the replica that the first line names, anything else to the agent's
-HTTP socket. From then on it only carries bytes, so WebSockets and streams need nothing of their own, and it
-reads what it must know from the disk: it serves while the agent is dead, too.
+where it goes: ``glowplug-tunnel/1`` to the replica that the first line names, ``glowplug-routes/1`` to this
+node's router, anything else to the agent's HTTP socket. From then on it only carries bytes, so WebSockets and
+streams need nothing of their own, and it reads what it must know from the disk: it serves while the agent is
+dead, too.
 
 Bounded before anybody is known: how many strangers at once, how long a handshake and a first line may take,
 how long that line is.
@@ -18,9 +19,10 @@ import logging
 import socket
 import ssl
 from dataclasses import dataclass
+from pathlib import Path
 
-from glowplug.identity.contexts import TUNNEL_PROTOCOL
-from glowplug.identity.roles import require_control
+from glowplug.identity.contexts import ROUTES_PROTOCOL, TUNNEL_PROTOCOL
+from glowplug.identity.roles import require_control, require_router
 from glowplug.kernel.netns_socket import NamespaceSockets
 from glowplug.node.gateway.counts import GatewayCounts
 from glowplug.node.gateway.stream import PIECE_BYTES, Stream, accept_tls, splice
@@ -140,10 +142,13 @@ class Gateway:
         return None
 
     async def _open(self, near: Stream) -> tuple[str, Stream, Stream]:
+        require = require_router if near.protocol == TUNNEL_PROTOCOL else require_control
         try:
-            require_control(near.writer.get_extra_info("peercert"))
+            require(near.writer.get_extra_info("peercert"))
         except GlowplugError as error:
             raise _Refused("role", error) from error
+        if near.protocol == ROUTES_PROTOCOL:
+            return "router", near, await self._open_router()
         if near.protocol != TUNNEL_PROTOCOL:
             return "agent", near, await self._open_agent()
         try:
@@ -160,17 +165,19 @@ class Gateway:
         return "replica", near, far
 
     async def _open_agent(self) -> Stream:
-        try:
-            return Stream(
-                *await asyncio.open_unix_connection(str(self._state.agent_socket), limit=PIECE_BYTES)
-            )
-        except OSError as error:
-            away = Unavailable(
-                "The node's agent does not answer, though the node does.",
-                remedy="Its supervisor restarts it; see logs/agent.log on the node.",
-                is_machine_there=True,
-            )
-            raise _Refused("agent", away) from error
+        away = Unavailable(
+            "The node's agent does not answer, though the node does.",
+            remedy="Its supervisor restarts it; see logs/agent.log on the node.",
+            is_machine_there=True,
+        )
+        return await _open_socket(self._state.agent_socket, "agent", away)
+
+    async def _open_router(self) -> Stream:
+        away = NotFound(
+            "No router runs on the node.",
+            remedy="Start it there: `glowplug cluster join --serve HOST:PORT`; its log is logs/router.log.",
+        )
+        return await _open_socket(self._state.router_socket, "router", away)
 
     async def _open_replica(self, replica_id: str) -> Stream:
         try:
@@ -194,6 +201,14 @@ class Gateway:
                 remedy="`glowplug ps` lists what runs.",
             )
         return record.view.endpoint
+
+
+async def _open_socket(path: Path, reason: str, away: GlowplugError) -> Stream:
+    """A process of this node's, at its Unix socket."""
+    try:
+        return Stream(*await asyncio.open_unix_connection(str(path), limit=PIECE_BYTES))
+    except OSError as error:
+        raise _Refused(reason, away) from error
 
 
 async def _connect(endpoint: Endpoint) -> Stream:
@@ -220,7 +235,8 @@ async def _read_line(near: Stream) -> bytes:
 
 async def _turn_away(near: Stream, error: GlowplugError) -> None:
     """Say why, in the words of the protocol that the caller speaks, and close."""
-    answer = refusal(error) if near.protocol == TUNNEL_PROTOCOL else _http_answer(error)
+    has_lines = near.protocol in (TUNNEL_PROTOCOL, ROUTES_PROTOCOL)
+    answer = refusal(error) if has_lines else _http_answer(error)
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(_LINGER_S):
             near.writer.write(answer)

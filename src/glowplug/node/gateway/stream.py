@@ -8,12 +8,10 @@ import ssl
 from contextlib import suppress
 from dataclasses import dataclass
 
+from glowplug.kernel.tcp import acknowledge, notice_the_dead
+
 PIECE_BYTES = 64 << 10
 _CLOSE_S = 30.0
-_UNACKNOWLEDGED_LIMIT_MS = 30_000
-_KEEP_ALIVE_IDLE_S = 10
-_KEEP_ALIVE_EVERY_S = 5
-_KEEP_ALIVE_PROBES = 3
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Stream:
 async def accept_tls(accepted: socket.socket, context: ssl.SSLContext, timeout_s: float) -> Stream:
     """The other end of an accepted connection, its certificate checked. Raises OSError, TimeoutError."""
     loop = asyncio.get_running_loop()
-    _notice_the_dead(accepted)
+    notice_the_dead(accepted)
     reader = asyncio.StreamReader(limit=PIECE_BYTES, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     transport, _ = await loop.connect_accepted_socket(
@@ -63,7 +61,10 @@ async def splice(near: Stream, far: Stream) -> None:
 
     TLS, as asyncio speaks it, has no half-closed connections: the end of either side is the end of both.
     """
-    pumps = {asyncio.ensure_future(_pump(near, far)), asyncio.ensure_future(_pump(far, near))}
+    pumps = {
+        asyncio.ensure_future(_pump(near, far)),
+        asyncio.ensure_future(_pump(far, near, is_acknowledged=True)),
+    }
     try:
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
@@ -77,18 +78,11 @@ async def splice(near: Stream, far: Stream) -> None:
     await asyncio.gather(near.close(), far.close())
 
 
-async def _pump(source: Stream, sink: Stream) -> None:
+async def _pump(source: Stream, sink: Stream, *, is_acknowledged: bool = False) -> None:
+    """``is_acknowledged``: ``source`` is told of each piece at once, and does not wait to send the next."""
     with suppress(OSError):
         while data := await source.reader.read(PIECE_BYTES):
+            if is_acknowledged:
+                acknowledge(source.writer.transport)
             sink.writer.write(data)
             await sink.writer.drain()
-
-
-def _notice_the_dead(connection: socket.socket) -> None:
-    """A machine whose link was cut resets nothing: the kernel asks, and gives up after half a minute."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_LIMIT_MS)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEP_ALIVE_IDLE_S)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEP_ALIVE_EVERY_S)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEP_ALIVE_PROBES)
