@@ -23,6 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--fd", type=int, default=None, help="inherited listening socket, instead of host:port"
     )
+    parser.add_argument(
+        "--no-agent", action="store_true", help="this machine is no node: others join, and do all the work"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO,
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             listener = inherit_listener(options.fd)
         else:
             listener = open_listener(options.host, options.port)
-        is_clean = uvloop.run(serve(state, listener))
+        is_clean = uvloop.run(serve(state, listener, has_agent=not options.no_agent))
     except GlowplugError as error:
         logging.getLogger("glowplug.control").critical("%s", error)
         return 1

@@ -50,14 +50,17 @@ _LOOK_WAIT_S = 2.0
 
 
 class ControlPlane:
-    """Owns everything between the database and the agents. Use as an async context manager, once we lead."""
+    """Owns everything between the database and the agents. Use as an async context manager, once we lead.
+
+    Without ``agent_socket`` the machine that we run on is no node: those that join do all the work.
+    """
 
     def __init__(
         self,
         *,
         store: Store,
         leadership: Leadership,
-        agent_socket: Path,
+        agent_socket: Path | None,
         identity: IdentityDir,
         clock: Clock | None = None,
         timings: Timings | None = None,
@@ -74,13 +77,7 @@ class ControlPlane:
         self.fleet = Fleet(clock=self._clock, timings=self._timings, cold_starts=self.cold_starts)
         self._version = importlib.metadata.version("glowplug")
         self.images = ImageCare(self._clock, self._timings)
-        own_node = NodeLink(
-            socket.gethostname(),
-            NodeClient(LocalNode(agent_socket), leadership),
-            self.fleet,
-            clock=self._clock,
-            timings=self._timings,
-        )
+        own_node = None if agent_socket is None else self._own_node(agent_socket, leadership)
         self.membership = Membership(
             own_node,
             self.store,
@@ -93,7 +90,7 @@ class ControlPlane:
             version=self._version,
         )
         self.links = self.membership.links
-        self.deployer = Deployer(self.store, self.fleet, own_node, self._clock)
+        self.deployer = Deployer(self.store, self.fleet, self.links, self._clock)
         self.placer = Placer(self.fleet, self.links, self.images, self._clock)
         self.reconciler = Reconciler(
             self.fleet, self.links, self.placer, self.images, clock=self._clock, timings=self._timings
@@ -110,6 +107,15 @@ class ControlPlane:
         self.on_broken: Callable[[], None] = lambda: None
         """Called when a part has ended by a bug: whoever serves us should end too, and be restarted."""
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _own_node(self, agent_socket: Path, leadership: Leadership) -> NodeLink:
+        return NodeLink(
+            socket.gethostname(),
+            NodeClient(LocalNode(agent_socket), leadership),
+            self.fleet,
+            clock=self._clock,
+            timings=self._timings,
+        )
 
     async def __aenter__(self) -> Self:
         await self.deployer.load()

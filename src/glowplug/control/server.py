@@ -144,6 +144,7 @@ async def serve(
     *,
     clock: Clock | None = None,
     timings: Timings | None = None,
+    has_agent: bool = True,
     on_server: Callable[[uvicorn.Server], None] = lambda _server: None,
 ) -> bool:
     """Serve until told to end. Takes over ``listener``. False says that we should be restarted.
@@ -159,7 +160,7 @@ async def serve(
         async with Leadership(lease, clock=clock, timings=timings) as leadership:
             dispatcher = Dispatcher(Standby(leadership, clock), gate)
             server = _Server(_config(dispatcher))
-            tenure = Tenure(state, url, leadership, clock=clock, timings=timings)
+            tenure = Tenure(state, url, leadership, clock=clock, timings=timings, has_agent=has_agent)
             tenure.on_plane = functools.partial(_lead, server, dispatcher, clock)
             tenure.on_end = server.end
             async with tenure:

@@ -29,7 +29,14 @@ class Tenure:
     """
 
     def __init__(
-        self, state: StateDir, url: str, leadership: Leadership, *, clock: Clock, timings: Timings
+        self,
+        state: StateDir,
+        url: str,
+        leadership: Leadership,
+        *,
+        clock: Clock,
+        timings: Timings,
+        has_agent: bool = True,
     ) -> None:
         self.is_broken = False
         self.on_plane: Callable[[ControlPlane], None] = lambda _plane: None
@@ -39,6 +46,7 @@ class Tenure:
         self._leadership = leadership
         self._clock = clock
         self._timings = timings
+        self._has_agent = has_agent
         self._plane: ControlPlane | None = None
         self._following: asyncio.Task[None] | None = None
         leadership.on_deposed = self._end
@@ -72,7 +80,7 @@ class Tenure:
         plane = ControlPlane(
             store=Store(database),
             leadership=self._leadership,
-            agent_socket=self._state.agent_socket,
+            agent_socket=self._state.agent_socket if self._has_agent else None,
             identity=self._state.identity,
             clock=self._clock,
             timings=self._timings,
