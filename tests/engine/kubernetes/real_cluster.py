@@ -12,8 +12,6 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,22 +162,3 @@ def applied(cluster: RealCluster, documents: list[dict[str, Any]], *, is_dry: bo
     text = "\n---\n".join(json.dumps(document) for document in documents)
     dry = ["--dry-run=server"] if is_dry else []
     return cluster.kubectl("apply", "--namespace", NAMESPACE, *dry, "-f", "-", text=text)
-
-
-@contextmanager
-def process(name: str, folder: Path, *argv: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A program of ours, in the background, with its log in ``folder``; killed at the end."""
-    with (folder / f"{name}.log").open("ab") as log:
-        started = subprocess.Popen(
-            argv, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-    try:
-        yield started
-    finally:
-        if started.poll() is None:
-            started.send_signal(signal.SIGTERM)
-            try:
-                started.wait(60)
-            except subprocess.TimeoutExpired:
-                started.kill()
-                started.wait(60)

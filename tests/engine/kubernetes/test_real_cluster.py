@@ -1,80 +1,28 @@
-"""Against a real kube-apiserver and etcd, with the rights of the chart: operator, control plane, agent,
-sandbox.
-
-There is no kubelet. The test stands in for it: it makes the Node and the agent's Pod, runs what the DaemonSet
-would run, and brings the join token from the Secret to a file.
-"""
+"""Operator, control plane, agent and sandbox against a real kube-apiserver, with the chart's rights."""
 
 from __future__ import annotations
 
-import base64
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from tests import needs
-from tests.e2e import leftovers
 from tests.engine.kubernetes.conftest import NAMESPACE, condition, eventually
-from tests.engine.kubernetes.real_cluster import (
-    AGENT,
-    OPERATOR,
-    PROGRAMS,
-    RealCluster,
-    applied,
-    process,
-)
+from tests.engine.kubernetes.installed import MACHINE, Installed, word
+from tests.engine.kubernetes.real_cluster import AGENT, OPERATOR, PROGRAMS, RealCluster, applied
 from tests.engine.kubernetes.test_chart import CHART, NEEDED, render
 from tests.engine.kubernetes.test_schema import BAD, GOOD
-from tests.ports import free_ports
 
 from glowplug.engine.kubernetes.api import KubernetesApi
-from glowplug.engine.kubernetes.names import APPS, DAEMON_SETS, NODES, PODS, REPLICAS, SECRETS
+from glowplug.engine.kubernetes.names import APPS, DAEMON_SETS, REPLICAS
 from glowplug.types.errors import GlowplugError, InvalidInput
-from glowplug.types.paths import StateDir
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
-
-MACHINE = "n1"
-TOKEN = "t" * 43
-GLOWPLUG = Path(sys.executable).with_name("glowplug")
-SERVER = """
-import http.server, os
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = os.environ["WORD"].encode()
-        self.send_response(200); self.send_header("content-length", str(len(body))); self.end_headers()
-        self.wfile.write(body)
-http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
-"""
-
-
-def word(text: str, name: str = "words") -> dict[str, Any]:
-    """An App that answers with a word."""
-    server = {
-        "name": "web",
-        "image": {"kind": "host_python"},
-        "command": ["python3", "-c", SERVER],
-        "env": {"WORD": text},
-        "resources": {"cpus": 1, "memory_bytes": 256 << 20},
-        "snapshot": {"enabled": False},
-        "scaling": {"max_replicas": 1, "scaledown_window_s": 600},
-    }
-    return {
-        "apiVersion": "glowplug.dev/v1alpha1",
-        "kind": "App",
-        "metadata": {"name": name},
-        "spec": {"servers": [server]},
-    }
 
 
 @pytest.fixture(scope="module")
@@ -128,99 +76,24 @@ def test_what_is_good_is_taken(cluster: RealCluster) -> None:
 # -- everything together -------------------------------------------------------------------------------------
 
 
-class Installed:
-    """The chart's processes, without a kubelet. Control plane and agent stay; operators come and go."""
-
-    def __init__(self, cluster: RealCluster, owned: ExitStack) -> None:
-        needs.root("sandboxes")
-        self.cluster = cluster
-        self._owned = owned
-        control_port, self.gateway_port = free_ports(2)
-        self.url = f"http://127.0.0.1:{control_port}"
-        self.control_state, self.agent_state = (
-            StateDir(Path(tempfile.mkdtemp(prefix="gp-e2e-", dir="/var/tmp"))) for _ in range(2)
-        )
-        self.control_state.token.write_text(TOKEN)
-        self.http = owned.enter_context(httpx.Client(base_url=self.url, timeout=120.0, trust_env=False))
-        applied(cluster, [one for one in render(NEEDED) if one["kind"] not in ("Job", "Deployment")])
-        owned.enter_context(
-            process(
-                "control", cluster.folder, sys.executable, "-m", "glowplug.control", "--no-agent",
-                "--host", "127.0.0.1", "--port", str(control_port), "--state", str(self.control_state.root),
-            )
-        )  # fmt: skip
-        eventually(self._answers, "the control plane answers")
-
-    def _answers(self) -> bool:
-        try:
-            return self.http.get("/healthz?leader").is_success
-        except httpx.HTTPError:
-            return False
-
-    def operator(self, owned: ExitStack) -> subprocess.Popen[bytes]:
-        return owned.enter_context(
-            process(
-                "operator", self.cluster.folder,
-                str(GLOWPLUG), "cluster", "operator", "--join-secret", "gp-join",
-                KUBECONFIG=str(self.cluster.kubeconfig(OPERATOR)),
-                GLOWPLUG_URL=self.url, GLOWPLUG_TOKEN=TOKEN,
-            )
-        )  # fmt: skip
-
-    def start_agent(self, api: KubernetesApi) -> None:
-        """As kubelet, scheduler and the controller of DaemonSets would."""
-        secret = eventually(
-            lambda: api.get(SECRETS, "gp-join", NAMESPACE).get("data"), "a token to join with"
-        )
-        token = self.cluster.folder / "join-token"
-        token.write_bytes(base64.b64decode(secret["token"]))
-        labels = {"topology.kubernetes.io/zone": "east"}
-        api.create(
-            NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": MACHINE, "labels": labels}}
-        )
-        template = api.list(DAEMON_SETS, NAMESPACE)[0]["spec"]["template"]
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "gp-agent-0", "labels": template["metadata"]["labels"]},
-            "spec": {**template["spec"], "nodeName": MACHINE},
-        }
-        api.create(PODS, pod, NAMESPACE)
-        self._owned.enter_context(
-            process(
-                "agent", self.cluster.folder, sys.executable, "-m", "glowplug.engine.kubernetes",
-                KUBECONFIG=str(self.cluster.kubeconfig(AGENT)), GLOWPLUG_STATE=str(self.agent_state.root),
-                GLOWPLUG_MACHINE=MACHINE, GLOWPLUG_CONTROL=self.url, GLOWPLUG_ADVERTISE="127.0.0.1",
-                GLOWPLUG_LISTEN=f"127.0.0.1:{self.gateway_port}", GLOWPLUG_JOIN_TOKEN_FILE=str(token),
-            )
-        )  # fmt: skip
-
-    def nodes(self) -> dict[str, Any]:
-        answer = self.http.get("/api/v1/nodes", headers={"Authorization": f"Bearer {TOKEN}"})
-        return {node["name"]: node for node in answer.json()}
-
-    def ask(self, app: str = "words") -> str:
-        answer = self.http.get(f"/{app}/web/")
-        assert answer.status_code == 200, answer.text
-        return answer.text
-
-    def ps(self) -> list[list[str]]:
-        done = subprocess.run(
-            [str(GLOWPLUG), "--url", self.url, "--token", TOKEN, "ps"],
-            capture_output=True, text=True, timeout=60, check=True,
-        )  # fmt: skip
-        return [line.split() for line in done.stdout.splitlines()]
-
-
 @pytest.fixture(scope="module")
-def installed(cluster: RealCluster) -> Iterator[Installed]:
+def installed(cluster: RealCluster, api: KubernetesApi) -> Iterator[Installed]:
+    applied(cluster, [one for one in render(NEEDED) if one["kind"] not in ("Job", "Deployment")])
     with ExitStack() as owned:
-        made = Installed(cluster, owned)
+        made = Installed(api, cluster.folder, owned)
         yield made
-    left = leftovers.of_state(made.agent_state)
-    assert left == [], f"logs: {cluster.folder}"
-    for state in (made.control_state, made.agent_state):
-        shutil.rmtree(state.root)
+    made.check_nothing_is_left()
+
+
+def agent_pod(api: KubernetesApi) -> dict[str, Any]:
+    """As the controller of DaemonSets would make it."""
+    template = api.list(DAEMON_SETS, NAMESPACE)[0]["spec"]["template"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "gp-agent-0", "labels": template["metadata"]["labels"]},
+        "spec": {**template["spec"], "nodeName": MACHINE},
+    }
 
 
 def shown(api: KubernetesApi, name: str = "words") -> dict[str, Any]:
@@ -242,12 +115,9 @@ def test_an_app_is_applied_answers_and_is_shown_as_ps_shows_it(
     cluster: RealCluster, api: KubernetesApi, installed: Installed
 ) -> None:
     with ExitStack() as owned:
-        installed.operator(owned)
-        installed.start_agent(api)
-        eventually(
-            lambda: installed.nodes().get(MACHINE, {}).get("state") == "ready", "the machine is a node"
-        )
-        assert installed.nodes()[MACHINE]["labels"] == {"engine": "kubernetes", "zone": "east"}
+        installed.operator(owned, cluster.kubeconfig(OPERATOR))
+        installed.start_agent(cluster.kubeconfig(AGENT), agent_pod(api))
+        assert installed.node()["labels"] == {"engine": "kubernetes", "zone": "east"}
         applied(cluster, [word("one")])
         eventually(is_deployed(api, 1), "it is deployed")
         assert installed.ask() == "one"
@@ -269,7 +139,7 @@ def test_the_api_server_is_away_for_a_while_and_nobody_notices(
     cluster: RealCluster, api: KubernetesApi, installed: Installed
 ) -> None:
     with ExitStack() as owned:
-        operator = installed.operator(owned)
+        operator = installed.operator(owned, cluster.kubeconfig(OPERATOR))
         eventually(is_deployed(api, 1), "it is deployed")
         cluster.kill()
         for _ in range(60):
@@ -287,14 +157,14 @@ def test_an_operator_killed_in_the_middle_is_followed_by_one_that_finishes(
 ) -> None:
     for round_number in range(3):
         with ExitStack() as owned:
-            operator = installed.operator(owned)
+            operator = installed.operator(owned, cluster.kubeconfig(OPERATOR))
             eventually(is_deployed(api, 2 + round_number), "what was asked before", timeout_s=120.0)
             applied(cluster, [word(f"round {round_number}")])
             time.sleep(0.05 * round_number)
             operator.send_signal(signal.SIGKILL)
             operator.wait(60)
     with ExitStack() as owned:
-        installed.operator(owned)
+        installed.operator(owned, cluster.kubeconfig(OPERATOR))
         eventually(is_deployed(api, 5), "the last change", timeout_s=120.0)
         eventually(lambda: installed.ask() == "round 2", "and answers")
         assert shown(api)["status"]["version"] == 5, "each was deployed once"
@@ -304,11 +174,11 @@ def test_a_cordon_drains_and_what_is_refused_says_why(
     cluster: RealCluster, api: KubernetesApi, installed: Installed
 ) -> None:
     with ExitStack() as owned:
-        installed.operator(owned)
+        installed.operator(owned, cluster.kubeconfig(OPERATOR))
         cluster.kubectl("cordon", MACHINE)
-        eventually(lambda: installed.nodes()[MACHINE]["state"] == "draining", "it is drained")
+        eventually(lambda: installed.node()["state"] == "draining", "it is drained")
         cluster.kubectl("uncordon", MACHINE)
-        eventually(lambda: installed.nodes()[MACHINE]["state"] == "ready", "it is used again")
+        eventually(lambda: installed.node()["state"] == "ready", "it is used again")
         bad = word("x", "bad")
         bad["spec"]["servers"][0]["image"] = {"kind": "directory", "path": "/no/such/folder"}
         applied(cluster, [bad])
@@ -323,7 +193,7 @@ def test_a_deleted_app_is_undeployed_before_it_goes(
     cluster: RealCluster, api: KubernetesApi, installed: Installed
 ) -> None:
     with ExitStack() as owned:
-        installed.operator(owned)
+        installed.operator(owned, cluster.kubeconfig(OPERATOR))
         cluster.kubectl("delete", "apps.glowplug.dev", "words", "-n", NAMESPACE, "--timeout=120s")
         assert installed.http.get("/words/web/").status_code == 404
         eventually(lambda: not api.list(REPLICAS, NAMESPACE), "and its replicas with it")
