@@ -61,7 +61,7 @@ nightly: engines services root ## Tests that take minutes: engines on both runti
 test-gpu: setup ## The tests of GPU snapshots on this machine's real driver; skips where there is no GPU
 	GLOWPLUG_TEST_GPU=real $(BIN)/python -m pytest -rs tests/snapshot/gpu $(PYTEST_ARGS)
 
-kubernetes: setup services ## Builds a real kube-apiserver once (20 minutes), and tests operator and agent against it
+kubernetes: setup ## Builds a real kube-apiserver once (20 minutes), and tests operator and agent against it
 	@nice scripts/build_kube_apiserver.sh "$${GLOWPLUG_CACHE:-/var/cache/glowplug}/kubernetes-1.20.2"
 	$(BIN)/python -m pytest -m nightly tests/engine/kubernetes $(PYTEST_ARGS)
 
