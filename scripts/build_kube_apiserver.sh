@@ -36,6 +36,7 @@ if [[ ! -f $work/unpacked ]]; then
     (cd "$work" && "${apt[@]}" source --download-only kubernetes) || true # Debian's own part may be gone from a mirror
     echo "${sum#SHA256:}  $work/$archive" | sha256sum --check --quiet
     tar --extract --file "$work/$archive" --directory "$work/source" --strip-components 1
+    rm -r "$work/source/vendor/github.com/modern-go/reflect2"
     cp --no-target-directory --recursive /usr/share/gocode/src/github.com/modern-go/reflect2 \
         "$work/source/vendor/github.com/modern-go/reflect2"
     touch "$work/unpacked"
