@@ -17,7 +17,7 @@ else
     rm -f "$stamp"
     "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check \
-        --editable '.[gpu,plot,otel,pool,postgres,dev]' --constraint constraints.txt
+        --editable '.[gpu,kubernetes,plot,otel,pool,postgres,dev]' --constraint constraints.txt
     echo "$wanted" >"$stamp"
 fi
 

@@ -39,6 +39,7 @@ NAMES = [name for name, _ in commands()]
     "recipes", "gpu ls", "gpu check", "pool plan", "pool prices", "pool run",
     "pool simulate", "pool status", "pool explain",
     "explain", "cluster token", "cluster join", "cluster status", "cluster drain", "cluster remove",
+    "cluster operator",
     "zone-cache up", "zone-cache down", "zone-cache status",
 ])  # fmt: skip
 def test_the_command_exists(wanted: str) -> None:

@@ -121,14 +121,16 @@ class Control:
 
 @asynccontextmanager
 async def running_control(
-    state: StateDir, timings: Timings = QUICK, own: OwnNode | None = None
+    state: StateDir, timings: Timings = QUICK, *, own: OwnNode | None = None, has_agent: bool = True
 ) -> AsyncIterator[Control]:
     """Serve a control plane on a free port for as long as the context lasts."""
     state.create()
     listener = open_listener("127.0.0.1", 0)
     port = listener.getsockname()[1]
     servers: list[uvicorn.Server] = []
-    serving = asyncio.create_task(serve(state, listener, own=own, timings=timings, on_server=servers.append))
+    serving = asyncio.create_task(
+        serve(state, listener, own=own, timings=timings, has_agent=has_agent, on_server=servers.append)
+    )
     await eventually(lambda: serving.done() or (servers and servers[0].started), "control started")
     assert not serving.done(), serving.exception()
     url = f"http://127.0.0.1:{port}"

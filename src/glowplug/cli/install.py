@@ -47,7 +47,7 @@ def install_runsc(progress: Progress, destination: Path = RUNSC) -> None:
     mirror = debian_mirror(read_sources())
     with tempfile.TemporaryDirectory(prefix="glowplug-runsc-") as scratch:
         work = Path(scratch)
-        options = _private_apt(work, mirror)
+        options = private_apt(work, mirror)
         progress(f"reading the package list of {RUNSC_SUITE}", None)
         _run_apt([*options, "update"], progress, cwd=work)
         progress(f"downloading {RUNSC_PACKAGE} {RUNSC_VERSION}", None)
@@ -58,7 +58,8 @@ def install_runsc(progress: Progress, destination: Path = RUNSC) -> None:
         _publish(work / "unpacked" / "usr" / "bin" / "runsc", destination, work / "root")
 
 
-def _private_apt(work: Path, mirror: str) -> list[str]:
+def private_apt(work: Path, mirror: str) -> list[str]:
+    """Options of apt with which it knows that suite alone, and leaves its traces below ``work``."""
     if not _KEYRING.is_file():
         raise SystemUnfit(
             f"{_KEYRING} is missing, so packages of Debian cannot be verified.",

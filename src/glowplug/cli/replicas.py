@@ -11,11 +11,11 @@ from glowplug.cli.options import JsonOption, OptionalAppArgument, TargetArgument
 from glowplug.cli.output import print_json, print_table
 from glowplug.cli.run import copy_log
 from glowplug.cli.targets import find_replica
-from glowplug.cli.text import format_age, format_seconds, heat_words
+from glowplug.cli.text import format_age, heat_words
 from glowplug.control.messages import StatusView
-from glowplug.observe.waterfall import format_bytes
+from glowplug.observe.replica_words import replica_words
 from glowplug.types.clock import SystemClock
-from glowplug.types.replica import Heat, HeatView, ReplicaState, ReplicaView, StartPath
+from glowplug.types.replica import Heat, HeatView, ReplicaState, ReplicaView
 
 _COLUMNS = ["REPLICA", "SERVER", "RUNTIME", "STATE", "PATH", "AGE", "START", "MEMORY", "SHARE"]
 _DEVICE_COLUMN = "DEVICE"
@@ -87,42 +87,21 @@ def _at_zero(view: StatusView, app: str | None) -> list[tuple[str, HeatView]]:
 
 
 def _row(replica: ReplicaView, now: float, *, has_gpus: bool, has_nodes: bool) -> list[str | Text]:
-    state = replica.state.value
-    if replica.state is ReplicaState.STARTING and replica.stage is not None:
-        state = f"{state} ({replica.stage.value})"
-    if replica.state is ReplicaState.PARKED and replica.is_pushed_out:
-        state = f"{state} (in swap)"
+    words = replica_words(replica)
     return [
         replica.id,
-        f"{replica.app}/{replica.server}" + ("" if replica.purpose.value == "serve" else " (capture)"),
+        words.server,
         replica.runtime,
-        Text(state, _STYLES[replica.state]),
+        Text(words.state, _STYLES[replica.state]),
         replica.path.value,
         format_age(now - replica.created_at),
-        _start(replica),
-        _bytes(replica.memory_bytes),
-        _bytes(replica.proportional_bytes),
-        *([_device_memory(replica)] if has_gpus else []),
+        words.start,
+        words.memory,
+        words.share,
+        *([words.device] if has_gpus else []),
         *([replica.node or ""] if has_nodes else []),
-        replica.error.message if replica.error else (replica.fallback_reason or ""),
+        words.error,
     ]
-
-
-def _device_memory(replica: ReplicaView) -> str:
-    """What is on its GPUs; of a parked one, also what of it lies on the host, and is part of MEMORY."""
-    on_host = f", {_bytes(replica.suspended_bytes)} on host" if replica.suspended_bytes is not None else ""
-    return f"{_bytes(replica.device_bytes)}{on_host}"
-
-
-def _bytes(count: int | None) -> str:
-    return "" if count is None else format_bytes(count)
-
-
-def _start(replica: ReplicaView) -> str:
-    """How long it took to come to life, the last time it did: a parked replica does so again and again."""
-    if replica.path is StartPath.PARKED:
-        return format_seconds(sum(replica.stages_s.values()))
-    return format_seconds(replica.ready_at - replica.created_at) if replica.ready_at else ""
 
 
 def logs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from glowplug.observe.durations import format_seconds as format_seconds
 from glowplug.types.errors import InvalidInput
 from glowplug.types.replica import Heat, HeatView
 
@@ -20,17 +21,6 @@ _HEAT_WORDS = {
 def heat_words(view: HeatView | None) -> str:
     """The rung of the heat ladder; nothing where nobody could say."""
     return "" if view is None else _HEAT_WORDS.get(view.heat, view.heat.value)
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration with as many digits as matter: ``43 ms``, ``1.39 s``, ``98.4 s``, ``3 min 10 s``."""
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 9.995:
-        return f"{seconds:.2f} s"
-    if seconds < 119.95:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
 def format_age(seconds: float) -> str:

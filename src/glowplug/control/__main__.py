@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--node", nargs=2, metavar=("NAME", "HOST:PORT"), help="be a node, too: with this gateway"
     )
+    parser.add_argument(
+        "--no-agent", action="store_true", help="this machine is no node: others join, and do all the work"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO,
@@ -44,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             listener = open_listener(options.host, options.port)
         own = OwnNode.parse(*options.node) if options.node else None
-        is_clean = uvloop.run(serve(state, listener, own=own))
+        is_clean = uvloop.run(serve(state, listener, own=own, has_agent=not options.no_agent))
     except GlowplugError as error:
         logging.getLogger("glowplug.control").critical("%s", error)
         return 1

@@ -22,6 +22,7 @@ from glowplug.control.node_link import NodeLink
 from glowplug.control.plane import ControlPlane
 from glowplug.control.streams import NDJSON, Stream, ndjson
 from glowplug.node.client import NodeClient
+from glowplug.types.cluster import NodeState
 from glowplug.types.errors import GlowplugError, NotFound, Unavailable
 from glowplug.types.ids import new_replica_id
 from glowplug.types.image import IndexView, TaskEvent, TaskRequest
@@ -114,8 +115,11 @@ class _Nodes:
 
     @property
     def first(self) -> NodeClient:
-        """Where new things are made."""
-        return self._links[0].client
+        """Where new things are made: here, else on the first that is ready. Raises Unavailable."""
+        for link in self._links:
+            if link.is_own or link.state is NodeState.READY:
+                return link.client
+        raise Unavailable("No node is ready.", remedy="See glowplug cluster status.")
 
 
 def node_routes(plane: ControlPlane) -> APIRouter:
@@ -136,7 +140,7 @@ def _add_replicas(routes: APIRouter, plane: ControlPlane, nodes: _Nodes) -> None
 
         async def of_one(link: NodeLink) -> list[ReplicaView]:
             views = await link.client.replicas()
-            name = link.name if len(plane.links) > 1 else None
+            name = None if link.is_own and len(plane.links) == 1 else link.name
             return [view.model_copy(update={"node": name}) for view in views]
 
         return await nodes.gather(of_one)

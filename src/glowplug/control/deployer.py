@@ -4,14 +4,14 @@ One deployment of an app at a time: a second one is refused while the first buil
 overtaken by its own later half. Nothing is stored before every image is there; storing and activating is one
 transaction. A deployment cancelled half way (its caller hung up) leaves the app as it was.
 
-Images are made on the node of this machine, which gives them their ids; other nodes make them from there on
-(:mod:`glowplug.control.image_care`).
+Images are made on the node of this machine, else on the first that is ready, which gives them their ids;
+other nodes make them from there on (:mod:`glowplug.control.image_care`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 
 from glowplug.control.fleet import Fleet
@@ -20,6 +20,7 @@ from glowplug.control.node_link import NodeLink
 from glowplug.control.store import Deployment, Store
 from glowplug.control.target import ServerVersion, error_info
 from glowplug.types.clock import Clock
+from glowplug.types.cluster import NodeState
 from glowplug.types.errors import Conflict, GlowplugError, InvalidInput, Unavailable
 from glowplug.types.ids import check_name
 from glowplug.types.spec import AppSpec, ServerSpec
@@ -32,10 +33,10 @@ Events = AsyncGenerator[DeployEvent, None]
 class Deployer:
     """Changes what is deployed, in the store and then in the fleet."""
 
-    def __init__(self, store: Store, fleet: Fleet, own_node: NodeLink, clock: Clock) -> None:
+    def __init__(self, store: Store, fleet: Fleet, links: Sequence[NodeLink], clock: Clock) -> None:
         self._store = store
         self._fleet = fleet
-        self._own_node = own_node
+        self._links = links
         self._clock = clock
         self._busy: set[str] = set()
 
@@ -143,12 +144,14 @@ class Deployer:
     async def _build(
         self, server: ServerSpec, built: dict[str, str], key: str, done: int, jobs: int
     ) -> Events:
-        async with aclosing(self._own_node.client.build_image(server.image)) as events:
+        node = self._builder()
+        async with aclosing(node.client.build_image(server.image)) as events:
             async for event in events:
                 if event.error is not None:
                     raise GlowplugError.from_dict(event.error.model_dump())
                 if event.image is not None:
                     built[key] = event.image.id
+                    node.ready_images.add(event.image.id)
                 fraction = None if event.fraction is None else (done + event.fraction) / jobs
                 yield DeployEvent(text=event.text, fraction=fraction)
         if key not in built:
@@ -156,6 +159,17 @@ class Deployer:
                 f"The node's build of server {server.name!r}'s image ended without a result.",
                 remedy="See logs/agent.log in the state directory, and deploy again.",
             )
+
+    def _builder(self) -> NodeLink:
+        """Our own node, ready or not; where there is none, the first that is."""
+        for link in self._links:
+            if link.is_own or link.state is NodeState.READY:
+                return link
+        raise Unavailable(
+            "No node is ready to make the images.",
+            remedy="See `glowplug cluster status`, and deploy again.",
+            retry_after_s=2,
+        )
 
     @contextmanager
     def _alone(self, app: str) -> Iterator[None]:

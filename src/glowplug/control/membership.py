@@ -1,9 +1,9 @@
 """The nodes of the cluster: who they are, who is followed, what their silence means.
 
-The machine that control runs on is always one of them, and the first. Others join with a token, and are
-remembered in the database: a restart of control follows them again. Another machine that says nothing for
-three seconds is unreachable: nothing is placed there, its replicas get no requests. After six it is lost: its
-replicas are over for their callers, and started elsewhere; what of them comes back is stopped.
+The machine that control runs on is one of them, and the first, where it has an agent. Others join with a
+token, and are remembered in the database: a restart of control follows them again. Another machine that says
+nothing for three seconds is unreachable: nothing is placed there, its replicas get no requests. After six it
+is lost: its replicas are over for their callers, and started elsewhere; what of them comes back is stopped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Membership:
 
     def __init__(
         self,
-        own: NodeLink,
+        own: NodeLink | None,
         store: Store,
         fleet: Fleet,
         keys: ClusterKeys,
@@ -49,8 +49,8 @@ class Membership:
         timings: Timings,
         version: str,
     ) -> None:
-        self.links = [own]
-        """All nodes; ours is the first. Whoever holds this list sees who comes and goes."""
+        self.links = [] if own is None else [own]
+        """All nodes; ours, if there is one, is the first. Whoever holds this list sees who comes and goes."""
         self.keys = keys
         self._own = own
         self._store = store
@@ -69,7 +69,7 @@ class Membership:
     async def load(self) -> None:
         """Follow who the database says has joined; called once."""
         for member in await self._store.members():
-            if member.name == self._own.name:
+            if self._own is not None and member.name == self._own.name:
                 # A note that it is being drained, or what a successor of ours is to know of it.
                 self._members[member.name] = member
                 self._set_draining(self._own, member.is_draining)
@@ -79,7 +79,8 @@ class Membership:
     async def run(self) -> None:
         """Follow all nodes until cancelled. Raises what a bug in following one raises."""
         try:
-            self._start_following(self._own)
+            if self._own is not None:
+                self._start_following(self._own)
             while True:
                 for task in (*self._followers.values(), *self._looks.values()):
                     if task.done() and not task.cancelled():
@@ -106,7 +107,7 @@ class Membership:
         for member in members:
             known = self._members.get(member.name)
             is_known = known is not None and (known.host, known.port) == (member.host, member.port)
-            if member.name != self._own.name and not is_known:
+            if (self._own is None or member.name != self._own.name) and not is_known:
                 log.info("node %s is at %s port %d", member.name, member.host, member.port)
                 await self._unfollow(member.name)
                 await self._follow(member, is_remembered=False)
@@ -127,7 +128,7 @@ class Membership:
         await self.keys.check_token(request)
         check_node_name(request.name)
         self._check_version(request.glowplug)
-        if request.name == self._own.name:
+        if self._own is not None and request.name == self._own.name:
             raise Conflict(
                 f"The machine of the control plane is called {request.name!r}.",
                 remedy="Join under another --name.",
@@ -245,7 +246,7 @@ class Membership:
         self._fleet.set_leaving(link.name, is_leaving=is_draining)
 
     async def _watch_over(self) -> None:
-        if len(self.links) == 1:
+        if self.links == [self._own]:
             return
         for link in self.links:
             self._judge(link)

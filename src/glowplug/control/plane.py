@@ -53,14 +53,17 @@ _LOOK_WAIT_S = 2.0
 
 
 class ControlPlane:
-    """Owns everything between the database and the agents. Use as an async context manager, once we lead."""
+    """Owns everything between the database and the agents. Use as an async context manager, once we lead.
+
+    Without ``agent_socket`` the machine that we run on is no node: those that join do all the work.
+    """
 
     def __init__(
         self,
         *,
         store: Store,
         leadership: Leadership,
-        agent_socket: Path,
+        agent_socket: Path | None,
         identity: IdentityDir,
         own: OwnNode | None = None,
         clock: Clock | None = None,
@@ -79,13 +82,7 @@ class ControlPlane:
         self.fleet = Fleet(clock=self._clock, timings=self._timings, cold_starts=self.cold_starts)
         self._version = importlib.metadata.version("glowplug")
         self.images = ImageCare(self._clock, self._timings)
-        own_node = NodeLink(
-            own.name if own else socket.gethostname(),
-            NodeClient(LocalNode(agent_socket), leadership),
-            self.fleet,
-            clock=self._clock,
-            timings=self._timings,
-        )
+        own_node = None if agent_socket is None else self._own_node(own, agent_socket, leadership)
         self.membership = Membership(
             own_node,
             self.store,
@@ -98,7 +95,7 @@ class ControlPlane:
             version=self._version,
         )
         self.links = self.membership.links
-        self.deployer = Deployer(self.store, self.fleet, own_node, self._clock)
+        self.deployer = Deployer(self.store, self.fleet, self.links, self._clock)
         self.placer = Placer(self.fleet, self.links, self.images, self._clock)
         self.routers = Routers(
             self.links,
@@ -131,6 +128,15 @@ class ControlPlane:
         self.on_broken: Callable[[], None] = lambda: None
         """Called when a part has ended by a bug: whoever serves us should end too, and be restarted."""
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _own_node(self, own: OwnNode | None, agent_socket: Path, leadership: Leadership) -> NodeLink:
+        return NodeLink(
+            own.name if own else socket.gethostname(),
+            NodeClient(LocalNode(agent_socket), leadership),
+            self.fleet,
+            clock=self._clock,
+            timings=self._timings,
+        )
 
     async def __aenter__(self) -> Self:
         await self.deployer.load()

@@ -82,6 +82,7 @@ async def serve(
     own: OwnNode | None = None,
     clock: Clock | None = None,
     timings: Timings | None = None,
+    has_agent: bool = True,
     on_server: Callable[[uvicorn.Server], None] = lambda _server: None,
 ) -> bool:
     """Serve until told to end. Takes over ``listener``. False says that we should be restarted.
@@ -101,7 +102,9 @@ async def serve(
         async with Leadership(lease, clock=clock, timings=timings) as leadership:
             dispatcher = Dispatcher(Standby(leadership, clock), gate)
             server = RouterServer(dispatcher)
-            tenure = Tenure(state, url, leadership, own=own, clock=clock, timings=timings)
+            tenure = Tenure(
+                state, url, leadership, own=own, has_agent=has_agent, clock=clock, timings=timings
+            )
             tenure.on_plane = functools.partial(_lead, server, dispatcher, clock)
             tenure.on_end = server.end
             async with tenure:

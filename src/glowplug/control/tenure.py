@@ -38,6 +38,7 @@ class Tenure:
         own: OwnNode | None,
         clock: Clock,
         timings: Timings,
+        has_agent: bool = True,
     ) -> None:
         self.is_broken = False
         self.on_plane: Callable[[ControlPlane], None] = lambda _plane: None
@@ -48,6 +49,7 @@ class Tenure:
         self._own = own
         self._clock = clock
         self._timings = timings
+        self._has_agent = has_agent
         self._plane: ControlPlane | None = None
         self._following: asyncio.Task[None] | None = None
         leadership.on_deposed = self._end
@@ -81,7 +83,7 @@ class Tenure:
         plane = ControlPlane(
             store=Store(database),
             leadership=self._leadership,
-            agent_socket=self._state.agent_socket,
+            agent_socket=self._state.agent_socket if self._has_agent else None,
             identity=self._state.identity,
             own=self._own,
             clock=self._clock,

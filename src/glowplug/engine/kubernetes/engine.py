@@ -1,0 +1,232 @@
+"""Kubernetes as an engine: its nodes are the machines, the chart's DaemonSet keeps the agent on each.
+
+Asking for machines is left to the cluster's own autoscaler, which is shown claims (``claims.py``) for as many
+as are wanted of each Pool. Draining is a cordon: the operator sees it and tells the control plane
+(``node_keeper.py``). A machine is released by keeping the agent off it and dropping its claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from glowplug.engine.kubernetes.claims import Claim, Claims
+from glowplug.engine.kubernetes.conditions import READY, Statement, conditions
+from glowplug.engine.kubernetes.names import (
+    AGENT,
+    COMPONENT_LABEL,
+    DAEMON_SETS,
+    NODES,
+    PODS,
+    POOLS,
+    RELEASED_LABEL,
+    node_name,
+)
+from glowplug.engine.kubernetes.node_keeper import is_leaving
+from glowplug.engine.kubernetes.object_api import Object, ObjectApi
+from glowplug.engine.kubernetes.objects import PoolObject, PoolStatusObject
+from glowplug.engine.kubernetes.pools import wanted_machines
+from glowplug.engine.kubernetes.quantities import bytes_of, count_of
+from glowplug.engine.port import Demand, Machine, MachineState
+from glowplug.types.clock import Clock
+from glowplug.types.errors import NotFound
+
+CLAIM_PREFIX = "claim/"
+AS_WANTED = Statement("True", "AsWanted")
+_GPU_RESOURCE = "nvidia.com/gpu"
+_CHIP_LABEL = "nvidia.com/gpu.product"
+
+
+@dataclass(frozen=True)
+class _FoundPool:
+    name: str
+    generation: int
+    spec: PoolObject
+    status: PoolStatusObject
+
+
+class KubernetesEngine:
+    """The Engine port over one namespace of one API server."""
+
+    name = "kubernetes"
+
+    def __init__(self, api: ObjectApi, namespace: str, clock: Clock, *, image: str) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._clock = clock
+        self._claims = Claims(api, namespace, image)
+
+    def machines(self) -> list[Machine]:
+        """Nodes that have, or should have, an agent; and claims that have found no node yet."""
+        return self._machines(self._pools(), self._claims.all())
+
+    def reconcile(self) -> list[Machine]:
+        """The DaemonSet keeps the agents; here claims are made good, and Pools told how they stand."""
+        selector = f"{COMPONENT_LABEL}={AGENT}"
+        if not self._api.list(DAEMON_SETS, self._namespace, labels=selector):
+            raise NotFound(
+                f"Namespace {self._namespace} has no DaemonSet of agents.",
+                remedy="Install the chart in deploy/helm/glowplug there.",
+            )
+        pools = self._pools()
+        self._reach(pools, {pool.name: _standing(pool) for pool in pools})
+        return self.machines()
+
+    def ask(self, demands: Sequence[Demand]) -> None:
+        """Pools hold what is wanted of them in their status: a successor of ours goes on from there."""
+        pools = self._pools()
+        wanted = wanted_machines({pool.name: pool.spec for pool in pools}, demands)
+        limited = Statement("False", "Limited", f"{wanted.unmet} shares are beyond maxMachines.")
+        self._reach(pools, wanted.machines, limited if wanted.unmet else AS_WANTED)
+
+    def drain(self, machine_id: str) -> None:
+        """Cordon it."""
+        self._patch_node(machine_id, {"spec": {"unschedulable": True}})
+
+    def release(self, machine_id: str) -> None:
+        """Take the agent off it, and let the autoscaler have it: nothing claims it any more."""
+        if not machine_id.startswith(CLAIM_PREFIX):
+            self._patch_node(machine_id, {"metadata": {"labels": {RELEASED_LABEL: "true"}}})
+        for claim in self._claims.all():
+            if machine_id in (claim.node, CLAIM_PREFIX + claim.name):
+                self._lower(claim.pool)
+                self._claims.drop(claim.name)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _patch_node(self, machine_id: str, change: Mapping[str, object]) -> None:
+        try:
+            self._api.patch(NODES, machine_id, change)
+        except NotFound as error:
+            raise NotFound(
+                f"Kubernetes has no node {machine_id!r}.", remedy="See `kubectl get nodes`."
+            ) from error
+
+    def _lower(self, name: str) -> None:
+        """One machine less is wanted of this pool."""
+        for pool in self._pools():
+            if pool.name == name:
+                wanted = max(pool.status.wanted - 1, pool.spec.min_machines)
+                self._write(pool, pool.status.model_copy(update={"wanted": wanted}))
+
+    def _pools(self) -> list[_FoundPool]:
+        """Those that can be understood; the API server has checked them, so that is all of them."""
+        found = []
+        for body in self._api.list(POOLS, self._namespace):
+            metadata = body["metadata"]
+            with suppress(ValidationError):
+                spec = PoolObject.model_validate(body["spec"])
+                status = PoolStatusObject.model_validate(body.get("status") or {})
+                found.append(_FoundPool(metadata["name"], int(metadata.get("generation", 1)), spec, status))
+        return found
+
+    def _reach(
+        self, pools: Sequence[_FoundPool], wanted: Mapping[str, int], statement: Statement | None = None
+    ) -> None:
+        """Without ``statement`` what was said stays said."""
+        claims = self._claims.all()
+        for pool in pools:
+            count = wanted[pool.name]
+            ours = [claim for claim in claims if claim.pool == pool.name]
+            running = sum(bool(claim.node) for claim in ours)
+            said = {READY: statement or AS_WANTED} if statement or not pool.status.conditions else {}
+            told = conditions(
+                pool.status.conditions,
+                said,
+                generation=pool.generation,
+                wall_s=self._clock.wall(),
+            )
+            status = PoolStatusObject(
+                observed_generation=pool.generation,
+                wanted=count,
+                running=running,
+                pending=max(0, count - running),
+                conditions=told,
+            )
+            # What is wanted is written down before it is done: a successor finishes it.
+            self._write(pool, status)
+            self._claims.reach(pool.name, pool.spec, count, claims)
+
+    def _write(self, pool: _FoundPool, status: PoolStatusObject) -> None:
+        if status != pool.status:
+            said = {"status": status.model_dump(mode="json", by_alias=True)}
+            self._api.patch(POOLS, pool.name, said, self._namespace, subresource="status")
+
+    def _machines(self, pools: Sequence[_FoundPool], claims: Sequence[Claim]) -> list[Machine]:
+        pods = self._api.list(PODS, self._namespace, labels=f"{COMPONENT_LABEL}={AGENT}")
+        agents = {(pod.get("spec") or {}).get("nodeName", ""): pod for pod in pods}
+        machines = []
+        for node in self._api.list(NODES):
+            agent = agents.get(node["metadata"]["name"])
+            if agent is not None or (_is_of_a_pool(node, pools) and not _is_released(node)):
+                machines.append(_machine(node, agent))
+        waiting = [
+            Machine(CLAIM_PREFIX + claim.name, "", MachineState.PENDING, claim.why or "no node has it yet")
+            for claim in claims
+            if not claim.node
+        ]
+        return sorted([*machines, *waiting], key=lambda machine: machine.id)
+
+
+def _standing(pool: _FoundPool) -> int:
+    """What is wanted of it as far as is written down, within what its object allows now."""
+    return max(pool.spec.min_machines, min(pool.status.wanted, pool.spec.max_machines))
+
+
+def _is_of_a_pool(node: Object, pools: Sequence[_FoundPool]) -> bool:
+    labels = (node["metadata"].get("labels") or {}).items()
+    return any(pool.spec.node_selector.items() <= labels for pool in pools)
+
+
+def _is_released(node: Object) -> bool:
+    return RELEASED_LABEL in (node["metadata"].get("labels") or {})
+
+
+def _machine(node: Object, agent: Object | None) -> Machine:
+    name = node["metadata"]["name"]
+    labels = node["metadata"].get("labels") or {}
+    capacity = (node.get("status") or {}).get("allocatable") or {}
+    state, why = _state(node, agent)
+    return Machine(
+        id=name,
+        node=node_name(name),
+        state=state,
+        why=why,
+        cpus=count_of(capacity.get("cpu")),
+        memory_bytes=bytes_of(capacity.get("memory")),
+        gpus=int(count_of(capacity.get(_GPU_RESOURCE))),
+        gpu_chip=labels.get(_CHIP_LABEL),
+        labels=dict(labels),
+    )
+
+
+def _state(node: Object, agent: Object | None) -> tuple[MachineState, str]:
+    """What Kubernetes says of it. Not ready is its kubelet's silence; our own leases are quicker."""
+    ready = _condition(node)
+    if ready is not None and ready.get("status") != "True":
+        said = ready.get("message") or ready.get("reason") or ""
+        return MachineState.GONE, f"its kubelet is silent: {said}"
+    if is_leaving(node):
+        return MachineState.DRAINING, "cordoned, or about to be removed by an autoscaler"
+    if agent is None:
+        return MachineState.PENDING, "the DaemonSet has put no agent there yet"
+    is_ready = _condition(agent) or {}
+    if is_ready.get("status") != "True":
+        return MachineState.PENDING, _why_not_ready(agent)
+    return MachineState.RUNNING, ""
+
+
+def _condition(body: Object) -> Object | None:
+    found = (body.get("status") or {}).get("conditions") or []
+    return next((one for one in found if one.get("type") == READY), None)
+
+
+def _why_not_ready(pod: Object) -> str:
+    for container in (pod.get("status") or {}).get("containerStatuses") or []:
+        waiting = (container.get("state") or {}).get("waiting")
+        if waiting:
+            return f"its agent: {waiting.get('reason', 'waits')} {waiting.get('message', '')}".strip()
+    return "its agent is being started"
