@@ -31,11 +31,18 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Commands:
-    """What the supervisor runs. Tests put small stand-ins here."""
+    """What the supervisor runs. Tests put small stand-ins here.
+
+    Beside the control plane there may be an ``engine`` that machines come from, called ``engine_name``, and
+    the ``base`` that it stands on, where that is ours (the head of a Ray cluster).
+    """
 
     agent: tuple[str, ...] = AGENT_COMMAND
     control: tuple[str, ...] = CONTROL_COMMAND
     gateway: tuple[str, ...] = GATEWAY_COMMAND
+    engine_name: str | None = None
+    engine: tuple[str, ...] = ()
+    base: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -64,6 +71,7 @@ def launched(
                     "--control-command", shlex.join(chosen.control),
                     "--gateway-command", shlex.join(chosen.gateway),
                     "--role", role.value,
+                    *_engine_options(chosen),
                     *(["--foreground"] if foreground else []),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -81,6 +89,13 @@ def launched(
         except BaseException:
             _stoplaunched(process)
             raise
+
+
+def _engine_options(commands: Commands) -> list[str]:
+    if commands.engine_name is None:
+        return []
+    options = ["--engine", commands.engine_name, "--engine-command", shlex.join(commands.engine)]
+    return [*options, "--base-command", shlex.join(commands.base)] if commands.base else options
 
 
 def _stoplaunched(process: subprocess.Popen[bytes]) -> None:

@@ -34,7 +34,8 @@ class Role(StrEnum):
 class SupervisorRecord(BaseModel):
     """The content of ``run/supervisor.json``: ``host`` and ``port`` are those of the listening socket.
 
-    ``role`` says what listens there: the control plane, or the gateway of a node of a cluster.
+    ``role`` says what listens there: the control plane, or the gateway of a node of a cluster. ``engine`` is
+    where the cluster's machines come from, unless people join them.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -45,6 +46,7 @@ class SupervisorRecord(BaseModel):
     port: int
     started_at: float
     role: Role = Role.CONTROL
+    engine: str | None = None
 
     @property
     def reached_at(self) -> str:

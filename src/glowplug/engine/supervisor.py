@@ -35,6 +35,8 @@ CONTROL_COMMAND = (sys.executable, "-m", "glowplug.control")
 GATEWAY_COMMAND = (sys.executable, "-m", "glowplug.node.gateway")
 # How to write to the database is the control plane's business: the agent runs what others wrote.
 _DATABASE_VARIABLES = frozenset({DATABASE_URL_VARIABLE, "PGPASSWORD", "PGPASSFILE"})
+# With Ray's token anybody runs anything on all its machines: it is for the engine only.
+_ENGINE_PREFIX = "RAY_"
 _WANTED_OPEN_FILES = 65_536
 _MOST_OPEN_FILES = 1_048_576  # programs that close "all" descriptors take long with an unlimited number
 
@@ -64,6 +66,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--agent-command", default=shlex.join(AGENT_COMMAND), help="run instead of the agent")
     parser.add_argument("--control-command", default=shlex.join(CONTROL_COMMAND), help="instead of control")
     parser.add_argument("--gateway-command", default=shlex.join(GATEWAY_COMMAND), help="instead of it")
+    parser.add_argument("--engine", help="the name of the engine that machines come from")
+    parser.add_argument("--engine-command", default="", help="run it, beside the control plane")
+    parser.add_argument("--base-command", default="", help="run what the engine stands on")
     parser.add_argument("--role", type=Role, choices=list(Role), default=Role.CONTROL, help="what listens")
     return parser.parse_args(arguments)
 
@@ -100,18 +105,19 @@ def _supervise(state: StateDir, options: argparse.Namespace, log: logging.Logger
     with ExitStack() as owned:
         owned.enter_context(supervision(state))
         listener = owned.enter_context(listen(options.host, options.port))
-        record = _publish(state, listener, clock, options.role)
+        record = _publish(state, listener, clock, options)
         owned.callback(state.supervisor.unlink, missing_ok=True)
         _raise_open_files_limit()
         become_subreaper()
         where = ["--state", str(state.root)]
+        of_the_engine = frozenset(name for name in os.environ if name.startswith(_ENGINE_PREFIX))
         agent_log = owned.enter_context(RotatingLog(state.logs / "agent.log"))
         agent = Child(
             "agent",
             [*shlex.split(options.agent_command), *where],
             agent_log,
             clock,
-            kept_from_it=_DATABASE_VARIABLES,
+            kept_from_it=_DATABASE_VARIABLES | of_the_engine,
         )
         is_control = options.role is Role.CONTROL
         name = "control" if is_control else "gateway"
@@ -122,12 +128,26 @@ def _supervise(state: StateDir, options: argparse.Namespace, log: logging.Logger
             owned.enter_context(RotatingLog(state.logs / f"{name}.log")),
             clock,
             pass_fds=(listener.fileno(),),
+            kept_from_it=of_the_engine,
         )
+        beside = {
+            name: Child(
+                name,
+                [*shlex.split(command), *where],
+                owned.enter_context(RotatingLog(state.logs / f"{name}.log")),
+                clock,
+                kept_from_it=_DATABASE_VARIABLES,
+            )
+            for name, command in (("engine", options.engine_command), ("base", options.base_command))
+            if command
+        }
         log.info("listening on %s:%d as pid %d", record.host, record.port, record.pid)
         _report(options.report_fd, {"record": record.model_dump()})
         Supervisor(
             front=front,
             agent=agent,
+            engine=beside.get("engine"),
+            base=beside.get("base"),
             listener=listener,
             notes=ExitNotes(state.exits, clock),
             clock=clock,
@@ -136,9 +156,18 @@ def _supervise(state: StateDir, options: argparse.Namespace, log: logging.Logger
         ).run()
 
 
-def _publish(state: StateDir, listener: socket.socket, clock: Clock, role: Role) -> SupervisorRecord:
+def _publish(
+    state: StateDir, listener: socket.socket, clock: Clock, options: argparse.Namespace
+) -> SupervisorRecord:
     host, port = listener.getsockname()[:2]
-    record = SupervisorRecord(pid=os.getpid(), host=host, port=port, started_at=clock.wall(), role=role)
+    record = SupervisorRecord(
+        pid=os.getpid(),
+        host=host,
+        port=port,
+        started_at=clock.wall(),
+        role=options.role,
+        engine=options.engine,
+    )
     write_atomically(state.supervisor, record.model_dump_json())
     return record
 

@@ -1,7 +1,8 @@
 """The one process that is never restarted: it keeps the agent alive, and what serves in front of it.
 
-That is the control plane, or on a node of a cluster the gateway. It holds the listening socket, so that a
-restart of that refuses no connection; starts both children again whenever they end, with a back-off and
+That is the control plane, or on a node of a cluster the gateway. Beside the control plane there may be an
+engine that machines come from, and what that stands on. It holds the listening socket, so that a
+restart of that refuses no connection; starts its children again whenever they end, with a back-off and
 without ever giving up; reaps orphaned sandboxes and notes how they ended; and ends everything in order:
 SIGTERM leaves replicas running (the next ``up`` adopts them), SIGINT has the agent stop them first. One
 thread and one ``select``: small enough to trust.
@@ -33,15 +34,18 @@ _WATCHED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 class Patience:
     """How long each child may take to end before it is killed.
 
-    Control finishes requests in flight for 10 s; the agent gives every replica its grace period.
+    Control finishes requests in flight for 10 s; the agent gives every replica its grace period, and the
+    engine waits for agents on other machines that do.
     """
 
     front_s: float = 15.0
     agent_s: float = 60.0
+    engine_s: float = 110.0
+    base_s: float = 20.0
 
 
 class Supervisor:
-    """Owner of both children, their output pipes and all signals of this process."""
+    """Owner of the children, their output pipes and all signals of this process."""
 
     def __init__(
         self,
@@ -52,12 +56,16 @@ class Supervisor:
         notes: ExitNotes,
         clock: Clock,
         log: logging.Logger,
+        engine: Child | None = None,
+        base: Child | None = None,
         patience: Patience | None = None,
         echo: bool = False,
     ) -> None:
         self._front = front
         self._agent = agent
-        self._children = (agent, front)
+        self._engine = engine
+        self._base = base
+        self._children = tuple(child for child in (base, agent, front, engine) if child is not None)
         self._listener = listener
         self._notes = notes
         self._clock = clock
@@ -69,7 +77,7 @@ class Supervisor:
         self._stopping = False
 
     def run(self) -> None:
-        """Supervise until SIGTERM or SIGINT, then end both children and return."""
+        """Supervise until SIGTERM or SIGINT, then end all children and return."""
         wakeup_read, wakeup_write = socket.socketpair()
         for end in (wakeup_read, wakeup_write):
             end.setblocking(False)
@@ -97,10 +105,14 @@ class Supervisor:
         )
         for child in self._children:
             child.restart_at = None
+        if self._engine is not None:  # it needs the control plane, and what it stands on, to the end
+            self._end(self._engine, first, self._patience.engine_s)
         # Ours first: from here on new connections are refused instead of waiting for nobody.
         self._listener.close()
         self._end(self._front, signal.SIGTERM, self._patience.front_s)
         self._end(self._agent, first, self._patience.agent_s)
+        if self._base is not None:
+            self._end(self._base, signal.SIGTERM, self._patience.base_s)
         self._log.info("stopped")
 
     def _end(self, child: Child, number: int, patience_s: float) -> None:
@@ -205,7 +217,7 @@ class Supervisor:
         os.close(descriptor)
 
     def _release_outputs(self) -> None:
-        """Take the last words of both children, then close every pipe."""
+        """Take the last words of all children, then close every pipe."""
         while True:
             ready = [key for key, _ in self._selector.select(0) if key.data is not None]
             if not ready:
