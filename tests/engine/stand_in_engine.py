@@ -10,16 +10,22 @@ name = sys.argv[1]
 state = Path(sys.argv[sys.argv.index("--state") + 1])
 
 
+def tell(what: str, told: object) -> None:
+    """At once: it is read meanwhile."""
+    fresh = state / f"{what}.new"
+    fresh.write_text(json.dumps(told))
+    fresh.replace(state / what)
+
+
 def stop(number: int, frame: object) -> None:
     agent_is_over = (state / "agent-signal").exists()
-    told = {"signal": signal.Signals(number).name, "agent_is_over": agent_is_over}
-    (state / f"{name}-end").write_text(json.dumps(told))
+    tell(f"{name}-end", {"signal": signal.Signals(number).name, "agent_is_over": agent_is_over})
     os._exit(0)
 
 
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, stop)
 environment = sorted(word for word in os.environ if word.startswith(("RAY_", "PGPASS")))
-(state / f"{name}-start").write_text(json.dumps({"pid": os.getpid(), "environment": environment}))
+tell(f"{name}-start", {"pid": os.getpid(), "environment": environment})
 while True:
     signal.pause()
