@@ -15,8 +15,8 @@ BENCH_ARGS ?= --cold 3 --restores 100 --host 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup engine engines services root demo demo-images lint test test-gpu nightly kubernetes faults fuzz soak \
-	bench bench-images bench-snapshots clean
+.PHONY: help setup engine engines services ray root demo demo-images lint test test-gpu nightly kubernetes faults fuzz \
+	soak bench bench-images bench-snapshots clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ engine: setup ## ... and vLLM with a small real model, for the demo and the test
 
 engines: engine ## ... and transformers, sentence-transformers, ONNX Runtime, llama.cpp and Node.js, for the tests
 	@scripts/setup_engines.sh small-models node
+
+ray: setup ## ... and Ray, for the nightly tests of clusters on it
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check ray --constraint constraints.txt
 
 services: setup ## ... and runc, CRIU, PostgreSQL, nginx, an SSH server, a registry and image tools, for the tests
 	@scripts/apt_packages.sh postgresql nginx-light docker-registry skopeo umoci erofs-utils fuse3 openssh-server
@@ -53,7 +56,7 @@ lint: setup ## Style, types and import contracts
 test: lint engines services ## All of lint, then every test (PYTEST_ARGS="-k router")
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-nightly: engines services root ## Tests that take minutes: engines on both runtimes, ranks, the benchmark of GPUs (PYTEST_ARGS="-k sglang"); prints docs/engines.md's figures
+nightly: engines services root ray ## Tests that take minutes: engines on both runtimes, ranks, the benchmark of GPUs (PYTEST_ARGS="-k sglang"); prints docs/engines.md's figures
 	@scripts/setup_engines.sh sglang two-ranks
 	@scripts/setup_azurite.sh
 	$(BIN)/python -m pytest -m nightly -rP tests $(PYTEST_ARGS)

@@ -126,3 +126,40 @@ def test_a_machine_that_joins_says_what_is_wrong_before_it_asks(
     result: Result = glowplug("cluster", "join", *words)
     assert (result.exit_code, said in result.stderr) == (1, True), result.stderr
     assert control.asked == []
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ((), "--advertise"),
+        (("--address", "ray://10.0.0.1:10001"), "HOST:PORT"),
+        (("--address", "auto", "--node-state", "here"), "--node-state /var/lib"),
+        (("--address", "auto", "--only", "Not Ours=x"), "NAME=VALUE"),
+    ],
+)
+def test_up_on_ray_says_what_it_wants_to_know(
+    glowplug: Glowplug, words: tuple[str, ...], remedy: str
+) -> None:
+    result = glowplug("cluster", "up", "--engine", "ray", *words)
+    assert (result.exit_code, remedy in result.stderr) == (1, True), result.stderr
+
+
+def test_without_ray_its_commands_say_how_to_get_it(
+    glowplug: Glowplug, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glowplug.engine.ray.head.importlib.util.find_spec", lambda name: None)
+    for words in (
+        ("up", "--engine", "ray", "--advertise", "10.0.0.1"), ("join", "10.0.0.1:6379", "--engine", "ray"),
+    ):  # fmt: skip
+        result = glowplug("cluster", *words)
+        assert (result.exit_code, "glowplug[ray]" in result.stderr) == (1, True), result.stderr
+
+
+def test_of_a_ray_node_nothing_else_is_said_when_it_joins(glowplug: Glowplug) -> None:
+    for words in ((), ("10.0.0.1:6379", "--name", "beta"), ("10.0.0.1:6379", "--label", "zone=east")):
+        result = glowplug("cluster", "join", *words, "--engine", "ray")
+        assert (result.exit_code, "--engine ray" in result.stderr) == (1, True), result.stderr
+
+
+def test_down_where_nothing_runs_does_nothing(glowplug: Glowplug) -> None:
+    assert "Nothing was running" in glowplug("cluster", "down").stderr

@@ -38,8 +38,8 @@ NAMES = [name for name, _ in commands()]
     "image prefetch", "image mount", "image unmount", "image verify", "image gc", "image diff",
     "recipes", "gpu ls", "gpu check", "pool plan", "pool prices", "pool run",
     "pool simulate", "pool status", "pool explain",
-    "explain", "cluster token", "cluster join", "cluster status", "cluster drain", "cluster remove",
-    "cluster operator",
+    "explain", "cluster up", "cluster down", "cluster token", "cluster join", "cluster status",
+    "cluster drain", "cluster remove", "cluster operator",
     "zone-cache up", "zone-cache down", "zone-cache status",
 ])  # fmt: skip
 def test_the_command_exists(wanted: str) -> None:

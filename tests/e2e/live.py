@@ -62,7 +62,7 @@ class Live:
             host = () if self._host is None else ("--host", self._host)
             self.cli("up", "--port", "0", *host, "--timeout", UP_TIMEOUT_S)
             self.url = f"http://127.0.0.1:{json.loads(self.state.supervisor.read_text())['port']}"
-            self.http = httpx.Client(base_url=self.url, timeout=240.0, trust_env=False)
+            self.connect()
         except BaseException:
             self.cli("down", code=None)
             raise
@@ -83,6 +83,10 @@ class Live:
                 shutil.rmtree(item)
             elif not item.is_dir():
                 item.unlink()
+
+    def connect(self) -> None:
+        """Have a client of what answers at ``url``."""
+        self.http = httpx.Client(base_url=self.url, timeout=240.0, trust_env=False)
 
     # -- the command ---------------------------------------------------------------------------------
 

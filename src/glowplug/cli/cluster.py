@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -16,11 +17,12 @@ from glowplug.cli.text import format_age, format_seconds
 from glowplug.control.messages import NodeStatus, RouterState, RouterStatus
 from glowplug.engine import embedded
 from glowplug.engine.launch import Beside
-from glowplug.engine.record import Role
+from glowplug.engine.record import Role, read_record
+from glowplug.engine.status import EngineStatus, read_status
 from glowplug.observe.waterfall import format_bytes
 from glowplug.types.clock import SystemClock
 from glowplug.types.cluster import JoinTokenView, NodeState
-from glowplug.types.errors import DeadlineExceeded, InvalidInput
+from glowplug.types.errors import DeadlineExceeded, GlowplugError, InvalidInput
 
 _POLL_S = 0.5
 _STYLES = {
@@ -29,6 +31,13 @@ _STYLES = {
     NodeState.UNREACHABLE: "red",
     NodeState.LOST: "red",
 }
+
+
+class EngineName(StrEnum):
+    """Where machines come from, other than by hand."""
+
+    RAY = "ray"
+
 
 commands = typer.Typer(help="The machines of a cluster: join, look, drain, remove.", no_args_is_help=True)
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="A node.", autocompletion=completion.nodes)]
@@ -75,7 +84,14 @@ def join(
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(envvar="GLOWPLUG_JOIN_TOKEN", help="A token of `glowplug cluster token`."),
+        typer.Option(
+            envvar="GLOWPLUG_JOIN_TOKEN",
+            help="A token of `glowplug cluster token`; with --engine ray, Ray's own.",
+        ),
+    ] = None,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(help="Become a node of the Ray cluster at ADDRESS; its engine does the rest."),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="What the node is called (default: made of the host name).")
@@ -111,6 +127,16 @@ def join(
     from glowplug.engine import join as joining  # loads cryptography: a tenth of a second
 
     session = session_of(context)
+    if engine is not None:
+        from glowplug.cli.cluster_engine import join_ray
+
+        if address is None or name or listen or label:
+            raise InvalidInput(
+                "Of a Ray node only its address is said when it joins.",
+                remedy="glowplug cluster join HOST:PORT --engine ray [--token TOKEN] [--advertise HOST]",
+            )
+        join_ray(session, address, token, advertise, blocks=foreground)
+        return
     if (address is None) != (token is None):
         raise InvalidInput(
             "An address and a token belong together.",
@@ -159,6 +185,9 @@ def status(context: typer.Context, as_json: JsonOption = False) -> None:
         return
     columns = ["NODE", "STATE", "ADDRESS", "REPLICAS", "MEMORY", "GPUS", "ROUTER", "LABELS", "WHY"]
     print_table(session, columns, map(_row, nodes), "No node.")
+    record = None if session.url else read_record(session.state)
+    if record is not None and record.engine and (engine := read_status(session.state)) is not None:
+        _print_engine(session, engine)
 
 
 @commands.command()
@@ -214,6 +243,17 @@ def _print_tokens(session: Session, tokens: list[JoinTokenView], *, as_json: boo
         [one.id, format_age(now - one.created_at), format_seconds(one.expires_at - now)] for one in tokens
     ]
     print_table(session, ["TOKEN", "AGE", "LEFT"], rows, "No token can be used.")
+
+
+def _print_engine(session: Session, engine: EngineStatus) -> None:
+    """What the engine says of machines that do nothing for us, or why it says nothing."""
+    if engine.error is not None:
+        reason = GlowplugError.from_dict(engine.error)
+        session.say(f"{engine.engine.capitalize()} at {engine.address}: {reason}")
+    elif engine.missing:
+        session.out.print()
+        rows: list[Row] = [[one.id[:12], one.node, one.state.value, one.why] for one in engine.missing]
+        print_table(session, [f"MACHINE OF {engine.engine.upper()}", "NODE", "STATE", "WHY"], rows, "")
 
 
 def _router(router: RouterStatus | None) -> str:

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from glowplug.cli import (
     cluster,
+    cluster_engine,  # noqa: F401 - adds its commands to those of clusters
     cluster_operator,  # noqa: F401 - adds its command to those of the cluster
     coldstarts,
     costs,

@@ -43,12 +43,19 @@ class Beside:
 
 @dataclass(frozen=True)
 class Commands:
-    """What the supervisor runs. Tests put small stand-ins here."""
+    """What the supervisor runs. Tests put small stand-ins here.
+
+    Beside the control plane there may be an ``engine`` that machines come from, called ``engine_name``, and
+    the ``base`` that it stands on, where that is ours (the head of a Ray cluster).
+    """
 
     agent: tuple[str, ...] = AGENT_COMMAND
     control: tuple[str, ...] = CONTROL_COMMAND
     gateway: tuple[str, ...] = GATEWAY_COMMAND
     router: tuple[str, ...] = ROUTER_COMMAND
+    engine_name: str | None = None
+    engine: tuple[str, ...] = ()
+    base: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -81,6 +88,7 @@ def launched(
                     "--role", role.value,
                     *(["--beside", beside.listen] if beside else []),
                     *(["--node", *beside.node] if beside and beside.node else []),
+                    *_engine_options(chosen),
                     *(["--foreground"] if foreground else []),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -98,6 +106,13 @@ def launched(
         except BaseException:
             _stoplaunched(process)
             raise
+
+
+def _engine_options(commands: Commands) -> list[str]:
+    if commands.engine_name is None:
+        return []
+    options = ["--engine", commands.engine_name, "--engine-command", shlex.join(commands.engine)]
+    return [*options, "--base-command", shlex.join(commands.base)] if commands.base else options
 
 
 def _stoplaunched(process: subprocess.Popen[bytes]) -> None:

@@ -24,6 +24,8 @@ _OUR_MODULES = (
     "glowplug.control",
     "glowplug.control.edge",
     "glowplug.engine.supervisor",
+    "glowplug.engine.ray",
+    "glowplug.engine.ray.starter",
     "glowplug.image.lazy.worker",  # the blob daemon; its holder's command line ends with the worker's
 )
 _TCP_LISTEN = "0A"

@@ -36,6 +36,7 @@ class SupervisorRecord(BaseModel):
 
     ``role`` says what listens there: the control plane, or the gateway of a node of a cluster. ``beside``
     (HOST:PORT) is where something else listens too: the node's router, or a gateway beside the control plane.
+    ``engine`` is where the cluster's machines come from, unless people join them.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -47,6 +48,7 @@ class SupervisorRecord(BaseModel):
     started_at: float
     role: Role = Role.CONTROL
     beside: str | None = None
+    engine: str | None = None
 
     @property
     def reached_at(self) -> str:

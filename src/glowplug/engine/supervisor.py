@@ -36,6 +36,8 @@ GATEWAY_COMMAND = (sys.executable, "-m", "glowplug.node.gateway")
 ROUTER_COMMAND = (sys.executable, "-m", "glowplug.control.edge")
 # How to write to the database is the control plane's business, and nobody else's.
 _DATABASE_VARIABLES = frozenset({DATABASE_URL_VARIABLE, "PGPASSWORD", "PGPASSFILE"})
+# With Ray's token anybody runs anything on all its machines: it is for the engine only.
+_ENGINE_PREFIX = "RAY_"
 _WANTED_OPEN_FILES = 65_536
 _MOST_OPEN_FILES = 1_048_576  # programs that close "all" descriptors take long with an unlimited number
 
@@ -72,6 +74,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--node", nargs=2, metavar=("NAME", "HOST:PORT"), help="what control's machine is as a node"
     )
+    parser.add_argument("--engine", help="the name of the engine that machines come from")
+    parser.add_argument("--engine-command", default="", help="run it, beside the control plane")
+    parser.add_argument("--base-command", default="", help="run what the engine stands on")
     parser.add_argument("--role", type=Role, choices=list(Role), default=Role.CONTROL, help="what listens")
     return parser.parse_args(arguments)
 
@@ -109,24 +114,38 @@ def _supervise(state: StateDir, options: argparse.Namespace, log: logging.Logger
         owned.enter_context(supervision(state))
         listener = owned.enter_context(listen(options.host, options.port))
         beside = None if options.beside is None else owned.enter_context(_listen(options.beside))
-        record = _publish(state, listener, beside, clock, options.role)
+        record = _publish(state, listener, beside, clock, options)
         owned.callback(state.supervisor.unlink, missing_ok=True)
         _raise_open_files_limit()
         become_subreaper()
+        of_the_engine = frozenset(name for name in os.environ if name.startswith(_ENGINE_PREFIX))
         agent_log = owned.enter_context(RotatingLog(state.logs / "agent.log"))
         agent = Child(
             "agent",
             [*shlex.split(options.agent_command), "--state", str(state.root)],
             agent_log,
             clock,
-            kept_from_it=_DATABASE_VARIABLES,
+            kept_from_it=_DATABASE_VARIABLES | of_the_engine,
         )
-        fronts = _fronts(state, options, listener, beside, clock, owned)
+        fronts = _fronts(state, options, listener, beside, of_the_engine, clock, owned)
+        sources = {
+            name: Child(
+                name,
+                [*shlex.split(command), "--state", str(state.root)],
+                owned.enter_context(RotatingLog(state.logs / f"{name}.log")),
+                clock,
+                kept_from_it=_DATABASE_VARIABLES,
+            )
+            for name, command in (("engine", options.engine_command), ("base", options.base_command))
+            if command
+        }
         log.info("listening on %s:%d as pid %d", record.host, record.port, record.pid)
         _report(options.report_fd, {"record": record.model_dump()})
         Supervisor(
             fronts=fronts,
             agent=agent,
+            engine=sources.get("engine"),
+            base=sources.get("base"),
             listeners=[listener] if beside is None else [listener, beside],
             notes=ExitNotes(state.exits, clock),
             clock=clock,
@@ -140,6 +159,7 @@ def _fronts(
     options: argparse.Namespace,
     listener: socket.socket,
     beside: socket.socket | None,
+    of_the_engine: frozenset[str],
     clock: Clock,
     owned: ExitStack,
 ) -> list[Child]:
@@ -152,7 +172,7 @@ def _fronts(
             owned.enter_context(RotatingLog(state.logs / f"{name}.log")),
             clock,
             pass_fds=(served.fileno(),),
-            kept_from_it=frozenset() if name == "control" else _DATABASE_VARIABLES,
+            kept_from_it=of_the_engine if name == "control" else _DATABASE_VARIABLES | of_the_engine,
         )
 
     if options.role is Role.NODE:
@@ -171,7 +191,11 @@ def _listen(address: str) -> socket.socket:
 
 
 def _publish(
-    state: StateDir, listener: socket.socket, beside: socket.socket | None, clock: Clock, role: Role
+    state: StateDir,
+    listener: socket.socket,
+    beside: socket.socket | None,
+    clock: Clock,
+    options: argparse.Namespace,
 ) -> SupervisorRecord:
     host, port = listener.getsockname()[:2]
     record = SupervisorRecord(
@@ -179,8 +203,9 @@ def _publish(
         host=host,
         port=port,
         started_at=clock.wall(),
-        role=role,
+        role=options.role,
         beside=None if beside is None else "{}:{}".format(*beside.getsockname()[:2]),
+        engine=options.engine,
     )
     write_atomically(state.supervisor, record.model_dump_json())
     return record

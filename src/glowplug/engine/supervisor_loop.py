@@ -1,10 +1,11 @@
 """The one process that is never restarted: it keeps the agent alive, and what serves in front of it.
 
-That is the control plane, or on a node of a cluster the router and the gateway. It holds the listening
-sockets, so that a restart of those refuses no connection; starts its children again whenever they end, with
-a back-off and without ever giving up; reaps orphaned sandboxes and notes how they ended; and ends everything
-in order: SIGTERM leaves replicas running (the next ``up`` adopts them), SIGINT has the agent stop them first.
-One thread and one ``select``: small enough to trust.
+That is the control plane, or on a node of a cluster the router and the gateway. Beside the control plane
+there may be an engine that machines come from, and what that stands on. It holds the listening sockets, so
+that a restart of those refuses no connection; starts its children again whenever they end, with a back-off
+and without ever giving up; reaps orphaned sandboxes and notes how they ended; and ends everything in order:
+SIGTERM leaves replicas running (the next ``up`` adopts them), SIGINT has the agent stop them first. One
+thread and one ``select``: small enough to trust.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ _WATCHED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 class Patience:
     """How long each child may take to end before it is killed.
 
-    Control finishes requests in flight for 10 s; the agent gives every replica its grace period.
+    Control finishes requests in flight for 10 s; the agent gives every replica its grace period, and the
+    engine waits for agents on other machines that do.
     """
 
     front_s: float = 15.0
     agent_s: float = 60.0
+    engine_s: float = 110.0
+    base_s: float = 20.0
 
 
 class Supervisor:
@@ -55,12 +59,16 @@ class Supervisor:
         notes: ExitNotes,
         clock: Clock,
         log: logging.Logger,
+        engine: Child | None = None,
+        base: Child | None = None,
         patience: Patience | None = None,
         echo: bool = False,
     ) -> None:
         self._fronts = fronts
         self._agent = agent
-        self._children = (agent, *fronts)
+        self._engine = engine
+        self._base = base
+        self._children = tuple(child for child in (base, agent, *fronts, engine) if child is not None)
         self._listeners = listeners
         self._notes = notes
         self._clock = clock
@@ -100,12 +108,16 @@ class Supervisor:
         )
         for child in self._children:
             child.restart_at = None
+        if self._engine is not None:  # it needs the control plane, and what it stands on, to the end
+            self._end(self._engine, first, self._patience.engine_s)
         # Ours first: from here on new connections are refused instead of waiting for nobody.
         for listener in self._listeners:
             listener.close()
         for front in self._fronts:
             self._end(front, signal.SIGTERM, self._patience.front_s)
         self._end(self._agent, first, self._patience.agent_s)
+        if self._base is not None:
+            self._end(self._base, signal.SIGTERM, self._patience.base_s)
         self._log.info("stopped")
 
     def _end(self, child: Child, number: int, patience_s: float) -> None:

@@ -80,7 +80,8 @@ def _add_replicas(app: FastAPI, agent: Agent, images: NodeImages) -> None:
         body, content_type = agent.metrics.render()
         of_images = await asyncio.to_thread(images.metrics)
         of_gateway = await asyncio.to_thread(_text_of, agent.state.gateway_metrics)
-        return Response(body + of_images.encode() + of_gateway, media_type=content_type)
+        of_engine = await asyncio.to_thread(_text_of, agent.state.engine_metrics)
+        return Response(body + of_images.encode() + of_gateway + of_engine, media_type=content_type)
 
     @app.get("/v1/watch")
     async def watch() -> StreamingResponse:
@@ -246,7 +247,7 @@ def _safe_id(replica_id: str) -> str:
 
 
 def _text_of(path: Path) -> bytes:
-    """What the node's gateway counted, if there is one."""
+    """What the node's gateway, or the engine beside the control plane, counted; if there is one."""
     try:
         return path.read_bytes()
     except OSError:

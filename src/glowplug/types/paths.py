@@ -96,6 +96,21 @@ class StateDir:
         return IdentityDir(self.root / "identity")
 
     @property
+    def engine_settings(self) -> Path:
+        """Which engine machines come from, where that is not this one alone."""
+        return self.root / "engine.json"
+
+    @property
+    def ray_token(self) -> Path:
+        """The token of a Ray cluster that was started from here, mode 0600."""
+        return self.root / "ray-token"
+
+    @property
+    def released_machines(self) -> Path:
+        """Machines of the engine that are not to have an agent again."""
+        return self.root / "released-machines.json"
+
+    @property
     def control_id(self) -> Path:
         """By which the control plane of this state directory knows itself in a database of several."""
         return self.root / "control-id"
@@ -194,6 +209,16 @@ class StateDir:
     def gateway_metrics(self) -> Path:
         """What the node's gateway counts, as Prometheus text."""
         return self.run / "gateway.prom"
+
+    @property
+    def engine_status(self) -> Path:
+        """What the engine saw when it looked last."""
+        return self.run / "engine.json"
+
+    @property
+    def engine_metrics(self) -> Path:
+        """What the engine beside the control plane counts, as Prometheus text."""
+        return self.run / "engine.prom"
 
     @property
     def page_merging(self) -> Path:

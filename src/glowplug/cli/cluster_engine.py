@@ -1,0 +1,156 @@
+"""``cluster up`` and ``down``: a cluster whose machines come from an engine that people run already."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from glowplug.cli.cluster import EngineName, commands
+from glowplug.cli.options import parse_assignments, session_of
+from glowplug.cli.session import Session
+from glowplug.engine import embedded
+from glowplug.engine.ray import head, settings
+from glowplug.engine.ray import up as on_ray
+from glowplug.types.errors import InvalidInput, Unavailable
+from glowplug.types.paths import DEFAULT_STATE_DIR
+
+_RAY_START_S = 120.0
+
+
+@commands.command()
+def up(
+    context: typer.Context,
+    engine: Annotated[EngineName, typer.Option(help="Where machines come from.")],
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="An existing Ray cluster with a node on this machine; `auto` finds it. Without: a new one.",
+        ),
+    ] = None,
+    advertise: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Where other machines reach this one.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port (default: 8080); 0 takes a free one.")
+    ] = None,
+    ray_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of a new Ray cluster.")
+    ] = settings.DEFAULT_RAY_PORT,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Use only Ray nodes with this label (default: all)."),
+    ] = None,
+    node_state: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR",
+            help="State directory of the machines' agents; {node} in it becomes the node's name.",
+        ),
+    ] = str(DEFAULT_STATE_DIR),
+    gateway_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the machines' gateways; 0 takes a free one.")
+    ] = settings.DEFAULT_GATEWAY_PORT,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", "-f", help="Stay here and show the logs; for systemd, containers.")
+    ] = False,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds until everything must answer.")
+    ] = on_ray.START_TIMEOUT_S,
+) -> None:
+    """Start the control plane here, and an agent on every machine of a Ray cluster."""
+    session = session_of(context)
+    if not Path(node_state).is_absolute():
+        raise InvalidInput(f"{node_state!r} is not absolute.", remedy="Write --node-state /var/lib/..")
+    if address is None and advertise is None:
+        raise InvalidInput(
+            "A new Ray cluster needs an address of this machine that the others reach.",
+            remedy="Give it with --advertise, or an existing cluster's with --address.",
+        )
+    if address not in (None, "auto"):
+        head.split_address(str(address))
+    try:
+        wanted = settings.RaySettings(
+            address=address or f"{advertise}:{ray_port}",
+            starts_head=address is None,
+            advertise=advertise,
+            only=parse_assignments(only or []),
+            node_state=node_state,
+            gateway_port=gateway_port,
+        )
+    except ValidationError as error:
+        raise InvalidInput(
+            f"Labels cannot be {', '.join(only or [])}.",
+            remedy="They are NAME=VALUE of letters, digits, and . _ - inside.",
+        ) from error
+    if foreground:
+        on_ray.prepare(session.state, wanted)
+        code = embedded.run_foreground(
+            session.state,
+            host,
+            port,
+            on_ready=lambda where: _announce(session, where, wanted),
+            timeout_s=timeout_s,
+            commands=on_ray.commands(wanted),
+        )
+        raise typer.Exit(code)
+    where, told = on_ray.up(session.state, wanted, host, port, timeout_s)
+    _announce(session, where, wanted)
+    session.say(f"Ray has {len(told.machines)} machines: glowplug cluster status")
+
+
+@commands.command()
+def down(
+    context: typer.Context,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds until everything must have ended.")
+    ] = on_ray.STOP_TIMEOUT_S,
+) -> None:
+    """Stop the control plane, every agent, and Ray where it was started by `cluster up`."""
+    session = session_of(context)
+    did_run, left = on_ray.down(session.state, timeout_s)
+    if left:
+        raise Unavailable(
+            "Some agents were not ended: " + "; ".join(f"{name}: {why}" for name, why in left.items()),
+            remedy="`glowplug down` on those machines ends them.",
+        )
+    session.say("Stopped." if did_run else "Nothing was running.")
+
+
+def join_ray(
+    session: Session, address: str, token: str | None, advertise: str | None, *, blocks: bool
+) -> None:
+    """Make this machine a node of the Ray cluster at ``address``; its agent is the engine's business."""
+    head.check_installed()
+    command = head.join_command(address, advertise, blocks=blocks)
+    environment = os.environ | settings.joining_environment(token)
+    if blocks:
+        os.execve(command[0], command, environment)  # noqa: S606 - what it becomes is spelled out
+    remedy = "Is that Ray's address, and --token (or RAY_AUTH_TOKEN_PATH) the token of its head?"
+    with tempfile.TemporaryFile("w+") as said:  # no pipe: what `ray start` leaves running would hold it open
+        try:
+            done = subprocess.run(
+                command, env=environment, stdout=said, stderr=said, timeout=_RAY_START_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"`ray start` did not end within {_RAY_START_S:g} s.", remedy=remedy) from error
+        if done.returncode != 0:
+            said.seek(0)
+            raise Unavailable(f"`ray start` failed: {said.read().strip()[-500:]}", remedy=remedy)
+    session.say(f"This machine is a node of the Ray cluster at {address}; `ray stop` ends that.")
+
+
+def _announce(session: Session, where: embedded.Address, wanted: settings.RaySettings) -> None:
+    session.out.print(
+        f"Glowplug answers at {where.url} (state: {session.state.root})", soft_wrap=True, markup=False
+    )
+    if wanted.starts_head:
+        session.say(f"Ray's head is at {wanted.address}, its token in {session.state.ray_token}.")
+        session.say(f"On another machine: glowplug cluster join {wanted.address} --engine ray --token TOKEN")

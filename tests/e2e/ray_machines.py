@@ -1,0 +1,167 @@
+"""Machines of a real Ray cluster on this one: each a network namespace with a raylet of its own.
+
+The head, and the control plane, are on this machine as it is. The others reach it at ``ADDRESS``, the near
+end of the first one's cable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.e2e import leftovers
+from tests.e2e.cluster import SecondMachine, _ip
+from tests.e2e.live import GLOWPLUG, Live
+
+from glowplug.engine.processes import wait_for_exit
+from glowplug.types.paths import StateDir
+
+RAY_START_TIMEOUT_S = 120.0
+
+
+class RayMachine(SecondMachine):
+    """A namespace with a raylet; its agent's state directory is below ``folder``."""
+
+    def __init__(self, live: Live, folder: Path) -> None:
+        super().__init__(live, "")
+        shutil.rmtree(self.state.root)
+        self.name = f"ray-{self.there.replace('.', '-')}"
+        self.state = StateDir(folder / self.name)
+        self._ray: subprocess.Popen[bytes] | None = None
+        self.log = folder / f"{self.name}.ray.log"
+
+    def lay_cable(self) -> None:
+        super().lay_cable()
+        _ip("-n", self._netns, "route", "add", "default", "via", self.here)
+
+    def start_ray(self, address: str, token: str) -> None:
+        """``glowplug cluster join ADDRESS --engine ray --foreground`` here."""
+        assert self._ray is None
+        argv = [
+            "nsenter", f"--net=/run/netns/{self._netns}", str(GLOWPLUG), "cluster", "join", address,
+            "--engine", "ray", "--token", token, "--advertise", self.there, "--foreground",
+        ]  # fmt: skip
+        with self.log.open("ab") as log:
+            self._ray = subprocess.Popen(
+                argv,
+                env=self.live.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def start_ray_again_if_it_ended(self, address: str, token: str) -> None:
+        """As its init system would."""
+        if self._ray is not None and self._ray.poll() is not None:
+            self._ray = None
+        if self._ray is None:
+            self.start_ray(address, token)
+
+    def stop_ray(self) -> None:
+        """As when its init system ends it, or it has ended."""
+        if self._ray is not None:
+            self._ray.terminate()
+            try:
+                self._ray.wait(60)
+            except subprocess.TimeoutExpired:
+                self._ray.kill()
+                self._ray.wait(60)
+            self._ray = None
+
+    def kill_raylet(self) -> None:
+        """kill -9 of Ray's own process on this machine; those above and below it end by that."""
+        assert self._ray is not None
+        os.kill(self.pid_here("raylet"), signal.SIGKILL)
+        self._ray.wait(60)
+        self._ray = None
+
+    def kill_actor(self) -> None:
+        """kill -9 of the process of the actor here."""
+        os.kill(self.pid_here("ray::AgentActor"), signal.SIGKILL)
+
+    def agents(self) -> int:
+        """How many agents run on its state directory."""
+        return len(_pids_of("glowplug.node", self.state))
+
+    def kill_agent(self) -> None:
+        """kill -9 of its supervisor: agent and gateway end with it. Returns when all are gone."""
+        gone = [
+            pid
+            for module in ("glowplug.engine.supervisor", "glowplug.node", "glowplug.node.gateway")
+            for pid in _pids_of(module, self.state)
+        ]
+        os.kill(gone[0], signal.SIGKILL)
+        for pid in gone:
+            assert wait_for_exit(pid, 60), f"{pid} outlived its supervisor"
+
+    def supervisor_pid(self) -> int:
+        (pid,) = _pids_of("glowplug.engine.supervisor", self.state)
+        return pid
+
+    def pid_here(self, name: str) -> int:
+        """The process in its network whose program is called so."""
+        own = Path(f"/run/netns/{self._netns}").stat().st_ino
+        for pid, words in _processes():
+            with contextlib.suppress(OSError):
+                is_here = Path(f"/proc/{pid}/ns/net").stat().st_ino == own
+                if is_here and Path(words[0]).name.startswith(name):
+                    return pid
+        raise AssertionError(f"no {name} in the namespace of {self.name} (log: {self.log})")
+
+
+def ray_head(command: Sequence[str], live: Live, log: Path) -> subprocess.Popen[bytes]:
+    """Ray's own head, started by hand."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            env=live.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+@contextlib.contextmanager
+def ray_machines(live: Live, count: int) -> Iterator[list[RayMachine]]:
+    """Cables are there; nothing runs yet. At the end nothing does any more."""
+    folder = Path(tempfile.mkdtemp(prefix="gp-ray-", dir="/var/tmp"))
+    machines = [RayMachine(live, folder) for _ in range(count)]
+    with contextlib.ExitStack() as owned:
+        for machine in machines:
+            machine.lay_cable()
+            owned.callback(machine.remove_cable)
+        try:
+            yield machines
+        finally:
+            for machine in machines:
+                machine.stop_ray()
+                machine.cli("down", code=None)
+            left = [one for machine in machines for one in leftovers.of_state(machine.state)]
+    assert left == [], f"logs are in {folder}"
+    shutil.rmtree(folder)
+
+
+def pids_that_mention(word: str) -> list[int]:
+    """Processes with this in their command lines."""
+    return [pid for pid, words in _processes() if any(word in one for one in words)]
+
+
+def _pids_of(module: str, state: StateDir) -> list[int]:
+    return [pid for pid, words in _processes() if words[1:3] == ["-m", module] and str(state.root) in words]
+
+
+def _processes() -> list[tuple[int, list[str]]]:
+    found = []
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if process.name.isdigit() and (text := (process / "cmdline").read_text(errors="replace")):
+                found.append((int(process.name), text.split("\0")))
+    return found

@@ -1,0 +1,227 @@
+"""Glowplug on a real Ray: two machines and a head, each raylet in a network of its own."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from tests.e2e.cluster import nodes, wait_for_state
+from tests.e2e.conftest import Apps
+from tests.e2e.live import Live
+from tests.e2e.ray_machines import RayMachine, pids_that_mention, ray_head, ray_machines
+from tests.ports import free_port
+
+from glowplug.engine.ray.head import head_command
+
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: make ray"),
+]
+
+
+class RayLive(Live):
+    """Started by ``cluster up --engine ray`` with these options."""
+
+    options: tuple[str, ...] = ()
+    ray_token: str = ""
+
+    def __enter__(self) -> Live:
+        try:
+            done = self.cli("cluster", "up", "--engine", "ray", "--port", "0", *self.options, timeout_s=240.0)
+            self.url = f"http://127.0.0.1:{json.loads(self.state.supervisor.read_text())['port']}"
+            assert f"answers at {self.url}" in done.stdout
+            self.connect()
+        except BaseException:
+            self.cli("cluster", "down", code=None)
+            raise
+        return self
+
+
+@contextmanager
+def on_ray(tmp_path: Path, count: int) -> Iterator[tuple[RayLive, str, list[RayMachine]]]:
+    """A Ray cluster of ours, with so many machines that have not joined; Ray's address."""
+    live = RayLive()
+    with ExitStack() as owned:
+        machines = owned.enter_context(ray_machines(live, count))
+        folder = machines[0].state.root.parent
+        here, port = machines[0].here, free_port()
+        live.options = (
+            "--advertise", here, "--ray-port", str(port), "--node-state", f"{folder}/{{node}}",
+            "--timeout", "200",
+        )  # fmt: skip
+        owned.enter_context(live)
+        live.ray_token = live.state.ray_token.read_text()
+        yield live, f"{here}:{port}", machines
+
+
+def logs_of_ray() -> str:
+    """All that Ray has written down of the session that began last."""
+    logs = Path("/tmp/ray/session_latest/logs")
+    return "".join(path.read_text(errors="replace") for path in logs.rglob("*") if path.is_file())
+
+
+def test_a_cluster_on_ray_from_its_first_machine_to_its_last(tmp_path: Path) -> None:
+    with on_ray(tmp_path, 1) as (live, address, (beta,)):
+        began_s = time.monotonic()
+        beta.start_ray(address, live.ray_token)
+        live.wait_for(lambda: beta.name in nodes(live), f"{beta.name} to join")
+        wait_for_state(live, beta.name, "ready")
+        print(f"a machine joined within {time.monotonic() - began_s:.1f} s")
+        assert beta.agents() == 1
+        assert "gpj1." not in logs_of_ray()
+        live.wait_for(lambda: not live.listing("cluster", "token", "--list"), "its token to be revoked")
+
+        apps = Apps(live, tmp_path)
+        app = apps.deploy(word="ray", snapshot=False)
+        live.wait_for(lambda: list(beta.state.images.glob("*/image.json")), "its image on the other machine")
+        apps.deploy(name=app.name, snapshot=False, min_replicas=2, max_replicas=2)
+        live.wait_for(
+            lambda: {one.node for one in live.ready(app.name)} == set(_names(live)), "one replica on each"
+        )
+        _is_answered_by(live, app.name, 2)
+
+        supervisor = beta.supervisor_pid()
+        beta.kill_actor()
+        beta.kill_raylet()
+        _is_answered_by(live, app.name, 2)
+        live.wait_for(lambda: "Ray has lost it" in live.cli("cluster", "status").stdout, "Ray to notice")
+        assert "its agent runs on" in live.cli("cluster", "status").stdout
+        assert nodes(live)[beta.name]["state"] == "ready"
+
+        beta.start_ray(address, live.ray_token)
+        live.wait_for(lambda: _states(live).count("running") == 2, "the new actor to adopt the agent")
+        assert beta.supervisor_pid() == supervisor
+        assert nodes(live)[beta.name]["state"] == "ready"
+
+        beta.cut()
+        assert wait_for_state(live, beta.name, "unreachable") < 30.0
+        wait_for_state(live, beta.name, "lost")
+        assert "silent for" in live.cli("cluster", "status").stdout
+        assert live.get(f"/{app.name}/web/who")
+        beta.mend()
+        wait_for_state(live, beta.name, "ready")
+
+        live.remove(apps.names)
+        port = address.rpartition(":")[2]
+        live.cli("cluster", "down", timeout_s=240.0)
+        assert beta.agents() == 0
+        live.wait_for(lambda: not pids_that_mention(f"gcs_server_port={port}"), "Ray's head to end")
+
+
+def test_the_head_of_ray_may_die_and_nobody_notices(tmp_path: Path) -> None:
+    with on_ray(tmp_path, 1) as (live, address, (beta,)):
+        beta.start_ray(address, live.ray_token)
+        live.wait_for(lambda: beta.name in nodes(live), f"{beta.name} to join")
+        wait_for_state(live, beta.name, "ready")
+        supervisor = beta.supervisor_pid()
+        port = address.rpartition(":")[2]
+        (gcs,) = pids_that_mention(f"gcs_server_port={port}")
+        os.kill(gcs, signal.SIGKILL)
+        live.wait_for(lambda: pids_that_mention(f"gcs_server_port={port}"), "a new head")
+        beta.stop_ray()
+        beta.start_ray(address, live.ray_token)
+        live.wait_for(lambda: _states(live).count("running") == 2, "the agent to be kept again", 200.0)
+        assert beta.supervisor_pid() == supervisor
+        assert nodes(live)[beta.name]["state"] == "ready"
+        # A machine that is taken out by hand ends its agent, and gets none again.
+        live.cli("cluster", "remove", beta.name, "--force")
+        live.wait_for(lambda: beta.agents() == 0, "its agent to end")
+        live.wait_for(lambda: _states(live) == ["pending", "running"], "it to be listed as released")
+        assert "released" in live.cli("cluster", "status").stdout
+        assert beta.agents() == 0
+
+
+def test_a_ray_cluster_that_is_there_already_and_encrypts_is_left_as_it_is(tmp_path: Path) -> None:
+    token = "ab" * 32
+    live = RayLive(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    with ExitStack() as owned:
+        (beta,) = owned.enter_context(ray_machines(live, 1))
+        live.environment |= rays_own_tls(tmp_path, beta.here, beta.there, "127.0.0.1")
+        address = f"{beta.here}:{free_port()}"
+        head = ray_head(head_command(address), live, tmp_path / "head.log")
+        owned.callback(head.wait, 60)
+        owned.callback(head.terminate)
+        beta.start_ray(address, token)
+        folder = beta.state.root.parent
+        live.options = ("--address", address, "--node-state", f"{folder}/{{node}}", "--timeout", "200")
+        with live:
+            live.wait_for(lambda: beta.name in nodes(live), f"{beta.name} to join")
+            wait_for_state(live, beta.name, "ready")
+            live.cli("cluster", "down", timeout_s=240.0)
+            assert beta.agents() == 0
+        assert head.poll() is None
+        assert beta.pid_here("raylet")
+        with pytest.raises(AssertionError, match="no ray::AgentActor"):
+            beta.kill_actor()
+
+
+def rays_own_tls(folder: Path, *addresses: str) -> dict[str, str]:
+    """One certificate for all machines, as Ray's environment names it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ray")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName(
+                [x509.DNSName("localhost"), *(x509.IPAddress(ip_address(one)) for one in addresses)]
+            ),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    pem, key_pem = folder / "ray.crt", folder / "ray.key"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_pem.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return {
+        "RAY_USE_TLS": "1", "RAY_TLS_SERVER_CERT": str(pem), "RAY_TLS_SERVER_KEY": str(key_pem),
+        "RAY_TLS_CA_CERT": str(pem),
+    }  # fmt: skip
+
+
+def _names(live: Live) -> list[str]:
+    return [node["name"] for node in live.get("/api/v1/nodes")]
+
+
+def _states(live: Live) -> list[str]:
+    """What the engine says of the machines that are not gone."""
+    told = json.loads(live.state.engine_status.read_text())
+    return sorted(one["state"] for one in told["machines"] if one["state"] != "gone")
+
+
+def _is_answered_by(live: Live, app: str, count: int) -> None:
+    """Requests at the same time go to several replicas."""
+
+    def ask(_: int) -> str:
+        return str(live.get(f"/{app}/web/slow?seconds=0.3")["replica_id"])
+
+    def have_all_answered() -> bool:
+        with ThreadPoolExecutor(count) as pool:
+            return len(set(pool.map(ask, range(count)))) == count
+
+    live.wait_for(have_all_answered, f"answers of {count} replicas")
