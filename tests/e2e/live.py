@@ -1,7 +1,8 @@
 """A whole Glowplug as its user has it: a state directory, a port, the ``glowplug`` command, HTTP.
 
-Nothing here reaches into the product: it runs the command, calls the API and reads ``/proc``. Every wait has
-a deadline, and leaving the ``with`` block runs ``glowplug down``.
+Nothing here reaches into the product: it runs the command, calls the API and reads ``/proc``. What tests do
+again and again goes through the API, as each run of the command takes half a second of a processor to begin.
+Every wait has a deadline, and leaving the ``with`` block runs ``glowplug down``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from glowplug.types.replica import Purpose, ReplicaState, ReplicaView, SnapshotS
 
 GLOWPLUG = Path(sys.executable).with_name("glowplug")
 TOOLBOX = Path(__file__).with_name("toolbox_server.py")
-POLL_S = 0.05
+POLL_S = 0.1
+"""Each look is work for control and agent, which are to get on with what is waited for."""
 COMMAND_TIMEOUT_S = 120.0
 UP_TIMEOUT_S = "100"
 LEFTOVERS_TIMEOUT_S = 120.0
@@ -150,9 +152,18 @@ class Live:
         views = (SnapshotView.model_validate(item) for item in self.get("/api/v1/snapshots"))
         return [view for view in views if view.app == app]
 
+    def snapshot(self, snapshot_id: str) -> SnapshotView:
+        """One snapshot, as ``glowplug snapshot show`` shows it."""
+        return SnapshotView.model_validate(self.get(f"/api/v1/snapshots/{snapshot_id}"))
+
+    def deployments(self, app: str) -> list[dict[str, Any]]:
+        """Versions of ``app``, newest first, as ``glowplug deployments`` lists them."""
+        return list(self.get(f"/api/v1/deployments?app={app}"))
+
     def cold_starts(self, app: str) -> list[ColdStartRecord]:
-        """``glowplug coldstarts APP --json``: newest first."""
-        return [ColdStartRecord.model_validate(item) for item in self.listing("coldstarts", app)]
+        """Newest first, as ``glowplug coldstarts APP`` shows them."""
+        records = self.get(f"/api/v1/coldstarts?app={app}")
+        return [ColdStartRecord.model_validate(item) for item in records]
 
     def server_status(self, app: str) -> dict[str, Any]:
         """``glowplug status`` about the first server of ``app``."""
@@ -224,13 +235,15 @@ class Live:
 
     def rest(self, app: str) -> None:
         """Stop what serves ``app`` and wait until it has gone: zero, without waiting for its window."""
-        self.cli("stop", app)
+        answer = self.http.post(f"/api/v1/apps/{app}/stop")
+        assert answer.status_code == 200, answer.text
         self.wait_until_zero(app)
 
     def remove(self, apps: set[str]) -> None:
         """Undeploy ``apps``; then nothing of them may be left, captures included."""
         for app in apps:
-            self.cli("stop", app, "--remove", code=None)
+            answer = self.http.post(f"/api/v1/apps/{app}/stop?remove=true")
+            assert answer.status_code in (200, 404), answer.text
         deadline = time.monotonic() + LEFTOVERS_TIMEOUT_S
         while left := leftovers.of_apps(self.state, apps):
             assert time.monotonic() < deadline, f"still there (logs: {self.state.logs}): {left}"

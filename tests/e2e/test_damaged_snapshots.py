@@ -48,9 +48,14 @@ def answer_from_a_new_one(live: Live, app: Deployed, damaged: SnapshotView) -> N
     assert live.cold_starts(app.name)[0].path is StartPath.CPU_SNAPSHOT
 
 
+# Every kind of damage is in tests/node/test_bad_snapshots.py; here, what callers notice of one.
 @pytest.mark.parametrize(
     ("damage", "word"),
-    [(flip_a_bit, "bitflip"), (cut_off_the_pack, "truncated"), (lose_the_index, "removed")],
+    [
+        (flip_a_bit, "bitflip"),
+        pytest.param(cut_off_the_pack, "truncated", marks=pytest.mark.nightly),
+        pytest.param(lose_the_index, "removed", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_damaged_snapshot_becomes_a_cold_start_with_a_reason(
     live: Live, apps: Apps, damage: Callable[[StateDir, str], None], word: str

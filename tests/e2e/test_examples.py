@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.conftest import Apps
 from tests.e2e.engines import CASES, require_engine
 from tests.e2e.live import GLOWPLUG, Live
-from tests.runtime.conftest import require_runc
+from tests.runtime.conftest import RUNC_BY_NIGHT, require_runc
 from tests.snapshot.kept_files import mounted_files
 
 from glowplug.types.coldstart import Outcome
@@ -86,7 +86,7 @@ def test_an_example_answers_the_same_after_it_was_scaled_to_zero(
     assert {cold.outcome, restored.outcome} == {Outcome.ANSWERED}
 
 
-@pytest.mark.parametrize("runtime", ["runsc", "runc"])
+@pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
 def test_copies_of_the_server_with_hooks_throw_dice_of_their_own_over_connections_of_their_own(
     live: Live, apps: Apps, tmp_path: Path, runtime: str
 ) -> None:

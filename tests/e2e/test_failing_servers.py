@@ -117,7 +117,7 @@ def test_a_server_that_keeps_failing_to_get_ready_fails_its_callers_with_the_rea
 def test_a_server_on_another_port_is_told_which_one_it_listens_on(live: Live, apps: Apps) -> None:
     app = apps.deploy("--port", "9000", word="wrongport", startup_timeout_s=10, request_timeout_s=2)
     live.http.get(app.path + "/")  # held for less than a busy machine needs
-    error = live.wait_for(lambda: live.listing("deployments", app.name)[0]["error"], "the reason")
+    error = live.wait_for(lambda: live.deployments(app.name)[0]["error"], "the reason")
     assert "on port 8000" in error["message"]
     assert "It listens on 9000 (all addresses)" in error["message"]
     assert "port=" in error["remedy"]
@@ -132,7 +132,7 @@ def test_a_server_that_runs_out_of_memory_is_told_its_limit(live: Live, apps: Ap
 
 
 def test_a_server_too_large_for_the_machine_is_a_504_that_tells_what_is_free(apps: Apps) -> None:
-    app = apps.deploy(word="huge", memory=1 << 50, request_timeout_s=10)
+    app = apps.deploy(word="huge", memory=1 << 50, request_timeout_s=4)
     error = refusal(app, 504)
     assert error["details"]["stage"] == "allocate"
     assert "GiB are free" in error["message"]

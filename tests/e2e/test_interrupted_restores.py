@@ -116,7 +116,7 @@ def test_a_network_that_fails_on_the_way_costs_a_cold_start(
         live.cli("snapshot", "verify", snapshot["id"])
 
 
-@pytest.mark.parametrize("victim", ["worker", "holder"])
+@pytest.mark.parametrize("victim", [pytest.param("worker", marks=pytest.mark.nightly), "holder"])
 def test_a_daemon_killed_on_the_way_costs_a_cold_start_at_most(
     captured: tuple[Path, Path], server: HttpServer, runtime: str, victim: str
 ) -> None:

@@ -122,7 +122,7 @@ def fetched_bytes(record: ColdStartRecord) -> int:
 
 
 def wait_for_trace(live: Live) -> None:
-    live.wait_for(lambda: live.listing("image", "ls")["indexes"][0]["traces"], "the access trace")
+    live.wait_for(lambda: live.get("/api/v1/indexes")[0]["traces"], "the access trace")
 
 
 def test_a_complete_image_is_mounted_without_the_daemon(empty_node: Live, tmp_path: Path) -> None:
@@ -150,7 +150,8 @@ def test_a_snapshot_of_a_server_on_a_lazy_image_restores(empty_node: Live, tmp_p
     assert empty_node.cold_starts(name)[0].path is StartPath.CPU_SNAPSHOT
 
 
-@pytest.mark.parametrize("victim", ["worker", "holder"])
+# The worker alone is killed in tests/faults, too.
+@pytest.mark.parametrize("victim", [pytest.param("worker", marks=pytest.mark.nightly), "holder"])
 def test_replicas_outlive_the_death_of_the_blob_daemon(
     root: Path, empty_node: Live, tmp_path: Path, victim: str
 ) -> None:
@@ -196,7 +197,9 @@ def registry(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     ("file", "path", "expected"),
     [
         ("from_registry.py", "/usr/bin/", "python3.11"),
-        ("from_name.py", "/usr/bin/", "python3.11"),
+        pytest.param(
+            "from_name.py", "/usr/bin/", "python3.11", marks=pytest.mark.nightly
+        ),  # as all the others
         ("dockerfile/app.py", "/hello.txt", "hello from a Dockerfile"),
     ],
 )

@@ -46,6 +46,18 @@ def first(region: str) -> Iterator[Live]:
         yield live
 
 
+@pytest.fixture(scope="module")
+def shared_region(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("region"))
+
+
+@pytest.fixture(scope="module")
+def node(shared_region: str) -> Iterator[Live]:
+    """For tests of one snapshot each, whose servers have nothing in common."""
+    with Live(GLOWPLUG_REGION=shared_region) as live:
+        yield live
+
+
 SLOW_TO_START = "import time; time.sleep(2)\n"
 """What starts at once is not worth bytes from a region, and a node knows that."""
 
@@ -65,16 +77,16 @@ def deploy(live: Live, folder: Path, runtime: str = "runsc") -> str:
 
 @pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
 def test_a_pushed_snapshot_is_restored_by_a_node_that_never_ran_the_server(
-    first: Live, region: str, tmp_path: Path, runtime: str
+    node: Live, shared_region: str, tmp_path: Path, runtime: str
 ) -> None:
-    name = deploy(first, tmp_path, runtime)
-    first.get(f"/{name}/web/who")
-    snapshot = first.wait_for_snapshot(name)
-    assert not first.listing("snapshot", "show", snapshot.id)["is_in_region"]
-    assert first.listing("snapshot", "push", snapshot.id)["sent_bytes"] > 0
-    assert first.listing("snapshot", "push", snapshot.id)["sent_bytes"] == 0, "what is there is not sent"
-    assert first.listing("snapshot", "show", snapshot.id)["is_in_region"]
-    with Live(GLOWPLUG_REGION=region) as other:
+    name = deploy(node, tmp_path, runtime)
+    node.get(f"/{name}/web/who")
+    snapshot = node.wait_for_snapshot(name)
+    assert not node.listing("snapshot", "show", snapshot.id)["is_in_region"]
+    assert node.listing("snapshot", "push", snapshot.id)["sent_bytes"] > 0
+    assert node.listing("snapshot", "push", snapshot.id)["sent_bytes"] == 0, "what is there is not sent"
+    assert node.listing("snapshot", "show", snapshot.id)["is_in_region"]
+    with Live(GLOWPLUG_REGION=shared_region) as other:
         assert other.listing("snapshot", "pull", snapshot.id)["bytes"] == 0
         [known] = other.listing("snapshot", "ls")
         assert (known["id"], known["status"], known["here_bytes"]) == (snapshot.id, "good", 0)
@@ -85,7 +97,7 @@ def test_a_pushed_snapshot_is_restored_by_a_node_that_never_ran_the_server(
         assert other.cold_starts(same)[0].path is StartPath.CPU_SNAPSHOT
         [restored] = other.listing("snapshot", "ls")
         assert restored["here_bytes"] > restored["bytes"] * 0.9, "the memory has come with the restore"
-        other.wait_for(lambda: other.listing("snapshot", "ls")[0]["restores"] == 1, "the restore is noted")
+        other.wait_for(lambda: other.snapshot(snapshot.id).restores == 1, "the restore is noted")
 
 
 def fetched_bytes(record: ColdStartRecord) -> int:
@@ -100,7 +112,7 @@ def test_a_server_is_restored_from_the_region_without_anybody_asking(
         name = deploy(first, tmp_path, runtime)
         first.get(f"/{name}/web/who")
         snapshot = first.wait_for_snapshot(name)
-        first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
+        first.wait_for(lambda: first.snapshot(snapshot.id).is_in_region, "the push")
     with Live(GLOWPLUG_REGION=region) as other:
         same = deploy(other, tmp_path, runtime)
         other.restored(same)  # its first start on this node
@@ -122,7 +134,7 @@ def test_an_empty_node_restores_through_the_zone_cache(tmp_path: Path, runtime: 
             name = deploy(first, tmp_path, runtime)
             first.get(f"/{name}/web/who")
             snapshot = first.wait_for_snapshot(name)
-            first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
+            first.wait_for(lambda: first.snapshot(snapshot.id).is_in_region, "the push")
         with Live(**cloud.node) as other:
             same = deploy(other, tmp_path, runtime)
             other.restored(same)
@@ -148,11 +160,11 @@ def test_a_snapshot_captured_before_the_region_was_there_is_brought_there_later(
         snapshot = first.wait_for_snapshot(name)
         first.cli("down")
         first.environment["GLOWPLUG_SHARE_SNAPSHOTS"] = "push"
-        first.cli("up", "--port", "0", "--timeout", UP_TIMEOUT_S)
-        first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
+        first.cli("up", "--port", first.url.rpartition(":")[2], "--timeout", UP_TIMEOUT_S)
+        first.wait_for(lambda: first.snapshot(snapshot.id).is_in_region, "the push")
 
 
-@pytest.mark.parametrize("sharing", ["pull", "off"])
+@pytest.mark.parametrize("sharing", ["pull", pytest.param("off", marks=pytest.mark.nightly)])
 def test_a_start_does_not_depend_on_the_region(region: str, tmp_path: Path, sharing: str) -> None:
     with Live(GLOWPLUG_REGION=f"http://127.0.0.1:{free_port()}", GLOWPLUG_SHARE_SNAPSHOTS=sharing) as live:
         name = deploy(live, tmp_path)
@@ -180,21 +192,21 @@ def test_a_pull_with_content_restores_without_the_region(
 
 
 @pytest.mark.parametrize("runtime", RUNC_BY_NIGHT)
-def test_damage_on_the_disk_is_made_good_from_the_region(first: Live, tmp_path: Path, runtime: str) -> None:
-    name = deploy(first, tmp_path, runtime)
-    first.get(f"/{name}/web/who")
-    snapshot = first.wait_for_snapshot(name)
-    first.cli("snapshot", "push", snapshot.id)
-    first.rest(name)
-    flip_a_bit(first.state, snapshot.id)
-    assert first.get(f"/{name}/web/who")["restored"] is False
-    record = first.cold_starts(name)[0]
+def test_damage_on_the_disk_is_made_good_from_the_region(node: Live, tmp_path: Path, runtime: str) -> None:
+    name = deploy(node, tmp_path, runtime)
+    node.get(f"/{name}/web/who")
+    snapshot = node.wait_for_snapshot(name)
+    node.cli("snapshot", "push", snapshot.id)
+    node.rest(name)
+    flip_a_bit(node.state, snapshot.id)
+    assert node.get(f"/{name}/web/who")["restored"] is False
+    record = node.cold_starts(name)[0]
     assert "was altered" in (record.fallback_reason or "")
-    [view] = first.snapshots(name)
+    [view] = node.snapshots(name)
     assert (view.status, view.failures) == (SnapshotStatus.GOOD, 1)
-    first.rest(name)
-    first.restored(name)
-    assert first.snapshots(name)[0].created_at == snapshot.created_at, "it was not captured again"
+    node.rest(name)
+    node.restored(name)
+    assert node.snapshots(name)[0].created_at == snapshot.created_at, "it was not captured again"
 
 
 @pytest.mark.nightly
@@ -240,7 +252,7 @@ def test_collecting_garbage_spares_what_snapshots_and_images_need(first: Live, t
     assert first.listing("image", "verify", "kept:1")["damaged"] == 0
 
 
-def test_what_cannot_be_moved_says_why(first: Live) -> None:
+def test_what_cannot_be_moved_says_why(node: Live) -> None:
     missing = "sn-0123456789abcdef"
-    assert "no snapshot" in first.cli("snapshot", "push", missing, code=None).stderr
-    assert "no snapshot" in first.cli("snapshot", "pull", missing, code=None).stderr
+    assert "no snapshot" in node.cli("snapshot", "push", missing, code=None).stderr
+    assert "no snapshot" in node.cli("snapshot", "pull", missing, code=None).stderr

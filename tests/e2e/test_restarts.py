@@ -12,7 +12,7 @@ import pytest
 from tests.e2e import leftovers
 from tests.e2e.conftest import Apps, Deployed
 from tests.e2e.live import UP_TIMEOUT_S, Live
-from tests.runtime.conftest import require_runc
+from tests.runtime.conftest import RUNC_BY_NIGHT, require_runc
 
 from glowplug.types.replica import Purpose
 
@@ -26,7 +26,7 @@ def own(tmp_path: Path) -> Iterator[Live]:
         yield own
 
 
-@pytest.fixture(params=["runsc", "runc"])
+@pytest.fixture(params=RUNC_BY_NIGHT)
 def app(own: Live, tmp_path: Path, request: pytest.FixtureRequest) -> Deployed:
     """A warm replica and no capture under way."""
     if request.param == "runc":

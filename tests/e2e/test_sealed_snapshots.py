@@ -111,7 +111,7 @@ def test_a_sealed_snapshot_is_restored_with_its_key_and_is_nothing_without(
         first.get(f"/{name}/web/who")
         snapshot = first.wait_for_snapshot(name)
         assert snapshot.sealed_with == KeyRing.read(keys).first.id
-        first.wait_for(lambda: first.listing("snapshot", "show", snapshot.id)["is_in_region"], "the push")
+        first.wait_for(lambda: first.snapshot(snapshot.id).is_in_region, "the push")
         first.rest(name)
         first.restored(name)
         assert newest(first, name).path is StartPath.CPU_SNAPSHOT

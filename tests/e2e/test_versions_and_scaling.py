@@ -54,7 +54,7 @@ def test_a_broken_new_version_leaves_the_old_one_serving(live: Live, apps: Apps)
     app = apps.deploy("--version", "1", word="oldserves")
     app.ask()
     apps.deploy("--exit-code", "1", name=app.name, min_replicas=1)
-    live.wait_for(lambda: live.listing("deployments", app.name)[0]["error"], "the reason of the failure")
+    live.wait_for(lambda: live.deployments(app.name)[0]["error"], "the reason of the failure")
     assert app.ask()["version"] == "1"
 
 

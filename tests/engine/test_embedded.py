@@ -78,8 +78,8 @@ def test_up_on_a_state_directory_that_cannot_be_made_says_so(state: StateDir) ->
 
 
 def test_up_shows_the_end_of_the_log_when_control_never_answers(state: StateDir) -> None:
-    with pytest.raises(DeadlineExceeded, match="control did not answer within 10 s") as caught:
-        embedded.up(state, port=0, timeout_s=10, commands=stand_ins(control=("--crash",)))
+    with pytest.raises(DeadlineExceeded, match="control did not answer within 5 s") as caught:
+        embedded.up(state, port=0, timeout_s=5, commands=stand_ins(control=("--crash",)))
     assert "stand-in control: no database here" in caught.value.details["tail"]
     assert processes_of(state) == []
     assert not state.supervisor.exists()
@@ -87,7 +87,7 @@ def test_up_shows_the_end_of_the_log_when_control_never_answers(state: StateDir)
 
 def test_up_shows_the_end_of_the_log_when_the_agent_never_answers(state: StateDir) -> None:
     with pytest.raises(DeadlineExceeded, match="agent did not answer") as caught:
-        embedded.up(state, port=0, timeout_s=10, commands=stand_ins(agent=("--mute",)))
+        embedded.up(state, port=0, timeout_s=5, commands=stand_ins(agent=("--mute",)))
     assert "stand-in agent: started" in caught.value.details["tail"]
 
 

@@ -24,6 +24,8 @@ HERE = Path(__file__).parent
 SERVERS = HERE / "servers"
 FINAL = ("stopped", "failed")
 MEMORY_BYTES = 128 << 20
+QUICK_LOOK_S, LOOK_S = 0.04, 0.12
+"""Between two looks at one replica, at all snapshots: the agent reads files for each, and is to get on."""
 TOOLBOX = ["python3", "/servers/toolbox.py"]
 
 
@@ -157,7 +159,7 @@ class LiveAgent:
             view = self.view(replica_id)
             return view if view["state"] in states else None
 
-        return dict(eventually(reached, f"{replica_id} is {states}", timeout_s))
+        return dict(eventually(reached, f"{replica_id} is {states}", timeout_s, pause_s=QUICK_LOOK_S))
 
     def view(self, replica_id: str) -> dict[str, Any]:
         """The replica now."""
@@ -185,7 +187,7 @@ class LiveAgent:
             found = [one for one in self.snapshots() if (one["app"], one["server"]) == (self.app, name)]
             return found[0] if found and found[0]["status"] != "capturing" else None
 
-        return dict(eventually(over, f"{name} is captured", 180))
+        return dict(eventually(over, f"{name} is captured", 180, pause_s=LOOK_S))
 
     def metric(self, name: str) -> float:
         """The value of a metric, or 0."""
@@ -211,7 +213,12 @@ class LiveAgent:
         for view in self.client.get("/v1/replicas").json():
             if view["purpose"] == "serve" and view["state"] not in FINAL:
                 self.stop(view["id"], grace_s=0)
-        eventually(lambda: all(one["status"] != "capturing" for one in self.snapshots()), "no capture", 180)
+        eventually(
+            lambda: all(one["status"] != "capturing" for one in self.snapshots()),
+            "no capture",
+            180,
+            pause_s=LOOK_S,
+        )
 
     def leftovers(self) -> list[str]:
         """What the kernel and the disk still hold of its replicas."""

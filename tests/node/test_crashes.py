@@ -13,8 +13,6 @@ from tests.runtime.sandboxes import eventually
 
 pytestmark = pytest.mark.sandbox
 
-KILLS = 30
-
 
 def test_a_ready_replica_outlives_the_agent_and_is_adopted(own_agent: LiveAgent) -> None:
     view = own_agent.start(own_agent.server())
@@ -114,13 +112,14 @@ def test_two_agents_on_one_state_directory_are_refused(own_agent: LiveAgent) -> 
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kills", [15, pytest.param(60, marks=pytest.mark.nightly)])
 def test_killed_at_any_moment_it_leaves_nothing_that_its_successor_does_not_clean_up(
-    own_agent: LiveAgent,
+    own_agent: LiveAgent, kills: int
 ) -> None:
     """Cold start, capture, restore and stop, over and over; the agent dies at a random moment each time."""
-    moments = random.Random(1)
+    moments = random.Random(kills)
     server = own_agent.server(snapshot={})
-    for number in range(KILLS):
+    for number in range(kills):
         cycle = threading.Thread(target=_cycle, args=(own_agent, server, number))
         cycle.start()
         threading.Event().wait(moments.uniform(0, 1.2))

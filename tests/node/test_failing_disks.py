@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.node.live_agent import LiveAgent, live_agent
-from tests.runtime.conftest import require_runc
+from tests.runtime.conftest import RUNC_BY_NIGHT, require_runc
 from tests.runtime.sandboxes import eventually
 
 pytestmark = pytest.mark.sandbox
@@ -99,7 +99,7 @@ def worn_disk(target: Path, *options: str) -> Iterator[WornDisk]:
         worn.remove()
 
 
-@pytest.fixture(params=["runsc", "runc"])
+@pytest.fixture(params=RUNC_BY_NIGHT)
 def runtime(request: pytest.FixtureRequest, fit_machine: None) -> str:
     if request.param == "runc":
         require_runc()

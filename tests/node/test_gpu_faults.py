@@ -35,7 +35,6 @@ SAMPLE = {
     ("checkpoint", "failed", 1),
     ("checkpoint", "caller_dies_done", 2),
     ("restore", "out_of_memory", 1),
-    ("restore", "out_of_memory", 2),
     ("restore", "failed", 2),
     ("restore", "target_dies", 1),
     ("unlock", "caller_dies_done", 2),

@@ -83,7 +83,9 @@ def test_eight_copies_of_a_class_differ_in_whatever_is_random(agent: LiveAgent) 
     clocks_go_on(answers)
 
 
+# What gVisor's copies draw, the others show; torch is imported there for a third of a minute.
 @pytest.mark.engine
+@pytest.mark.parametrize("runtime", [pytest.param("runsc", marks=pytest.mark.nightly), "runc"], indirect=True)
 def test_eight_copies_differ_in_numpy_and_torch_too(agent: LiveAgent) -> None:
     require_engine()
     image = {**agent.image, "venv": str(ENGINE)}

@@ -158,12 +158,13 @@ def test_hooks_run_once_before_the_snapshot_and_once_in_every_copy(
     agent: LiveAgent, hook: dict[str, Any], seen: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     kind = request.node.callspec.id
+    is_command = kind.endswith("command")
     server = case_server(agent, f"before-{kind}", snapshot={"before_snapshot": hook})
     captured(agent, server)
     view = agent.start(server)
     assert view["path"] == "cpu_snapshot"
     assert {name: agent.ask(view, "/state")[name] for name in seen} == seen
-    if kind == "command":
+    if is_command:
         assert agent.ask(view, "/read?path=/tmp/hooked") == "yes"
     agent.stop(view["id"], grace_s=0)
 
@@ -172,7 +173,7 @@ def test_hooks_run_once_before_the_snapshot_and_once_in_every_copy(
     view = agent.start(server)
     assert view["path"] == "cpu_snapshot"
     eventually(lambda: {name: agent.ask(view, "/state")[name] for name in seen} == seen)
-    if kind == "command":
+    if is_command:
         assert agent.ask(view, "/read?path=/tmp/hooked") == "yes"
 
 

@@ -37,15 +37,22 @@ DEADLINE_S = 60.0
 
 
 def eventually(
-    condition: Callable[[], Any], what: str | Callable[[], str] = "", timeout_s: float = DEADLINE_S
+    condition: Callable[[], Any],
+    what: str | Callable[[], str] = "",
+    timeout_s: float = DEADLINE_S,
+    *,
+    pause_s: float = 0.02,
 ) -> Any:
-    """The first true answer of ``condition``; fails the test at the deadline, with ``what`` is so then."""
+    """The first true answer of ``condition``; fails the test at the deadline, with ``what`` is so then.
+
+    ``pause_s``: between two looks, longer where a look is work for what is waited for.
+    """
     deadline = time.monotonic() + timeout_s
     while not (answer := condition()):
         if time.monotonic() > deadline:
             said = what() if callable(what) else what
             raise AssertionError(f"it did not come true in {timeout_s:g} s: {said or condition}")
-        time.sleep(0.02)
+        time.sleep(pause_s)
     return answer
 
 
