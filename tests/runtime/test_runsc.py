@@ -13,6 +13,7 @@ import pytest
 from tests.runtime.contract import RuntimeContract
 from tests.runtime.sandboxes import Sandboxes, ask, eventually, failure, is_alive, running
 
+from glowplug.runtime.cgroup import ReplicaCgroup
 from glowplug.runtime.runsc import Runsc, find_runsc
 from glowplug.types.errors import ResourceExhausted, RuntimeFailed, SystemUnfit
 
@@ -213,6 +214,19 @@ def test_checkpoints_go_past_the_page_cache_where_the_disk_can(
     runtime = Runsc(folder / "state", _fake_runsc(folder, checkpoint="  -direct"))
     runtime.checkpoint("some-id", Path(folder_of_image) / "image")
     assert ("--direct=true" in (folder / "called").read_text()) is given
+
+
+@pytest.mark.parametrize("kept", ["", '{"id": "'])
+def test_what_was_killed_while_it_wrote_its_state_is_removed(
+    sandboxes: Sandboxes, folder: Path, kept: str
+) -> None:
+    sandbox, pid = sandboxes.run("sleep", "1000")
+    ReplicaCgroup(sandbox.id).kill_all()
+    eventually(lambda: not is_alive(pid), "it has ended")
+    (state,) = (folder / "runsc").glob(f"{sandbox.id}_sandbox:*.state")
+    state.write_text(kept)
+    sandboxes.runtime.delete(sandbox.id)
+    assert not list((folder / "runsc").glob("*"))
 
 
 def test_a_program_that_is_not_there_is_an_unfit_system(folder: Path) -> None:

@@ -18,6 +18,7 @@ What is peculiar to it, all measured (``docs/runtime.md``):
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -120,6 +121,10 @@ class Runsc:
     def delete(self, sandbox_id: str, *, force: bool = True) -> None:
         """``runsc delete``; absent containers are fine."""
         command = ["delete", *(["--force"] if force else []), sandbox_id]
+        # A command that was killed while it wrote what it knows leaves half of it: `delete` would fail at it.
+        for state in self._root.glob(f"{sandbox_id}_sandbox:*.state"):
+            if not _is_whole(state):
+                state.unlink(missing_ok=True)
         self._run(command, sandbox_id, timeout_s=_QUICK_S)
         # A `create` that was killed, or refused because its id is in use, leaves its lock and its socket.
         for pattern in (f"{sandbox_id}_sandbox:*", f"runsc-{sandbox_id}.sock"):
@@ -215,5 +220,13 @@ def _can_write_directly(folder: Path) -> bool:
     try:
         os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC, 0o600))
     except OSError:
+        return False
+    return True
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        json.loads(state.read_bytes())
+    except (OSError, ValueError):
         return False
     return True
