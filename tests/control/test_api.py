@@ -23,7 +23,11 @@ from glowplug.types.replica import Heat, HeatView, ReplicaState
 def scope(client: str = "127.0.0.1", **headers: str) -> dict[str, object]:
     named = {"host": "localhost:8080", **headers}
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()]
-    return {"client": (client, 5000), "headers": raw}
+    return {"client": (client, 5000), "server": ("127.0.0.1", 8080), "headers": raw}
+
+
+def gate(*, is_root: bool = True) -> Gate:
+    return Gate("secret-token", lambda _peer, _own: is_root)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +43,7 @@ def scope(client: str = "127.0.0.1", **headers: str) -> dict[str, object]:
     ],
 )
 def test_this_machine_and_holders_of_the_token_may_enter(allowed: dict[str, object]) -> None:
-    Gate("secret-token").check(allowed)
+    gate().check(allowed)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +64,13 @@ def test_this_machine_and_holders_of_the_token_may_enter(allowed: dict[str, obje
 )
 def test_everybody_else_is_refused(refused: dict[str, object]) -> None:
     with pytest.raises(Unauthorized):
-        Gate("secret-token").check(refused)
+        gate().check(refused)
+
+
+def test_another_user_of_this_machine_needs_the_token() -> None:
+    with pytest.raises(Unauthorized, match="needs a token"):
+        gate(is_root=False).check(scope())
+    gate(is_root=False).check(scope(authorization="Bearer secret-token"))
 
 
 @pytest.mark.parametrize(("kind", "method", "path", "needs_none"), [

@@ -45,6 +45,13 @@ async def test_nobody_there_is_unavailable_with_a_remedy(state: StateDir) -> Non
     await client.close()
 
 
+async def test_a_client_that_was_closed_meanwhile_gets_no_answer(agent: FakeAgent) -> None:
+    client = NodeClient(LocalNode(agent.socket_path))
+    await client.close()
+    with pytest.raises(Unavailable):
+        await client.holdings()
+
+
 async def test_the_agents_errors_are_rebuilt(state: StateDir, agent: FakeAgent) -> None:
     client = NodeClient(LocalNode(state.agent_socket))
     with pytest.raises(NotFound) as error:

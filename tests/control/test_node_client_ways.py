@@ -15,7 +15,8 @@ from tests.identity.certificates import certify_node, new_authority
 
 from glowplug.identity.contexts import HTTP_PROTOCOL, TUNNEL_PROTOCOL, control_context
 from glowplug.node.address import LocalNode, NodeAddress, RemoteNode
-from glowplug.node.client import NoAnswer, NodeClient
+from glowplug.node.answers import NoAnswer
+from glowplug.node.client import NodeClient
 from glowplug.types.errors import NotFound, ResourceExhausted
 from glowplug.types.paths import IdentityDir
 from glowplug.types.replica import NodeHoldings, ReplicaState, StartReplica

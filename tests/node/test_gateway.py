@@ -20,19 +20,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.identity.certificates import certify_node, certify_router, new_authority
 
+from glowplug.identity.authority import Authority
 from glowplug.identity.contexts import (
     HTTP_PROTOCOL,
     ROUTES_PROTOCOL,
     TUNNEL_PROTOCOL,
     control_context,
     gateway_context,
+    load_node_certificate,
     router_context,
 )
 from glowplug.node.admission import is_replica_id
 from glowplug.node.gateway.counts import GatewayCounts
 from glowplug.node.gateway.server import Gateway, Limits
 from glowplug.node.record import ReplicaFile, ReplicaFolder
-from glowplug.types.clock import SystemClock
+from glowplug.types.clock import ManualClock, SystemClock
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound
 from glowplug.types.paths import IdentityDir, StateDir
 from glowplug.types.replica import Endpoint, ReplicaState, ReplicaView
@@ -59,8 +61,8 @@ class Cluster:
         self._servers: list[asyncio.Server] = []
 
     async def open(self, limits: Limits) -> None:
-        context = gateway_context(self.state.identity)
-        gateway = Gateway(self.state, self.listener, context, self.counts, limits)
+        self.context = gateway_context(self.state.identity)
+        gateway = Gateway(self.state, self.listener, self.context, self.counts, limits)
         self._serving = asyncio.create_task(gateway.run())
 
     async def close(self) -> None:
@@ -286,13 +288,16 @@ async def test_control_reaches_the_nodes_router_or_is_told_that_there_is_none(cl
     writer.close()
 
 
-@pytest.mark.parametrize("kind", ["none", "of another cluster"])
+@pytest.mark.parametrize("kind", ["none", "of another cluster", "over"])
 async def test_who_has_no_certificate_of_the_cluster_gets_no_byte(cluster: Cluster, kind: str) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cluster.control.authority_certificate)
     if kind != "none":
         theirs = IdentityDir(cluster.control.root.parent / "theirs")
-        new_authority(theirs.root)
+        if kind == "over":
+            authority_of_old(cluster, theirs)
+        else:
+            new_authority(theirs.root)
         context.load_cert_chain(theirs.control_certificate, theirs.control_key)
     # In TLS 1.3 the client is done before its certificate was looked at: it hears of that when it reads.
     with contextlib.suppress(ssl.SSLError, ConnectionError):
@@ -301,6 +306,21 @@ async def test_who_has_no_certificate_of_the_cluster_gets_no_byte(cluster: Clust
         assert await reader.read() == b""
         writer.close()
     await _eventually(lambda: cluster.refused("handshake") == 1)
+
+
+def authority_of_old(cluster: Cluster, files: IdentityDir) -> Authority:
+    """The cluster's own, as it was when what it issues was good for another month."""
+    files.root.mkdir(exist_ok=True)
+    files.authority.write_bytes(cluster.control.authority.read_bytes())
+    return new_authority(files.root, ManualClock(time.time() - 40 * 86_400))
+
+
+async def test_a_node_whose_certificate_is_over_is_not_talked_to(cluster: Cluster) -> None:
+    old = authority_of_old(cluster, IdentityDir(cluster.control.root.parent / "old"))
+    certify_node(old, cluster.state.identity, "beta")
+    load_node_certificate(cluster.context, cluster.state.identity)
+    with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+        await cluster.connect()
 
 
 async def test_older_tls_and_no_tls_are_refused(cluster: Cluster) -> None:

@@ -235,11 +235,20 @@ class ApiClient:
         with self._transport.stream(
             "POST", path, parameters or {}, body=body, silence_s=STREAM_SILENCE_S
         ) as answer:
-            for line in answer.iter_lines():
-                if line.strip():
+            for line in _lines(answer.iter_bytes()):
+                if line:
                     with _misunderstandings_explained():
                         event = model.model_validate_json(line)
                     yield event
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Line feeds alone end one: JSON may hold every other character at which text is commonly split."""
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+    yield rest
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""Who may use the control API: whoever holds the token, and whoever sits at this machine.
+"""Who may use the control API: whoever holds the token, and whoever is root of this machine.
 
-"At this machine" means a connection from loopback that nothing suggests was made on somebody else's behalf:
-no forwarding header (a reverse proxy in front of us also connects from loopback), a Host that names loopback
-(a web page whose name was rebound to 127.0.0.1 does not), and no foreign Origin (a page in this machine's
+"Root of this machine" means a connection from loopback whose socket is root's or our own user's
+(:mod:`glowplug.control.peer_user`), and that nothing suggests was made on somebody else's behalf: no
+forwarding header (a reverse proxy in front of us also connects from loopback), a Host that names loopback (a
+web page whose name was rebound to 127.0.0.1 does not), and no foreign Origin (a page in this machine's
 browser).
 """
 
@@ -12,12 +13,14 @@ import hmac
 import ipaddress
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from glowplug.control import headers
 from glowplug.control.answers import Scope
 from glowplug.control.headers import RawHeaders
+from glowplug.control.peer_user import Address
 from glowplug.types.errors import SystemUnfit, Unauthorized
 
 _TOKEN_BYTES = 32
@@ -49,10 +52,15 @@ def is_open(scope: Scope) -> bool:
 
 
 class Gate:
-    """Decides about one request's or WebSocket's right to the control API."""
+    """Decides about one request's or WebSocket's right to the control API.
 
-    def __init__(self, token: str) -> None:
+    ``is_trusted`` says whether the socket of this machine at the other end of a connection (the caller's
+    address, then ours) is that of somebody who needs no token.
+    """
+
+    def __init__(self, token: str, is_trusted: Callable[[Address, Address], bool]) -> None:
         self._token = token.encode()
+        self._is_trusted = is_trusted
 
     def check(self, scope: Scope) -> None:
         """Raises Unauthorized."""
@@ -67,7 +75,7 @@ class Gate:
                 "The API token is wrong.",
                 remedy="Use the content of the file `token` in the state directory.",
             )
-        if not _is_at_this_machine(scope, raw):
+        if not (_is_at_this_machine(scope, raw) and self._is_trusted(scope["client"], scope["server"])):
             raise Unauthorized(
                 "The control API needs a token from here.",
                 remedy="Send `Authorization: Bearer TOKEN`; TOKEN is in the state directory's file `token`.",

@@ -19,7 +19,7 @@ def error_answer(error: GlowplugError) -> tuple[int, list[tuple[bytes, bytes]], 
     body = json.dumps(error.to_dict(), default=str).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     retry_after_s = error.details.get("retry_after_s")
-    if retry_after_s is not None:
+    if isinstance(retry_after_s, int | float):  # the error may be another machine's, which says what it likes
         headers.append((b"retry-after", str(retry_after_s).encode()))
     return error.http_status, headers, body
 

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
+from glowplug.control.access import is_open
 from glowplug.control.answers import error_answer
 from glowplug.control.api_cluster import cluster_routes
 from glowplug.control.api_nodes import node_routes
@@ -28,6 +29,7 @@ from glowplug.control.messages import (
 from glowplug.control.plane import ControlPlane
 from glowplug.control.standby import health_of, health_status
 from glowplug.control.streams import NDJSON, Stream, ndjson
+from glowplug.observe.limited_log import LimitedLog
 from glowplug.types.clock import Clock
 from glowplug.types.coldstart import ColdStartRecord
 from glowplug.types.errors import GlowplugError, InvalidInput, NotFound
@@ -36,6 +38,7 @@ from glowplug.types.usage import UsageSpan
 log = logging.getLogger(__name__)
 
 _MAX_FIELDS_SHOWN = 20
+_MAX_FIELD_CHARACTERS = 200
 
 
 def make_api(plane: ControlPlane, clock: Clock) -> FastAPI:
@@ -53,7 +56,7 @@ def make_api(plane: ControlPlane, clock: Clock) -> FastAPI:
         redoc_url=None,
         dependencies=[Depends(may_act)],
     )
-    _handle_errors(app)
+    _handle_errors(app, plane, LimitedLog(log, clock))
     _add_status(app, plane)
     _add_apps(app, plane)
     _add_cold_starts(app, plane, clock)
@@ -143,15 +146,18 @@ def _add_usage(app: FastAPI, plane: ControlPlane, clock: Clock) -> None:
         return await plane.store.usage(app=app, since=since)
 
 
-def _handle_errors(app: FastAPI) -> None:
+def _handle_errors(app: FastAPI, plane: ControlPlane, refusals: LimitedLog) -> None:
     @app.exception_handler(GlowplugError)
     async def ours(_request: Request, error: GlowplugError) -> Response:
         return _answer(error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         fields = [_field(problem) for problem in error.errors()[:_MAX_FIELDS_SHOWN]]
         first = fields[0]
+        refusals.warning("refused %s %r: %s", request.method, request.url.path[:200], first)
+        if is_open(request.scope):
+            plane.refused_joins.inc()
         return _answer(
             InvalidInput(
                 f"The request is not valid: {first['path']}: {first['message']}.",
@@ -180,4 +186,8 @@ def _answer(error: GlowplugError) -> Response:
 
 def _field(problem: dict[str, Any]) -> dict[str, str]:
     path = ".".join(str(part) for part in problem["loc"] if part != "body")
-    return {"path": path or "body", "message": str(problem["msg"])}
+    # Of a field that nobody knows the name is the caller's, as long as he likes.
+    return {
+        "path": path[:_MAX_FIELD_CHARACTERS] or "body",
+        "message": str(problem["msg"])[:_MAX_FIELD_CHARACTERS],
+    }

@@ -23,6 +23,7 @@ from glowplug.types.clock import Clock
 from glowplug.types.cluster import NodeState
 from glowplug.types.errors import Conflict, GlowplugError, InvalidInput, Unavailable
 from glowplug.types.ids import check_name
+from glowplug.types.secret_values import check_secrets
 from glowplug.types.spec import AppSpec, ServerSpec
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Deployer:
                     server=server.name,
                     missing=missing,
                 )
+            check_secrets({name: secrets[name] for name in server.secrets})
         if spec.name in self._busy:
             raise self._conflict(spec.name)
 

@@ -13,7 +13,7 @@ from contextlib import aclosing
 
 from glowplug.control.node_link import NodeLink
 from glowplug.control.timings import Timings
-from glowplug.node.client import NoAnswer
+from glowplug.node.answers import NoAnswer
 from glowplug.types.clock import Clock
 from glowplug.types.errors import Conflict, GlowplugError, NotFound, Unavailable
 from glowplug.types.spec import ImageSpec

@@ -229,13 +229,15 @@ class Membership:
 
     async def _unfollow(self, name: str) -> None:
         self._members.pop(name, None)
+        gone = [link for link in self.links if link.name == name]
+        for link in gone:  # first: nobody is to begin anything with it while we wait
+            self.links.remove(link)
         kinds = (self._followers, self._looks)
         ended = [task for kind in kinds if (task := kind.pop(name, None)) is not None]
         for task in ended:
             task.cancel()
         await asyncio.gather(*ended, return_exceptions=True)
-        for link in [link for link in self.links if link.name == name]:
-            self.links.remove(link)
+        for link in gone:
             await link.client.close()
 
     def _start_following(self, link: NodeLink) -> None:

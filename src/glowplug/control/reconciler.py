@@ -21,7 +21,7 @@ from glowplug.control.replica_entry import Replica
 from glowplug.control.routers import Routers
 from glowplug.control.target import Target, error_info
 from glowplug.control.timings import Timings
-from glowplug.node.client import NoAnswer
+from glowplug.node.answers import NoAnswer
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError, NotFound, ResourceExhausted, Unavailable
 from glowplug.types.ids import new_replica_id

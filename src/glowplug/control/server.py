@@ -25,10 +25,12 @@ from glowplug.control.http_server import Application, RouterServer, raise_file_l
 from glowplug.control.leadership import Leadership
 from glowplug.control.lease import open_lease
 from glowplug.control.own_node import OwnNode, become_node
+from glowplug.control.peer_user import PeerUsers
 from glowplug.control.plane import ControlPlane
 from glowplug.control.standby import Standby
 from glowplug.control.tenure import Tenure
 from glowplug.control.timings import Timings
+from glowplug.observe.limited_log import LimitedLog
 from glowplug.types.clock import Clock, SystemClock
 from glowplug.types.errors import GlowplugError, InvalidInput
 from glowplug.types.ids import RESERVED_NAMES
@@ -40,14 +42,16 @@ _GUARDED = frozenset({"api", "metrics"})
 _API_BODY_LIMIT_BYTES = 16 << 20
 # What anybody may send: a signing request, some names.
 _OPEN_BODY_LIMIT_BYTES = 64 << 10
+_MAX_PATH_CHARACTERS = 200
 
 
 class Dispatcher:
     """Sends a request to the API or the router by its path's first part, which no app may be named."""
 
-    def __init__(self, standby: Application, gate: Gate) -> None:
+    def __init__(self, standby: Application, gate: Gate, clock: Clock) -> None:
         self._api = self._router = standby
         self._gate = gate
+        self._refusals = LimitedLog(log, clock)
 
     def lead(self, api: Application, router: Application) -> None:
         """From now on it is these that answer."""
@@ -63,6 +67,7 @@ class Dispatcher:
             try:
                 self._gate.check(scope)
             except GlowplugError as error:
+                self._note(scope, error)
                 await _refuse(scope, receive, send, error)
                 return
         if scope["type"] != "http":
@@ -72,7 +77,13 @@ class Dispatcher:
             limit_bytes = _OPEN_BODY_LIMIT_BYTES if is_open(scope) else _API_BODY_LIMIT_BYTES
             await self._api(scope, _bounded(scope, receive, limit_bytes), send)
         except InvalidInput as error:
+            self._note(scope, error)
             await send_error(send, error)
+
+    def _note(self, scope: Scope, error: GlowplugError) -> None:
+        """Who was turned away, and why; a stranger who knocks all day fills no disk."""
+        caller, asked = (scope.get("client") or ("nobody",))[0], scope["path"][:_MAX_PATH_CHARACTERS]
+        self._refusals.warning("refused %s, who asked for %r: %s", caller, asked, error.message)
 
 
 async def serve(
@@ -92,7 +103,7 @@ async def serve(
     """
     clock, timings = clock or SystemClock(), timings or Timings()
     raise_file_limit()
-    gate = Gate(load_or_create_token(state.token))
+    gate = Gate(load_or_create_token(state.token), PeerUsers().is_trusted)
     url = database_url(state.database)
     async with only_control(state, listener) as me:
         if own is not None:
@@ -100,7 +111,7 @@ async def serve(
             await become_node(own, state.identity, url, control_url=here, clock=clock)
         lease = await asyncio.to_thread(open_lease, url, me, timings)
         async with Leadership(lease, clock=clock, timings=timings) as leadership:
-            dispatcher = Dispatcher(Standby(leadership, clock), gate)
+            dispatcher = Dispatcher(Standby(leadership, clock), gate, clock)
             server = RouterServer(dispatcher)
             tenure = Tenure(
                 state, url, leadership, own=own, has_agent=has_agent, clock=clock, timings=timings

@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from glowplug.image.job import Progress
 from glowplug.image.node_images import NodeImages
@@ -36,6 +37,8 @@ from glowplug.types.replica import (
     StartReplica,
 )
 
+_MAX_SHOWN_CHARACTERS = 200
+
 
 def make_app(agent: Agent, images: NodeImages, moves: SnapshotMoves) -> FastAPI:
     """The ASGI application. ``agent`` is opened and closed by whoever runs it."""
@@ -59,9 +62,16 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(_request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        problem = InvalidInput(f"{where}: {first['msg']}", remedy="Correct the request and send it again.")
+        where = ".".join(str(part) for part in first["loc"])[:_MAX_SHOWN_CHARACTERS]
+        what = first["msg"][:_MAX_SHOWN_CHARACTERS]
+        problem = InvalidInput(f"{where}: {what}", remedy="Correct the request and send it again.")
         return JSONResponse(problem.to_dict(), status_code=problem.http_status)
+
+    @app.exception_handler(HTTPException)
+    async def framework(_request: Request, error: HTTPException) -> JSONResponse:
+        kind = NotFound if error.status_code == NotFound.http_status else InvalidInput
+        body = kind(f"{error.detail}.", remedy="docs/architecture.md lists the calls.").to_dict()
+        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 
 def _add_replicas(app: FastAPI, agent: Agent, images: NodeImages) -> None:

@@ -1,26 +1,27 @@
 """The control plane's way to one node agent: its HTTP API as typed calls, over a Unix socket or through the
 gateway of another machine.
 
-Every call has a deadline. An agent that cannot be reached, or does not answer in time, raises Unavailable; an
-error that the agent reports is raised here as the same typed error with the same words.
+Every call has a deadline. An agent that cannot be reached, does not answer in time, or answers what is no
+message of ours raises Unavailable; an error that the agent reports is raised here as the same typed error
+with the same words.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import httpx
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from glowplug.node.address import LocalNode, NodeAddress, RemoteNode
-from glowplug.types.errors import GlowplugError, NotFound, NotLeader, Unavailable
+from glowplug.node.answers import MAX_ERROR_BYTES, NoAnswer, content_of, error_from, lines_of, parse
+from glowplug.types.errors import GlowplugError, NotLeader
 from glowplug.types.image import ImageTask, IndexView, TaskEvent, TaskRequest
 from glowplug.types.leader import TERM_HEADER, Authority, ByHand
 from glowplug.types.replica import (
@@ -49,15 +50,10 @@ _MOVE_TIMEOUT_S = 900.0
 _BUILD_SILENCE_LIMIT_S = 1800.0
 # Re-hashing: 100 GB at 200 MB/s.
 _VERIFY_TIMEOUT_S = 600.0
-_Message = TypeVar("_Message", bound=Message)
 _REPLICAS = TypeAdapter(list[ReplicaView])
 _IMAGES = TypeAdapter(list[ImageView])
 _INDEXES = TypeAdapter(list[IndexView])
 _SNAPSHOTS = TypeAdapter(list[SnapshotView])
-
-
-class NoAnswer(Unavailable):
-    """Nothing came back: what was asked may have happened, or not."""
 
 
 class NodeClient:
@@ -89,34 +85,36 @@ class NodeClient:
 
     async def node(self) -> NodeView:
         """What the machine has and runs."""
-        return NodeView.model_validate(await self._call("GET", "/v1/node"))
+        return parse(NodeView.model_validate_json, await self._call("GET", "/v1/node"))
 
     async def holdings(self) -> NodeHoldings:
         """What it has that makes starts quicker."""
-        return NodeHoldings.model_validate(await self._call("GET", "/v1/holdings"))
+        return parse(NodeHoldings.model_validate_json, await self._call("GET", "/v1/holdings"))
 
     async def watch(self) -> AsyncGenerator[ReplicaEvent, None]:
         """Events as they happen, first what exists. Raises Unavailable when silent for 5 s, or at the end."""
         async for line in self._lines("GET", "/v1/watch", silence_limit_s=WATCH_SILENCE_LIMIT_S):
-            yield _parse(ReplicaEvent, line)
+            yield parse(ReplicaEvent.model_validate_json, line)
 
     async def replicas(self) -> list[ReplicaView]:
         """All replicas of the node."""
-        return _REPLICAS.validate_python(await self._call("GET", "/v1/replicas"))
+        return parse(_REPLICAS.validate_json, await self._call("GET", "/v1/replicas"))
 
     async def replica(self, replica_id: str) -> ReplicaView:
         """One replica. Raises NotFound."""
-        return ReplicaView.model_validate(await self._call("GET", f"/v1/replicas/{_part(replica_id)}"))
+        return parse(
+            ReplicaView.model_validate_json, await self._call("GET", f"/v1/replicas/{_part(replica_id)}")
+        )
 
     async def start_replica(self, order: StartReplica) -> ReplicaView:
         """Start a replica; repeats of one ``replica_id`` are one start."""
         answer = await self._call("POST", "/v1/replicas", order, timeout_s=_START_TIMEOUT_S)
-        return ReplicaView.model_validate(answer)
+        return parse(ReplicaView.model_validate_json, answer)
 
     async def stop_replica(self, replica_id: str, *, grace_s: float) -> ReplicaView:
         """Begin to stop it: SIGTERM, ``grace_s``, SIGKILL. Raises NotFound."""
         answer = await self._call("POST", f"/v1/replicas/{_part(replica_id)}/stop?grace_s={grace_s:g}")
-        return ReplicaView.model_validate(answer)
+        return parse(ReplicaView.model_validate_json, answer)
 
     async def park_replica(
         self, replica_id: str, *, push_out: bool, has_devices: bool = False
@@ -127,13 +125,13 @@ class NodeClient:
         """
         path = f"/v1/replicas/{_part(replica_id)}/park?push_out={str(push_out).lower()}"
         limit_s = _MOVE_TIMEOUT_S if has_devices else _CALL_TIMEOUT_S
-        return ReplicaView.model_validate(await self._call("POST", path, timeout_s=limit_s))
+        return parse(ReplicaView.model_validate_json, await self._call("POST", path, timeout_s=limit_s))
 
     async def unpark_replica(self, replica_id: str, *, has_devices: bool = False) -> ReplicaView:
         """Let it run on; it has answered. Raises NotFound, Conflict, Unavailable, ReplicaFailed."""
         path = f"/v1/replicas/{_part(replica_id)}/unpark"
         limit_s = _MOVE_TIMEOUT_S if has_devices else _CALL_TIMEOUT_S
-        return ReplicaView.model_validate(await self._call("POST", path, timeout_s=limit_s))
+        return parse(ReplicaView.model_validate_json, await self._call("POST", path, timeout_s=limit_s))
 
     async def logs(
         self, replica_id: str, *, tail: int | None = None, follow: bool = False
@@ -150,15 +148,15 @@ class NodeClient:
         """Make an image ready; the last event holds ``image`` or ``error``."""
         request = BuildRequest(image=image)
         async for line in self._lines("POST", "/v1/images", request, silence_limit_s=_BUILD_SILENCE_LIMIT_S):
-            yield _parse(BuildEvent, line)
+            yield parse(BuildEvent.model_validate_json, line)
 
     async def images(self) -> list[ImageView]:
         """All images of the node."""
-        return _IMAGES.validate_python(await self._call("GET", "/v1/images"))
+        return parse(_IMAGES.validate_json, await self._call("GET", "/v1/images"))
 
     async def image(self, image_id: str) -> ImageView:
         """One image. Raises NotFound."""
-        return ImageView.model_validate(await self._call("GET", f"/v1/images/{_part(image_id)}"))
+        return parse(ImageView.model_validate_json, await self._call("GET", f"/v1/images/{_part(image_id)}"))
 
     async def delete_image(self, image_id: str) -> None:
         """Remove an image nothing uses. Raises NotFound, Conflict."""
@@ -166,11 +164,11 @@ class NodeClient:
 
     async def indexes(self) -> list[IndexView]:
         """All image indexes of the node."""
-        return _INDEXES.validate_python(await self._call("GET", "/v1/indexes"))
+        return parse(_INDEXES.validate_json, await self._call("GET", "/v1/indexes"))
 
     async def index(self, image: str) -> IndexView:
         """One image index, by name or digest. Raises NotFound."""
-        return IndexView.model_validate(await self._call("GET", f"/v1/indexes/{_part(image)}"))
+        return parse(IndexView.model_validate_json, await self._call("GET", f"/v1/indexes/{_part(image)}"))
 
     async def image_task(self, task: ImageTask) -> AsyncGenerator[TaskEvent, None]:
         """Do an image task; the last event holds ``result`` or ``error``."""
@@ -178,16 +176,18 @@ class NodeClient:
         async for line in self._lines(
             "POST", "/v1/image-tasks", request, silence_limit_s=_BUILD_SILENCE_LIMIT_S
         ):
-            yield _parse(TaskEvent, line)
+            yield parse(TaskEvent.model_validate_json, line)
 
     async def snapshots(self, *, region: bool = False) -> list[SnapshotView]:
         """All snapshots of the node, or of its region."""
         path = "/v1/snapshots?region=true" if region else "/v1/snapshots"
-        return _SNAPSHOTS.validate_python(await self._call("GET", path))
+        return parse(_SNAPSHOTS.validate_json, await self._call("GET", path))
 
     async def snapshot(self, snapshot_id: str) -> SnapshotView:
         """One snapshot. Raises NotFound."""
-        return SnapshotView.model_validate(await self._call("GET", f"/v1/snapshots/{_part(snapshot_id)}"))
+        return parse(
+            SnapshotView.model_validate_json, await self._call("GET", f"/v1/snapshots/{_part(snapshot_id)}")
+        )
 
     async def delete_snapshot(self, snapshot_id: str, *, region: bool = False) -> None:
         """Remove a snapshot from the node, or from its region. Raises NotFound, Conflict."""
@@ -197,7 +197,9 @@ class NodeClient:
     async def verify_snapshot(self, snapshot_id: str) -> SnapshotView:
         """Re-hash everything. Raises NotFound."""
         path = f"/v1/snapshots/{_part(snapshot_id)}/verify"
-        return SnapshotView.model_validate(await self._call("POST", path, timeout_s=_VERIFY_TIMEOUT_S))
+        return parse(
+            SnapshotView.model_validate_json, await self._call("POST", path, timeout_s=_VERIFY_TIMEOUT_S)
+        )
 
     async def push_snapshot(self, snapshot_id: str) -> AsyncGenerator[TaskEvent, None]:
         """Bring it to the region; the last event holds ``result`` or ``error``."""
@@ -222,16 +224,16 @@ class NodeClient:
 
     async def _move(self, path: str) -> AsyncGenerator[TaskEvent, None]:
         async for line in self._lines("POST", path, silence_limit_s=_BUILD_SILENCE_LIMIT_S):
-            yield _parse(TaskEvent, line)
+            yield parse(TaskEvent.model_validate_json, line)
 
     async def next_start(self, order: StartReplica) -> HeatView:
         """What such a start would find there now."""
-        return HeatView.model_validate(await self._call("POST", "/v1/next-start", order))
+        return parse(HeatView.model_validate_json, await self._call("POST", "/v1/next-start", order))
 
     async def create_snapshot(self, order: StartReplica) -> SnapshotView:
         """Begin to capture now."""
         answer = await self._call("POST", "/v1/snapshots", order, timeout_s=_START_TIMEOUT_S)
-        return SnapshotView.model_validate(answer)
+        return parse(SnapshotView.model_validate_json, answer)
 
     @asynccontextmanager
     async def exec(
@@ -274,37 +276,23 @@ class NodeClient:
 
     async def _call(
         self, method: str, path: str, message: Message | None = None, *, timeout_s: float = _CALL_TIMEOUT_S
-    ) -> Any:
-        self._check(method)
+    ) -> bytes:
         try:
             # httpx bounds single reads; a sender of one byte a second would keep us for ever.
-            async with asyncio.timeout(timeout_s + _CONNECT_TIMEOUT_S):
-                response = await self._http.request(
-                    method,
-                    path,
-                    json=_json(message),
-                    timeout=_timeout(timeout_s),
-                    headers=self._term(),
-                    extensions=self._extensions,
-                )
-        except (httpx.HTTPError, TimeoutError) as error:
-            raise self._unavailable(error) from error
-        if response.status_code >= 400:
-            raise self._refused(response.status_code, response.content)
-        if not response.content:
-            return None
-        try:
-            return response.json()
-        except ValueError as error:
+            async with (
+                asyncio.timeout(timeout_s + _CONNECT_TIMEOUT_S),
+                self._open(method, path, message, silence_limit_s=timeout_s) as response,
+            ):
+                return await content_of(response)
+        except TimeoutError as error:
             raise self._unavailable(error) from error
 
     async def _lines(
         self, method: str, path: str, message: Message | None = None, *, silence_limit_s: float
-    ) -> AsyncGenerator[str, None]:
+    ) -> AsyncGenerator[bytes, None]:
         async with self._open(method, path, message, silence_limit_s=silence_limit_s) as response:
-            async for line in response.aiter_lines():
-                if line:
-                    yield line
+            async for line in lines_of(response.aiter_raw()):
+                yield line
 
     @asynccontextmanager
     async def _open(
@@ -321,10 +309,15 @@ class NodeClient:
                 extensions=self._extensions,
             ) as response:
                 if response.status_code >= 400:
-                    raise self._refused(response.status_code, await response.aread())
+                    body = await content_of(response, MAX_ERROR_BYTES)
+                    raise self._refused(response.status_code, body)
                 yield response
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise self._unavailable(error) from error
+        except RuntimeError as error:
+            if not self._http.is_closed:
+                raise
+            raise self._unavailable(error) from error  # the node was removed meanwhile
 
     def _check(self, method: str) -> None:
         if method != "GET":
@@ -335,7 +328,7 @@ class NodeClient:
         return {} if term is None else {TERM_HEADER: str(term)}
 
     def _refused(self, status: int, body: bytes) -> GlowplugError:
-        error = _error_from(status, body)
+        error = error_from(status, body)
         if isinstance(error, NotLeader):
             self._authority.was_refused(error)
         return error
@@ -375,30 +368,3 @@ def _part(identifier: str) -> str:
 
 def _json(message: Message | None) -> Any:
     return None if message is None else message.model_dump(mode="json")
-
-
-def _parse(kind: type[_Message], line: str) -> _Message:
-    try:
-        return kind.model_validate_json(line)
-    except ValidationError as error:
-        raise Unavailable(
-            "The node agent sent something that is no message of ours.",
-            remedy="Restart glowplug, so that agent and control plane are of one version.",
-            cause=str(error),
-        ) from error
-
-
-def _error_from(status: int, body: bytes) -> GlowplugError:
-    try:
-        data = json.loads(body)
-    except ValueError:
-        data = None
-    if isinstance(data, dict) and "code" in data:
-        return GlowplugError.from_dict(data)
-    if status == 404:
-        return NotFound("The node agent knows nothing by that name.", remedy="See glowplug ps.")
-    return Unavailable(
-        f"The node agent answered with status {status}.",
-        remedy="See logs/agent.log in the state directory.",
-        body=body[:500].decode(errors="replace"),
-    )

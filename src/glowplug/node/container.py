@@ -184,15 +184,22 @@ class Container:
         mounts.append(SandboxMount(_PACKAGE, f"{LIBRARY}/glowplug"))
         if self._server.code is not None:
             mounts.append(SandboxMount(Path(self._server.code.local_dir), CODE))
-        return mounts + [_volume_mount(root, volume) for volume in self._server.volumes]
+        return mounts + [_volume_mount(root, volume, self._state) for volume in self._server.volumes]
 
 
-def _volume_mount(root: RootFilesystem, volume: VolumeSpec) -> SandboxMount:
-    """Raises InvalidInput where the folder is not there, or mounting it would write to a host's folder."""
+def _volume_mount(root: RootFilesystem, volume: VolumeSpec, state: StateDir) -> SandboxMount:
+    """Raises InvalidInput where the folder is not there, holds what is ours, or would be written to by it."""
     if not Path(volume.host_path).is_dir():
         raise InvalidInput(
             f"The volume {volume.host_path} is not a folder on this node.",
             remedy="Create it, or correct the path in volumes=.",
+            path=volume.host_path,
+        )
+    place, ours = Path(volume.host_path).resolve(), state.root.resolve()
+    if place.is_relative_to(ours) or ours.is_relative_to(place):
+        raise InvalidInput(
+            f"The volume {volume.host_path} would show {state.root}, with secrets and the agent's socket.",
+            remedy="Choose another folder in volumes=.",
             path=volume.host_path,
         )
     root.check_mount_point(volume.mount_path)

@@ -14,9 +14,9 @@ _NAME = re.compile(NAME_PATTERN)
 
 def check_name(name: str, what: str) -> str:
     """Return ``name`` if it can be part of a URL, a path and a host name; raise InvalidInput otherwise."""
-    if not _NAME.match(name) or name in RESERVED_NAMES:
+    if not _NAME.fullmatch(name) or name in RESERVED_NAMES:
         raise InvalidInput(
-            f"{what} name {name!r} is not allowed.",
+            f"{what} name {name[:80]!r} is not allowed.",
             remedy="Use 1 to 48 lower-case letters, digits and hyphens, starting and ending with a letter "
             f"or digit, other than {', '.join(sorted(RESERVED_NAMES))}.",
         )

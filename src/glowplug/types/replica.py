@@ -6,17 +6,29 @@ These are the contract between the control plane and the node agent (see ``docs/
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from glowplug.types.spec import ImageSpec, ServerSpec
 
+# A machine that was taken over says what it likes: what others calculate with or write down is bounded.
+_MOST = 1 << 62
+_MAX_GPUS = 1024
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+Word = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""An id or a name, as one line of a log shows it."""
+Tiers = Annotated[dict[Word, Count], Field(max_length=16)]
+ReplicaId = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
 
 class Message(BaseModel):
-    """Base of everything processes tell each other: unknown fields are ignored, so old and new can talk."""
+    """Base of everything processes tell each other: unknown fields are ignored, so old and new can talk.
 
-    model_config = ConfigDict(extra="ignore")
+    Numbers are finite: with others, nothing that is calculated means anything.
+    """
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 class ReplicaState(StrEnum):
@@ -92,14 +104,14 @@ class ReplicaView(Message):
     ``node`` is what the control plane calls its node, where there are several; the agent does not say.
     """
 
-    id: str
+    id: ReplicaId
     node: str | None = None
-    revision: int = 0
-    app: str
-    server: str
-    deployment_id: str
+    revision: Count = 0
+    app: Word
+    server: Word
+    deployment_id: Word
     purpose: Purpose = Purpose.SERVE
-    runtime: str = "runsc"
+    runtime: Word = "runsc"
     state: ReplicaState
     stage: Stage | None = None
     path: StartPath = StartPath.COLD
@@ -111,20 +123,20 @@ class ReplicaView(Message):
     is_pushed_out: bool = False
     ended_at: float | None = None
     pid: int | None = None
-    memory_bytes: int | None = None
-    proportional_bytes: int | None = None
-    swapped_bytes: int | None = None
-    gpus: list[str] = []
-    device_bytes: int | None = None
-    suspended_bytes: int | None = None
+    memory_bytes: Count | None = None
+    proportional_bytes: Count | None = None
+    swapped_bytes: Count | None = None
+    gpus: Annotated[list[Word], Field(max_length=_MAX_GPUS)] = []
+    device_bytes: Count | None = None
+    suspended_bytes: Count | None = None
     exit_code: int | None = None
-    snapshot_id: str | None = None
-    restored_bytes: int = 0
-    mounted_as: str | None = None
-    image_bytes_by_tier: dict[str, int] = {}
-    image_chunks_by_tier: dict[str, int] = {}
-    snapshot_bytes_by_tier: dict[str, int] = {}
-    snapshot_chunks_by_tier: dict[str, int] = {}
+    snapshot_id: Word | None = None
+    restored_bytes: Count = 0
+    mounted_as: Word | None = None
+    image_bytes_by_tier: Tiers = {}
+    image_chunks_by_tier: Tiers = {}
+    snapshot_bytes_by_tier: Tiers = {}
+    snapshot_chunks_by_tier: Tiers = {}
     fallback_reason: str | None = None
     error: ErrorInfo | None = None
 
@@ -146,17 +158,17 @@ class NodeView(Message):
     ``quarantine`` says why it restores nothing.
     """
 
-    name: str
-    agent_pid: int
-    version: str
-    cpus: float
-    cpus_used: float
-    memory_bytes: int
-    memory_used_bytes: int
-    gpus: list[str] = []
-    gpus_used: int = 0
-    runtime: str
-    replicas: int = 0
+    name: Word
+    agent_pid: Count
+    version: Word
+    cpus: float = Field(ge=0, le=1_000_000)
+    cpus_used: float = Field(ge=0)
+    memory_bytes: Count
+    memory_used_bytes: Count
+    gpus: Annotated[list[Word], Field(max_length=_MAX_GPUS)] = []
+    gpus_used: int = Field(default=0, ge=0, le=_MAX_GPUS)
+    runtime: str = Field(max_length=1000)
+    replicas: Count = 0
     quarantine: str | None = None
 
 
@@ -171,21 +183,21 @@ class HeldSnapshot(Message):
     themselves.
     """
 
-    id: str
-    servers: list[str] = []
-    image_id: str = ""
-    machine: str = ""
-    bytes: int = 0
-    here_bytes: int = 0
+    id: Word
+    servers: list[Word] = []
+    image_id: Word = ""
+    machine: Word = ""
+    bytes: Count = 0
+    here_bytes: Count = 0
     is_in_region: bool = False
 
 
 class NodeHoldings(Message):
     """What a node has that makes a start there quicker: snapshots, and images by id with their bytes here."""
 
-    machine: str = ""
+    machine: Word = ""
     snapshots: list[HeldSnapshot] = Field(default=[], max_length=MAX_HELD)
-    images: dict[str, int] = Field(default={}, max_length=MAX_HELD)
+    images: dict[Word, Count] = Field(default={}, max_length=MAX_HELD)
 
 
 class BuildRequest(Message):
@@ -311,9 +323,9 @@ class MemoryView(Message):
     The waiting is pressure-stall information, in percent; 0 where the kernel does not tell.
     """
 
-    total_bytes: int
-    available_bytes: int
-    swap_free_bytes: int = 0
+    total_bytes: Count
+    available_bytes: Count
+    swap_free_bytes: Count = 0
     some_waiting_percent: float = 0.0
     all_waiting_percent: float = 0.0
     is_short: bool = False

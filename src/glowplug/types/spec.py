@@ -8,20 +8,75 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from glowplug.types.ids import NAME_PATTERN
 
+MAX_WORD_BYTES = (128 << 10) - 1
+"""What the kernel takes of one argument or NAME=value (execve(2))."""
+MAX_WORDS_BYTES = 1 << 20
+"""Of a server's command and environment together. The kernel takes 2 MiB; its secrets come on top."""
+MAX_VARIABLES = 1000
+MAX_JSON_DEPTH = 64
+
+
+def _checked_environment(env: dict[str, str]) -> dict[str, str]:
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            raise ValueError(f"environment variable {name[:64]!r} is not well formed")
+        if _bytes_of((name, value)) >= MAX_WORD_BYTES:
+            raise ValueError(f"environment variable {name[:64]!r} is longer than {MAX_WORD_BYTES} bytes")
+    return env
+
+
+def _checked_words(words: list[str]) -> list[str]:
+    for word in words:
+        if "\0" in word or _bytes_of((word,)) > MAX_WORD_BYTES:
+            raise ValueError(f"a word of it holds a NUL, or more than {MAX_WORD_BYTES} bytes")
+    return words
+
+
+def _checked_json(value: Any) -> Any:
+    """Deeper values break whoever reads them by recursion, on this machine or another."""
+    level, depth = [value], 0
+    while level:
+        if any(isinstance(inner, float) and not math.isfinite(inner) for inner in level):
+            raise ValueError("it holds a number that is not finite")
+        level = [inner for outer in level for inner in _inside(outer)]
+        depth += 1
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
+    return value
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _bytes_of(words: Iterable[str]) -> int:
+    return sum(len(word.encode("utf-8", "surrogatepass")) + 1 for word in words)
+
+
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00]*$", max_length=4096)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Environment = Annotated[dict[str, str], AfterValidator(_checked_environment)]
+Words = Annotated[list[str], AfterValidator(_checked_words)]
+Json = Annotated[Any, AfterValidator(_checked_json)]
 
 
 class Spec(BaseModel):
-    """Base of all specifications: frozen, strict about unknown fields, comparable by digest."""
+    """Base of all specifications: frozen, strict about unknown fields, comparable by digest.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Numbers are finite: JSON has no others, so others would not come back as they were written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON: equal specifications have equal digests."""
@@ -145,7 +200,7 @@ class HttpCall(Spec):
 
     method: Literal["GET", "POST", "PUT"] = "GET"
     path: str = Field(pattern=r"^/[^\s]*$", max_length=4096)
-    json_body: Any = None
+    json_body: Json = None
     ignore: list[str] = ["id", "created", "system_fingerprint"]
 
 
@@ -154,7 +209,7 @@ class Hook(Spec):
 
     http: HttpCall | None = None
     signal: Literal["SIGHUP", "SIGUSR1", "SIGUSR2"] | None = None
-    command: list[str] | None = None
+    command: Words | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Hook:
@@ -238,10 +293,10 @@ class ServerSpec(Spec):
     version: Literal[1] = 1
     name: Name
     image: ImageSpec
-    command: list[str] = Field(min_length=1)
+    command: Words = Field(min_length=1)
     port: int = Field(default=8000, ge=1, le=65535)
     ready: HttpCall = HttpCall(path="/")
-    env: dict[str, str] = {}
+    env: Environment = {}
     secrets: list[str] = []
     volumes: list[VolumeSpec] = []
     code: CodeSpec | None = None
@@ -254,13 +309,18 @@ class ServerSpec(Spec):
     request_timeout_s: float = Field(default=600.0, gt=0, le=86_400)
     max_held_requests: int = Field(default=2048, ge=1, le=1_000_000)
 
-    @field_validator("env")
-    @classmethod
-    def _env_names(cls, env: dict[str, str]) -> dict[str, str]:
-        for key in env:
-            if not key or "=" in key or "\0" in key or "\0" in env[key]:
-                raise ValueError(f"environment variable {key!r} is not well formed")
-        return env
+    @model_validator(mode="after")
+    def _can_be_started(self) -> ServerSpec:
+        variables = {**self.image.env, **self.env}
+        if len(variables) > MAX_VARIABLES:
+            raise ValueError(f"{len(variables)} environment variables, of at most {MAX_VARIABLES}")
+        size_bytes = _bytes_of(self.command) + _bytes_of(variables) + _bytes_of(variables.values())
+        if size_bytes > MAX_WORDS_BYTES:
+            raise ValueError(
+                f"its command and environment have {size_bytes} bytes, of at most {MAX_WORDS_BYTES}: "
+                "put data into the image or a volume"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> ServerSpec:

@@ -21,6 +21,7 @@ from glowplug.control.edge.table import RouteTable
 from glowplug.control.edge.upstream import Upstream
 from glowplug.control.http_server import RouterServer, raise_file_limit, serve_until_told
 from glowplug.control.overhead import OverheadHistogram
+from glowplug.control.peer_user import PeerUsers
 from glowplug.control.router import Router
 from glowplug.control.timings import Timings
 from glowplug.identity.membership import renewal_request
@@ -59,7 +60,7 @@ async def serve_router(
     registry = CollectorRegistry()
     registry.register(EdgeCollector(table, upstream, follower, overhead))
     router = Router(table, timings=_TIMINGS, clock=clock, overhead=overhead)
-    gate = Gate(load_or_create_token(state.token))
+    gate = Gate(load_or_create_token(state.token), PeerUsers().is_trusted)
     server = RouterServer(EdgeApplication(router, table, upstream, registry, gate))
     following = asyncio.get_running_loop().create_task(follower.run())
     following.add_done_callback(lambda _: server.end())  # by a bug: the supervisor starts us again

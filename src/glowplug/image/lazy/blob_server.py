@@ -20,8 +20,8 @@ from glowplug.chunks.fetch import Done, Outcome, PrefetchHandle, Priority, Remot
 from glowplug.chunks.fetch_stats import FetchStats
 from glowplug.image.lazy.blob import NOWHERE, Blob, pack_and_block, place_word
 from glowplug.image.lazy.fuse_session import Part, Scratch
-from glowplug.image.lazy.limited_log import LimitedLog
 from glowplug.image.lazy.local_read import LocalChunks, LocalReader, Piece, WouldBlock, padded, pieces_of
+from glowplug.observe.limited_log import LimitedLog
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError, Unavailable
 
