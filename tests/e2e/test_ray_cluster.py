@@ -77,6 +77,9 @@ def logs_of_ray() -> str:
 
 def test_a_cluster_on_ray_from_its_first_machine_to_its_last(tmp_path: Path) -> None:
     with on_ray(tmp_path, 1) as (live, address, (beta,)):
+        wrong = ("--token", "ab" * 32, "--advertise", beta.there)
+        refused = beta.cli("cluster", "join", address, "--engine", "ray", *wrong, code=1)
+        assert "token is missing or incorrect" in refused.stderr
         began_s = time.monotonic()
         beta.start_ray(address, live.ray_token)
         live.wait_for(lambda: beta.name in nodes(live), f"{beta.name} to join")

@@ -143,7 +143,7 @@ def join_ray(
             raise Unavailable(f"`ray start` did not end within {_RAY_START_S:g} s.", remedy=remedy) from error
         if done.returncode != 0:
             said.seek(0)
-            raise Unavailable(f"`ray start` failed: {said.read().strip()[-500:]}", remedy=remedy)
+            raise Unavailable(f"`ray start` failed: {said.read().strip()[-1000:]}", remedy=remedy)
     session.say(f"This machine is a node of the Ray cluster at {address}; `ray stop` ends that.")
 
 
