@@ -182,12 +182,15 @@ async def test_a_node_that_refuses_is_passed_over(
 
 
 async def test_the_image_is_made_ready_there_first_and_where_it_cannot_be_nothing_is_placed(
-    control: Control, agent: FakeAgent, beta: SecondNode
+    control: Control, agent: FakeAgent, beta: SecondNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     beta.agent.build_error = ErrorInfo(code="invalid_input", message="There is no /here on this machine.")
     await beta.join(control)
     await control.deploy(app_spec(SERVER))
-    await eventually(lambda: beta.agent.builds, "it was tried in the background")
+    await eventually(
+        lambda: "cannot be made ready there" in caplog.text,
+        "it was tried in the background, and that is known",
+    )
     assert (await control.get("/shop/web/")).text == agent.ready[0].id
     placement = (await control.get(f"/api/v1/replicas/{agent.ready[0].id}/placement")).json()
     why_not = {score["node"]: score["why_not"] for score in placement["scores"]}

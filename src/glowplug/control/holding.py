@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from glowplug.control.replica_entry import Replica
 from glowplug.control.request_body import ClientGone
-from glowplug.control.target import Target, Ticket
+from glowplug.control.target import Target
+from glowplug.control.ticket import Ticket
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError

@@ -42,6 +42,8 @@ class Timings:
     """After so much silence it is lost: what ran there is started elsewhere."""
     node_look_s: float = 2.0
     """How often nodes are asked what they have, where there are several to choose from."""
+    node_looks_per_s: float = 20.0
+    """All nodes together are asked so often at most: a hundred of them every 5 s each."""
     image_retry_s: float = 30.0
     """A node that could not make an image ready is asked again after this time."""
     lease_s: float = 4.0

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -114,11 +115,10 @@ class UsageRecorder(Collector):
             resources = target.version.spec.resources
             chip = (resources.gpu or "").partition(":")[0]
             key = _Key(target.app, target.server, chip, resources.gpu_count)
-            for replica in target.replicas.values():
-                use = use_of(replica)
+            for use, replicas in Counter(map(use_of, target.replicas.values())).items():
                 if use is not None:
-                    self._keep((key, starts_at), use, elapsed_s)
-                    self._totals.setdefault(key, _none())[use] += elapsed_s
+                    self._keep((key, starts_at), use, elapsed_s * replicas)
+                    self._totals.setdefault(key, _none())[use] += elapsed_s * replicas
 
     async def save(self) -> None:
         """Write down what is not saved yet. What cannot be is kept, logged and counted.
@@ -183,6 +183,8 @@ def _none() -> _Seconds:
 def use_of(replica: Replica) -> Use | None:
     """What it does now; None once it is over."""
     state = replica.view.state
+    if state is ReplicaState.READY and not replica.is_waking:  # most of them, four times a second
+        return Use.SERVING if replica.in_flight else Use.IDLE
     if state.is_final:
         return None
     if state is ReplicaState.STARTING or replica.is_waking:

@@ -41,6 +41,9 @@ from glowplug.types.spec import ImageSpec
 WATCH_SILENCE_LIMIT_S = 5.0
 """The agent sends a heartbeat each second: five missing ones mean that it hangs."""
 _CONNECT_TIMEOUT_S = 2.0
+# Longer than nodes are left alone, so that a look needs no handshake; shorter than agents keep a connection,
+# so that no order meets one that is just being closed.
+_KEEP_ALIVE_S = 30.0
 _CALL_TIMEOUT_S = 15.0
 _START_TIMEOUT_S = 30.0
 # The agent has deadlines of its own, a second for each GB: this is beyond them.
@@ -60,6 +63,10 @@ class NoAnswer(Unavailable):
     """Nothing came back: what was asked may have happened, or not."""
 
 
+class NotConnected(NoAnswer):
+    """There was no connection, so nothing was asked."""
+
+
 class NodeClient:
     """Calls the agent of the node at ``address``. Owns a few connections: :meth:`close` them.
 
@@ -69,7 +76,7 @@ class NodeClient:
     def __init__(self, address: NodeAddress, authority: Authority | None = None) -> None:
         self.address = address
         self._authority = authority or ByHand()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
+        limits = httpx.Limits(max_keepalive_connections=8, keepalive_expiry=_KEEP_ALIVE_S)
         self._extensions: dict[str, Any] = {}
         if isinstance(address, LocalNode):
             base_url = "http://agent"
@@ -79,6 +86,7 @@ class NodeClient:
             transport = httpx.AsyncHTTPTransport(verify=address.http, limits=limits)
             # The name that its certificate must have.
             self._extensions["sni_hostname"] = address.name
+        self._held: tuple[bytes, NodeHoldings] | None = None
         self._http = httpx.AsyncClient(
             transport=transport, base_url=base_url, timeout=_timeout(_CALL_TIMEOUT_S)
         )
@@ -92,8 +100,11 @@ class NodeClient:
         return NodeView.model_validate(await self._call("GET", "/v1/node"))
 
     async def holdings(self) -> NodeHoldings:
-        """What it has that makes starts quicker."""
-        return NodeHoldings.model_validate(await self._call("GET", "/v1/holdings"))
+        """What it has that makes starts quicker: the same object as long as it says the same."""
+        content = await self._content("GET", "/v1/holdings")
+        if self._held is None or self._held[0] != content:
+            self._held = content, _parse(NodeHoldings, content)
+        return self._held[1]
 
     async def watch(self) -> AsyncGenerator[ReplicaEvent, None]:
         """Events as they happen, first what exists. Raises Unavailable when silent for 5 s, or at the end."""
@@ -275,6 +286,15 @@ class NodeClient:
     async def _call(
         self, method: str, path: str, message: Message | None = None, *, timeout_s: float = _CALL_TIMEOUT_S
     ) -> Any:
+        content = await self._content(method, path, message, timeout_s=timeout_s)
+        try:
+            return json.loads(content) if content else None
+        except ValueError as error:
+            raise self._unavailable(error) from error
+
+    async def _content(
+        self, method: str, path: str, message: Message | None = None, *, timeout_s: float = _CALL_TIMEOUT_S
+    ) -> bytes:
         self._check(method)
         try:
             # httpx bounds single reads; a sender of one byte a second would keep us for ever.
@@ -291,12 +311,7 @@ class NodeClient:
             raise self._unavailable(error) from error
         if response.status_code >= 400:
             raise self._refused(response.status_code, response.content)
-        if not response.content:
-            return None
-        try:
-            return response.json()
-        except ValueError as error:
-            raise self._unavailable(error) from error
+        return response.content
 
     async def _lines(
         self, method: str, path: str, message: Message | None = None, *, silence_limit_s: float
@@ -342,14 +357,15 @@ class NodeClient:
 
     def _unavailable(self, error: Exception) -> NoAnswer:
         cause = f"{type(error).__name__}: {error}"
+        kind = NotConnected if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else NoAnswer
         if isinstance(self.address, LocalNode):
-            return NoAnswer(
+            return kind(
                 "The node agent does not answer.",
                 remedy="It is restarted by glowplug up; see logs/agent.log in the state directory.",
                 socket=str(self.address.socket_path),
                 cause=cause,
             )
-        return NoAnswer(
+        return kind(
             f"Node {self.address.name} does not answer.",
             remedy="`glowplug cluster status` says since when; see that the machine runs and can be reached.",
             address=f"{self.address.host}:{self.address.port}",
@@ -377,9 +393,9 @@ def _json(message: Message | None) -> Any:
     return None if message is None else message.model_dump(mode="json")
 
 
-def _parse(kind: type[_Message], line: str) -> _Message:
+def _parse(kind: type[_Message], told: str | bytes) -> _Message:
     try:
-        return kind.model_validate_json(line)
+        return kind.model_validate_json(told)
     except ValidationError as error:
         raise Unavailable(
             "The node agent sent something that is no message of ours.",
