@@ -7,6 +7,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 RESULTS ?= build/benchmarks
 KILLS ?= 200
+SEQUENCES ?= 100
 MINUTES ?= 60
 SECONDS ?= 60
 IMAGE_RUNS ?= 9
@@ -16,7 +17,7 @@ BENCH_ARGS ?= --cold 3 --restores 100 --host 3
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup engine engines services root demo demo-images lint test test-gpu nightly faults fuzz soak bench \
-	bench-images bench-snapshots clean
+	bench-images bench-snapshots bench-cluster clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +32,7 @@ engines: engine ## ... and transformers, sentence-transformers, ONNX Runtime, ll
 	@scripts/setup_engines.sh small-models node
 
 services: setup ## ... and runc, CRIU, PostgreSQL, nginx, an SSH server, a registry and image tools, for the tests
-	@scripts/apt_packages.sh postgresql nginx-light docker-registry skopeo umoci erofs-utils fuse3 openssh-server
+	@scripts/apt_packages.sh postgresql nginx-light docker-registry skopeo umoci erofs-utils fuse3 openssh-server nftables
 	@scripts/setup_criu.sh
 
 demo: engine ## A real vLLM from zero, from parked, and on a second node (DEMO_ARGS="--cycles 10")
@@ -61,8 +62,10 @@ nightly: engines services root ## Tests that take minutes: engines on both runti
 test-gpu: setup ## The tests of GPU snapshots on this machine's real driver; skips where there is no GPU
 	GLOWPLUG_TEST_GPU=real $(BIN)/python -m pytest -rs tests/snapshot/gpu $(PYTEST_ARGS)
 
-faults: engine services ## kill -9 at every step, and 200 random kills under load (about half an hour)
+faults: engine services ## kill -9 at every step, 200 random kills under load (half an hour); 100 sequences of faults of a cluster (two hours)
 	GLOWPLUG_FAULTS=all GLOWPLUG_FAULT_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/faults $(PYTEST_ARGS)
+	GLOWPLUG_FAULT_SEQUENCES=$(SEQUENCES) $(BIN)/python -m pytest -s tests/control/test_fault_sequences.py $(PYTEST_ARGS)
+	GLOWPLUG_FAULT_SEQUENCES=$(SEQUENCES) $(BIN)/python -m pytest -s -m nightly tests/faults/cluster $(PYTEST_ARGS)
 
 fuzz: setup ## Fuzz every parser of what comes from elsewhere, one after the other (SECONDS=60 each)
 	@for harness in fuzz/fuzz_*.py; do \
@@ -90,6 +93,11 @@ bench-snapshots: engine services ## Engines' cold starts against 100 restores ea
 	    $(BIN)/python benchmarks/snapshot/bench_engines.py --engine $$engine --runtime $$runtime \
 	        --output $(RESULTS)/$$runtime $(BENCH_ARGS) || failed=1; \
 	done; done; exit $${failed:-0}
+
+bench-cluster: services ## A control plane with 1 to 100 simulated nodes, and four real ones: joins, starts elsewhere, a burst (ten minutes)
+	@scripts/apt_packages.sh gcc libc6-dev
+	$(BIN)/python benchmarks/cluster/bench_control.py --output $(RESULTS); failed=$$?; \
+	    $(BIN)/python benchmarks/cluster/bench_nodes.py --output $(RESULTS) && exit $$failed
 
 clean: ## Remove what these commands made in the clone (not GLOWPLUG_CACHE)
 	rm -rf .venv build demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
