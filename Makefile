@@ -7,6 +7,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 RESULTS ?= build/benchmarks
 KILLS ?= 200
+SEQUENCES ?= 100
 MINUTES ?= 60
 SECONDS ?= 60
 IMAGE_RUNS ?= 9
@@ -16,7 +17,7 @@ BENCH_ARGS ?= --cold 3 --restores 100 --host 3
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup engine engines services ray root demo demo-images lint test test-gpu nightly kubernetes faults fuzz \
-	soak bench bench-images bench-snapshots clean
+	soak bench bench-images bench-snapshots bench-cluster clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +35,7 @@ ray: setup ## ... and Ray, for the nightly tests of clusters on it
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check ray --constraint constraints.txt
 
 services: setup ## ... and runc, CRIU, PostgreSQL, nginx, an SSH server, a registry and image tools, for the tests
-	@scripts/apt_packages.sh postgresql nginx-light docker-registry skopeo umoci erofs-utils fuse3 openssh-server
+	@scripts/apt_packages.sh postgresql nginx-light docker-registry skopeo umoci erofs-utils fuse3 openssh-server nftables
 	@scripts/setup_criu.sh
 
 demo: engine ## A real vLLM from zero, from parked, and on a second node (DEMO_ARGS="--cycles 10")
@@ -68,8 +69,10 @@ kubernetes: setup ## Builds a real kube-apiserver once (20 minutes), and tests o
 	@nice scripts/build_kube_apiserver.sh "$${GLOWPLUG_CACHE:-/var/cache/glowplug}/kubernetes-1.20.2"
 	$(BIN)/python -m pytest -m nightly tests/engine/kubernetes $(PYTEST_ARGS)
 
-faults: engine services ## kill -9 at every step, and 200 random kills under load (about half an hour)
+faults: engine services ## kill -9 at every step, 200 random kills under load (half an hour); 100 sequences of faults of a cluster (two hours)
 	GLOWPLUG_FAULTS=all GLOWPLUG_FAULT_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/faults $(PYTEST_ARGS)
+	GLOWPLUG_FAULT_SEQUENCES=$(SEQUENCES) $(BIN)/python -m pytest -s tests/control/test_fault_sequences.py $(PYTEST_ARGS)
+	GLOWPLUG_FAULT_SEQUENCES=$(SEQUENCES) $(BIN)/python -m pytest -s -m nightly tests/faults/cluster $(PYTEST_ARGS)
 
 fuzz: setup ## Fuzz every parser of what comes from elsewhere, one after the other (SECONDS=60 each)
 	@for harness in fuzz/fuzz_*.py; do \
@@ -97,6 +100,11 @@ bench-snapshots: engine services ## Engines' cold starts against 100 restores ea
 	    $(BIN)/python benchmarks/snapshot/bench_engines.py --engine $$engine --runtime $$runtime \
 	        --output $(RESULTS)/$$runtime $(BENCH_ARGS) || failed=1; \
 	done; done; exit $${failed:-0}
+
+bench-cluster: services ## A control plane with 1 to 100 simulated nodes, and four real ones: joins, starts elsewhere, a burst (ten minutes)
+	@scripts/apt_packages.sh gcc libc6-dev
+	$(BIN)/python benchmarks/cluster/bench_control.py --output $(RESULTS); failed=$$?; \
+	    $(BIN)/python benchmarks/cluster/bench_nodes.py --output $(RESULTS) && exit $$failed
 
 clean: ## Remove what these commands made in the clone (not GLOWPLUG_CACHE)
 	rm -rf .venv build demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from native_tools import NativeTools
 
 MEGABYTES_PER_S = 100.0
+LOOPBACK = "127.0.0.1"
 RANGE_BYTES = 4 << 20
 CONNECTIONS = 16
 _TIMEOUT_S = 300.0
@@ -35,11 +36,12 @@ class DelayedStore(NamedTuple):
 
     port: int
     latency_ms: float
+    host: str = LOOPBACK
 
     @property
     def url(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def counts(self) -> Counts:
         """What was asked of it so far."""
@@ -51,14 +53,18 @@ class DelayedStore(NamedTuple):
 
 @contextmanager
 def serving(
-    tools: NativeTools, folder: Path, latency_ms: float, megabytes_per_s: float = MEGABYTES_PER_S
+    tools: NativeTools,
+    folder: Path,
+    latency_ms: float,
+    megabytes_per_s: float = MEGABYTES_PER_S,
+    host: str = LOOPBACK,
 ) -> Iterator[DelayedStore]:
-    """Serve ``folder`` until the end of the block."""
-    command = [str(tools.delayed_server), str(folder), str(latency_ms), str(megabytes_per_s)]
+    """Serve ``folder`` at the address ``host`` until the end of the block."""
+    command = [str(tools.delayed_server), str(folder), str(latency_ms), str(megabytes_per_s), host]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        yield DelayedStore(int(server.stdout.readline()), latency_ms)
+        yield DelayedStore(int(server.stdout.readline()), latency_ms, host)
     finally:
         server.kill()
         server.wait()

@@ -89,6 +89,7 @@ class FakeAgent:
             lifespan="off",
             ws="websockets-sansio",
             access_log=False,
+            timeout_keep_alive=75,
         )
         self._server = QuietServer(config)
         await self._server.open()
@@ -121,6 +122,16 @@ class FakeAgent:
         if tell:
             error = ErrorInfo(code="replica_failed", message=f"{replica_id} was killed.")
             self.change(replica_id, state=ReplicaState.FAILED, error=error, ended_at=time.time())
+
+    def claim(self, view: ReplicaView) -> None:
+        """As an agent that says it runs what runs elsewhere."""
+        self._put(view)
+
+    def put_clock_back(self) -> None:
+        """Revisions follow the clock: they begin anew, from before."""
+        self._revision = 0
+        for view in self.views.values():
+            self._put(view)
 
     def tell_memory(self, *, is_short: bool, swap_free_bytes: int = 0) -> None:
         """As an agent whose machine's memory is short, or no longer is."""

@@ -43,6 +43,7 @@ class FakeReplica:
     def __init__(self, name: str) -> None:
         self.name = name
         self.requests = 0
+        self.bodies: list[str] = []
         self.waiting = 0
         self.disconnects = 0
         self.release = asyncio.Event()
@@ -101,6 +102,7 @@ class FakeReplica:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
+        self.bodies.append(body.decode("latin-1"))
         seen = {
             "replica": self.name,
             "method": scope["method"],

@@ -33,11 +33,16 @@ OWN = socket.gethostname()
 
 
 class Cable:
-    """Carries bytes both ways. Cut, it carries none, and nothing is reset: they wait at both ends."""
+    """Carries bytes both ways. Cut, it carries none, and nothing is reset: they wait at both ends.
+
+    ``there`` and ``back`` are its two ways, each of which can be cut alone; ``delay_s`` holds bytes up.
+    """
 
     def __init__(self, target_port: int) -> None:
-        self.whole = asyncio.Event()
-        self.whole.set()
+        self.whole, self.there, self.back = (asyncio.Event() for _ in range(3))
+        for event in (self.whole, self.there, self.back):
+            event.set()
+        self.delay_s = 0.0
         self._target_port = target_port
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -57,15 +62,19 @@ class Cable:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         self._writers |= {writer, far_writer}
-        for source, sink in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._carry(source, sink))
+        for source, sink, way in ((reader, far_writer, self.there), (far_reader, writer, self.back)):
+            task = asyncio.create_task(self._carry(source, sink, way))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _carry(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: asyncio.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(64 << 10):
-                await self.whole.wait()
+                await asyncio.sleep(self.delay_s)
+                for event in (self.whole, way):
+                    await event.wait()
                 sink.write(data)
                 await sink.drain()
             sink.close()

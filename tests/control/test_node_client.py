@@ -12,6 +12,7 @@ from tests.control.fake_agent import FakeAgent
 
 from glowplug.node import client as module
 from glowplug.node.address import LocalNode
+from glowplug.node.answers import NoAnswer, NotConnected
 from glowplug.node.client import NodeClient
 from glowplug.types.errors import NotFound, NotLeader, Unavailable
 from glowplug.types.paths import StateDir
@@ -50,6 +51,22 @@ async def test_a_client_that_was_closed_meanwhile_gets_no_answer(agent: FakeAgen
     await client.close()
     with pytest.raises(Unavailable):
         await client.holdings()
+
+
+async def test_whether_anything_was_asked_is_told(state: StateDir) -> None:
+    client = NodeClient(LocalNode(state.agent_socket))
+    with pytest.raises(NotConnected):
+        await client.node()
+    await client.close()
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with talking_to(state.agent_socket, hang_up) as client:
+        with pytest.raises(NoAnswer) as error:
+            await client.node()
+        assert not isinstance(error.value, NotConnected)
 
 
 async def test_the_agents_errors_are_rebuilt(state: StateDir, agent: FakeAgent) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glowplug.control.holdings import Holdings
 from glowplug.control.placement import Candidate, Wish, rank
 from glowplug.types.replica import HeldSnapshot, NodeHoldings
 
@@ -32,13 +33,13 @@ def holding(
     image: int | None = None,
     of: str = "chat/llm",
     image_id: str = "im-1",
-) -> NodeHoldings:
+) -> Holdings:
     held = HeldSnapshot(
         id="sn-1", servers=[of], image_id=image_id, machine="m1", bytes=1000, here_bytes=int(1000 * here),
         is_in_region=in_region,
     )  # fmt: skip
     images = {} if image is None else {"im-1": image}
-    return NodeHoldings(machine=machine, snapshots=[held] if snapshot else [], images=images)
+    return Holdings(NodeHoldings(machine=machine, snapshots=[held] if snapshot else [], images=images))
 
 
 def order(wish: Wish, *nodes: Candidate) -> list[str]:
@@ -78,7 +79,7 @@ def test_a_snapshot_that_does_not_fit_the_machine_is_none() -> None:
 @pytest.mark.parametrize("holdings", [
     holding(snapshot=True, of="chat/other"), holding(snapshot=True, image_id="im-older"),
 ])  # fmt: skip
-def test_a_snapshot_of_another_server_or_image_is_none(holdings: NodeHoldings) -> None:
+def test_a_snapshot_of_another_server_or_image_is_none(holdings: Holdings) -> None:
     assert order(WISH, node("a", holdings=holdings), node("b", holdings=holding(image=1))) == ["b", "a"]
 
 
@@ -167,7 +168,7 @@ CANDIDATES = st.lists(
                 max_size=3,
             ),
             images=st.dictionaries(st.sampled_from(["im-1", "im-2"]), st.integers(0, 9), max_size=2),
-        ),
+        ).map(Holdings),
         copies=st.integers(0, 9),
         starting=st.integers(0, 30),
     ),

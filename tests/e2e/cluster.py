@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.e2e import leftovers
 from tests.e2e.live import GLOWPLUG, UP_TIMEOUT_S, Live
@@ -23,6 +23,7 @@ from tests.e2e.live import GLOWPLUG, UP_TIMEOUT_S, Live
 from glowplug.types.paths import StateDir
 
 GATEWAY_PORT = 7443
+_Machine = TypeVar("_Machine", bound="SecondMachine")
 
 
 class SecondMachine:
@@ -32,40 +33,44 @@ class SecondMachine:
         self.live = live
         self.name = name
         self.state = StateDir(Path(tempfile.mkdtemp(prefix="gp-e2e-", dir="/var/tmp")))
-        self._netns = f"gpt-{secrets.token_hex(4)}"
-        self._cable = f"gt{secrets.token_hex(4)}"
+        self.environment = {**live.environment, "GLOWPLUG_STATE": str(self.state.root)}
+        self.netns = f"gpt-{secrets.token_hex(4)}"
+        self.cable = f"gt{secrets.token_hex(4)}"
         # A /30 of its own in 10.213.0.0/16: several tests run at once.
         block = secrets.randbelow(1 << 14) * 4
         self.here, self.there = (f"10.213.{(block + n) >> 8}.{(block + n) & 255}" for n in (1, 2))
 
     def lay_cable(self) -> None:
-        _ip("netns", "add", self._netns)
-        _ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self._netns)
-        _ip("addr", "add", f"{self.here}/30", "dev", self._cable)
-        _ip("link", "set", self._cable, "up")
+        ip("netns", "add", self.netns)
+        ip("link", "add", self.cable, "type", "veth", "peer", "name", "eth0", "netns", self.netns)
+        ip("addr", "add", f"{self.here}/30", "dev", self.cable)
+        ip("link", "set", self.cable, "up")
         for device, address in (("lo", None), ("eth0", f"{self.there}/30")):
             if address:
-                _ip("-n", self._netns, "addr", "add", address, "dev", device)
-            _ip("-n", self._netns, "link", "set", device, "up")
+                ip("-n", self.netns, "addr", "add", address, "dev", device)
+            ip("-n", self.netns, "link", "set", device, "up")
 
     def remove_cable(self) -> None:
-        _ip("netns", "del", self._netns)
+        ip("netns", "del", self.netns)
 
     def cut(self) -> None:
         """Take our end of the cable down: nothing is reset, nothing arrives."""
-        _ip("link", "set", self._cable, "down")
+        ip("link", "set", self.cable, "down")
 
     def mend(self) -> None:
-        _ip("link", "set", self._cable, "up")
+        ip("link", "set", self.cable, "up")
+
+    @property
+    def inside(self) -> list[str]:
+        """What to put before a command to run it in this machine's network."""
+        # Only the network is another: `ip netns exec` would hide the machine's cgroups, too.
+        return ["nsenter", f"--net=/run/netns/{self.netns}"]
 
     def cli(self, *arguments: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run ``glowplug`` on this machine."""
-        # Only the network is another: `ip netns exec` would hide the machine's cgroups, too.
-        argv = ["nsenter", f"--net=/run/netns/{self._netns}", str(GLOWPLUG), *arguments]
-        environment = {**self.live.environment, "GLOWPLUG_STATE": str(self.state.root)}
         done = subprocess.run(
-            argv,
-            env=environment,
+            [*self.inside, str(GLOWPLUG), *arguments],
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -121,7 +126,13 @@ def wait_for_state(live: Live, name: str, state: str, timeout_s: float = 60.0) -
 @contextmanager
 def second_machine(live: Live, name: str = "beta") -> Iterator[SecondMachine]:
     """It leaves nothing behind."""
-    machine = SecondMachine(live, name)
+    with leaving_nothing(SecondMachine(live, name)) as machine:
+        yield machine
+
+
+@contextmanager
+def leaving_nothing(machine: _Machine) -> Iterator[_Machine]:
+    """Its cable is laid inside of the block; after it, it is off, and nothing of it is left."""
     machine.lay_cable()
     try:
         yield machine
@@ -129,11 +140,11 @@ def second_machine(live: Live, name: str = "beta") -> Iterator[SecondMachine]:
         try:
             machine.cli("down")
             left = leftovers.of_state(machine.state)
-            assert left == [], f"after `glowplug down` on {name} (logs: {machine.state.logs})"
+            assert left == [], f"after `glowplug down` on {machine.name} (logs: {machine.state.logs})"
         finally:
             machine.remove_cable()
     shutil.rmtree(machine.state.root)
 
 
-def _ip(*arguments: str) -> None:
+def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, timeout=30)

@@ -33,6 +33,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two packets, and the second would wait for 40 ms
 
     def do_GET(self):
         url = urlsplit(self.path)

@@ -161,8 +161,8 @@ static void *converse(void *argument) {
 }
 
 int main(int count, char **given) {
-    if (count != 4) {
-        fprintf(stderr, "usage: delayed_server FOLDER LATENCY_MS MEGABYTES_PER_S\n");
+    if (count != 5) {
+        fprintf(stderr, "usage: delayed_server FOLDER LATENCY_MS MEGABYTES_PER_S ADDRESS\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
@@ -171,7 +171,7 @@ int main(int count, char **given) {
     latency_s = atof(given[2]) / 1e3;
     bytes_per_s = atof(given[3]) * 1e6;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = inet_addr(given[4])};
     socklen_t size = sizeof address;
     if (root < 0 || listener < 0 || bind(listener, (struct sockaddr *)&address, size) < 0 || listen(listener, 256) < 0) {
         perror("delayed_server");

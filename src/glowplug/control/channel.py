@@ -91,24 +91,35 @@ class ReplicaChannel:
         self._replica_id = replica_id
         # On another machine its gateway is next to it, which does not wait for us.
         self._is_direct = isinstance(node, LocalNode)
+        self._is_far = is_far
         self._sockets = NamespaceSockets(endpoint.netns if isinstance(node, LocalNode) else None)
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         self._base = f"{scheme}://{host}:{endpoint.port}"
         self._silence_limit_s = silence_limit_s
-        self._session = aiohttp.ClientSession(
-            connector=_Connector(self._sockets, is_far=is_far)
-            if isinstance(node, LocalNode)
-            else TunnelConnector(
-                node, replica_id, keep_alive_s=_KEEP_ALIVE_S, connects_at_once=_CONNECTS_AT_ONCE
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=_SKIPPED_AUTO_HEADERS,
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=silence_limit_s
-            ),
-            max_line_size=_MAX_HEADER_BYTES,
-            max_field_size=_MAX_HEADER_BYTES,
+        self._opened: aiohttp.ClientSession | None = None
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        """Made for the first request: of thousands of replicas most are asked by nobody for a while."""
+        if self._opened is None:
+            self._opened = aiohttp.ClientSession(
+                connector=self._connector(),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                skip_auto_headers=_SKIPPED_AUTO_HEADERS,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=self._silence_limit_s
+                ),
+                max_line_size=_MAX_HEADER_BYTES,
+                max_field_size=_MAX_HEADER_BYTES,
+            )
+        return self._opened
+
+    def _connector(self) -> aiohttp.BaseConnector:
+        if isinstance(self.node, LocalNode):
+            return _Connector(self._sockets, is_far=self._is_far)
+        return TunnelConnector(
+            self.node, self._replica_id, keep_alive_s=_KEEP_ALIVE_S, connects_at_once=_CONNECTS_AT_ONCE
         )
 
     async def request(
@@ -171,5 +182,6 @@ class ReplicaChannel:
 
     async def close(self) -> None:
         """Close every connection and let go of the namespace."""
-        await self._session.close()
+        if self._opened is not None:
+            await self._opened.close()
         self._sockets.close()

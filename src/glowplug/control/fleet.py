@@ -11,9 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
+from glowplug.control.attention import Attention
 from glowplug.control.channel import ExchangeBroken, ReplicaChannel
 from glowplug.control.cold_start_log import ColdStartLog
 from glowplug.control.replica_entry import Drain, Replica
@@ -28,18 +31,21 @@ log = logging.getLogger(__name__)
 
 
 class Fleet:
-    """Targets by app and server, replicas by id. ``on_change`` is called after anything moved."""
+    """Targets by app and server, replicas by id. ``attention`` is paid to whatever moved."""
 
     def __init__(self, *, clock: Clock, timings: Timings, cold_starts: ColdStartLog) -> None:
         self.replicas: dict[str, Replica] = {}
         self.apps: dict[str, dict[str, Target]] = {}
-        self.on_change: Callable[[], None] = lambda: None
+        self.orphans: dict[str, Replica] = {}
+        """Replicas of what is not deployed (any more), by id: the reconciler stops them."""
+        self.attention = Attention()
         self.addresses: dict[str, NodeAddress] = {}
         """Where the nodes are, by name."""
         self.duplicates: set[tuple[str, str]] = set()
         """Node and id of replicas that run on another node already: they are to be stopped there."""
         self._leaving: set[str] = set()
         self._given_up: dict[str, set[str]] = {}
+        self._starting: set[Replica] = set()
         self._clock = clock
         self._timings = timings
         self._cold_starts = cold_starts
@@ -84,7 +90,7 @@ class Fleet:
                     clock=self._clock,
                     timings=self._timings,
                     cold_starts=self._cold_starts,
-                    on_demand=self._changed,
+                    on_demand=partial(self.attention.pay, app, version.spec.name),
                 )
             else:
                 target.activate(version)
@@ -110,12 +116,21 @@ class Fleet:
     def expect(self, replica: Replica) -> None:
         """A replica the agent is about to be asked for: it counts from now on."""
         self._add(replica)
-        self._changed()
+        self._changed(replica)
 
     def forget(self, replica: Replica) -> None:
         """The agent never took it."""
         self._remove(replica)
-        self._changed()
+        self._changed(replica)
+
+    def begins(self, replica: Replica) -> None:
+        """It is on its way to ready from now on: a start under way on its node."""
+        self._starting.add(replica)
+
+    def starting(self) -> Counter[str]:
+        """Starts under way, by node."""
+        self._starting = {r for r in self._starting if r.is_starting and self.replicas.get(r.id) is r}
+        return Counter(replica.node for replica in self._starting)
 
     def answered(self, node: str, view: ReplicaView) -> None:
         """The agent of ``node`` has answered a call about this replica, which may have ended since."""
@@ -151,7 +166,7 @@ class Fleet:
             self._moved(replica, was)
         if replica.accepted_at_s is None:
             replica.accepted_at_s = self._clock.monotonic()
-        self._changed()
+        self._changed(replica)
 
     def synced(self, node: str, present: set[str], listed_at_s: float) -> None:
         """The agent has listed all it has; of ours, those it accepted before and does not list are gone."""
@@ -215,7 +230,7 @@ class Fleet:
         if not view.state.is_final and (node, view.id) not in self.duplicates:
             log.error("replica %s runs on %s: the one on %s is stopped", view.id, known.node, node)
             self.duplicates.add((node, view.id))
-            self._changed()
+            self._changed(known)
 
     # -- one replica -----------------------------------------------------------------------------------------
 
@@ -227,7 +242,7 @@ class Fleet:
             target.drain(replica, deadline_s)
         elif replica.drain is None:
             replica.drain = Drain(deadline_s)
-        self._changed()
+        self._changed(replica)
 
     def open_way(self, replica: Replica) -> None:
         """Open the way to a ready replica, or a new way if it has moved; what fails is logged."""
@@ -350,13 +365,18 @@ class Fleet:
 
     def _add(self, replica: Replica) -> None:
         self.replicas[replica.id] = replica
+        if replica.is_starting:
+            self.begins(replica)
         target = self.target_of(replica)
-        if target is not None:
+        if target is None:
+            self.orphans[replica.id] = replica
+        else:
             target.replicas[replica.id] = replica
             target.recompute()
 
     def _remove(self, replica: Replica) -> None:
         self.replicas.pop(replica.id, None)
+        self.orphans.pop(replica.id, None)
         target = self.target_of(replica)
         if target is not None:
             target.replicas.pop(replica.id, None)
@@ -364,15 +384,14 @@ class Fleet:
         self._close_channel(replica)
 
     def _adopt_orphans(self, app: str) -> None:
-        for replica in self.replicas.values():
-            if replica.view.app == app:
-                target = self.target_of(replica)
-                if target is not None:
-                    target.replicas[replica.id] = replica
+        for replica in list(self.orphans.values()):
+            if replica.view.app == app and (adopter := self.target_of(replica)) is not None:
+                adopter.replicas[replica.id] = self.orphans.pop(replica.id)
         for target in self.apps[app].values():
             target.recompute()
 
     def _close_target(self, target: Target) -> None:
+        self.orphans |= target.replicas
         target.fail_held(
             lambda: NotFound(
                 f"{target.name} was removed while the request waited.", remedy="Deploy it again."
@@ -386,7 +405,11 @@ class Fleet:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-    def _changed(self) -> None:
+    def _changed(self, replica: Replica | None = None) -> None:
+        """Something happened to this replica; or else to many."""
         for waiter in self._waiters:
             waiter.set()
-        self.on_change()
+        if replica is None:
+            self.attention.pay_to_all()
+        else:
+            self.attention.pay(replica.view.app, replica.view.server)

@@ -88,6 +88,7 @@ class GpuTurns:
             if not target.held or not target.version.spec.resources.gpu_count:
                 continue
             target.history.hurry()
+            self._fleet.attention.pay(target.app, target.server)
             for replica in target.parked():
                 if replica.node == node and replica.waits_for_gpu:
                     replica.wake_again_at_s = self._clock.monotonic()

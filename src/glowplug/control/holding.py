@@ -8,32 +8,12 @@ from typing import TYPE_CHECKING
 
 from glowplug.control.replica_entry import Replica
 from glowplug.control.request_body import ClientGone
+from glowplug.control.ticket import Ticket
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError
 
 if TYPE_CHECKING:
     from glowplug.control.target import Target
-
-
-class Ticket:
-    """One held request's place in the queue. Its future resolves when it is worth looking again."""
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def release(self) -> None:
-        """There may be a replica now."""
-        if not self.future.done():
-            self.future.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        """Waiting is pointless."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def renew(self) -> None:
-        """Somebody else took the replica: wait on."""
-        self.future = asyncio.get_running_loop().create_future()
 
 
 async def wait_for_replica(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import aclosing
 
 from glowplug.control.node_link import NodeLink
@@ -20,6 +22,9 @@ from glowplug.types.spec import ImageSpec
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 8
+"""So many images are made on a node before more are begun in the background; no replica waits for that."""
+
 
 class ImageCare:
     """One make of one image on one node at a time, whoever waits for it. :meth:`close` ends them."""
@@ -28,6 +33,8 @@ class ImageCare:
         self._clock = clock
         self._timings = timings
         self._making: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._busy: Counter[str] = Counter()
+        """How many of these are on a node."""
         self._refused: dict[tuple[str, str], tuple[float, str]] = {}
 
     def why_not(self, node: str, image_id: str) -> str | None:
@@ -39,10 +46,15 @@ class ImageCare:
         """Whether it was made ready on the node."""
         return link.is_own or image_id in link.ready_images
 
-    def prepare(self, link: NodeLink, spec: ImageSpec, image_id: str) -> None:
-        """See to it in the background, unless it is there, or could not be made lately."""
-        if not self.is_there(link, image_id) and self.why_not(link.name, image_id) is None:
-            self._begin(link, spec, image_id)
+    def prepare(self, link: NodeLink, wanted: Mapping[str, ImageSpec]) -> None:
+        """See to these images, by id, in the background: a few at once, none that failed lately."""
+        if wanted.keys() <= link.ready_images:
+            return
+        for image_id, spec in wanted.items():
+            if self._busy[link.name] >= _AT_ONCE:
+                return
+            if image_id not in link.ready_images and self.why_not(link.name, image_id) is None:
+                self._begin(link, spec, image_id)
 
     async def ensure(self, link: NodeLink, spec: ImageSpec, image_id: str) -> None:
         """Return when the image is ready on the node. Raises a GlowplugError."""
@@ -62,11 +74,13 @@ class ImageCare:
         if task is None:
             task = asyncio.get_running_loop().create_task(self._make(link, spec, image_id))
             self._making[key] = task
+            self._busy[link.name] += 1
             task.add_done_callback(lambda done: self._made(key, done))
         return task
 
     def _made(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
         self._making.pop(key, None)
+        self._busy[key[0]] -= 1
         if task.cancelled():
             return
         error = task.exception()

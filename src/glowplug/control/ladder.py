@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 
 from glowplug.control.fleet import Fleet
@@ -101,6 +101,7 @@ class HeatLadder:
         link = self._link_of(replica)
         if link is not None:
             replica.is_waking = True
+            self._fleet.begins(replica)
             target.take_cold_start(replica)
             self._call(self._ask_to_wake(link, target, replica))
 
@@ -127,7 +128,7 @@ class HeatLadder:
             replica.wake_again_at_s = self._clock.monotonic() + _WAKE_RETRY_S
         if says_no_room(error):
             self.make_room(replica.node, for_target=target)
-        self._fleet.on_change()
+        self._fleet.attention.pay(target.app, target.server)
 
     # -- down ------------------------------------------------------------------------------------------------
 
@@ -142,11 +143,13 @@ class HeatLadder:
         target.recompute()
         self._call(self._ask_to_park(link, target, replica, push_out=scaling.parked_memory == "swap"))
 
-    def cool(self, target: Target) -> None:
-        """Stop what has been parked for its time, or is of another version; wake who was parked in error."""
+    def cool(self, target: Target, parked: Iterable[Replica]) -> None:
+        """Of its ``parked`` ones, stop what has been so for its time, or is of another version; wake who was
+        parked in error.
+        """
         scaling = target.version.spec.scaling
-        for replica in list(target.replicas.values()):
-            if not replica.is_parked:
+        for replica in parked:
+            if not replica.is_parked:  # it was woken in this pass
                 continue
             if replica.in_flight:  # frozen by an order of which we had not heard that it was followed
                 self._wake_one(target, replica)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 from collections.abc import Sequence
 
@@ -63,7 +64,6 @@ class Membership:
         self._members: dict[str, Member] = {}
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._looks: dict[str, asyncio.Task[None]] = {}
-        self._look_again_at_s = 0.0
         self._changing = asyncio.Lock()
 
     async def load(self) -> None:
@@ -252,8 +252,7 @@ class Membership:
             return
         for link in self.links:
             self._judge(link)
-            if not link.is_own and link.state is NodeState.READY:
-                self._prepare_images(link)
+        self._prepare_images()
         self._look()
         try:
             await self.keys.keep_certificate()
@@ -279,16 +278,22 @@ class Membership:
             link.is_doubted = link.is_given_up = False
             self._fleet.doubt(link.name, is_silent=False)
 
-    def _prepare_images(self, link: NodeLink) -> None:
-        for target in self._fleet.targets():
-            self._images.prepare(link, target.version.spec.image, target.version.image_id)
+    def _prepare_images(self) -> None:
+        wanted = {target.version.image_id: target.version.spec.image for target in self._fleet.targets()}
+        for link in self.links:
+            if not link.is_own and link.state is NodeState.READY:
+                self._images.prepare(link, wanted)
 
     def _look(self) -> None:
+        """Ask some nodes what they have: not all at once, which would keep requests waiting."""
         now_s = self._clock.monotonic()
-        if now_s < self._look_again_at_s:
-            return
-        self._look_again_at_s = now_s + self._timings.node_look_s
-        for link in self.links:
+        every_s = max(self._timings.node_look_s, len(self.links) / self._timings.node_looks_per_s)
+        at_once = math.ceil(len(self.links) * self._timings.tick_s / every_s)
+        due = [link for link in self.links if link.is_synced and now_s >= link.look_again_at_s]
+        due.sort(key=lambda link: link.look_again_at_s)
+        unknown = sum(1 for link in due if link.view is None)  # they are the first
+        for link in due[: max(at_once, unknown)]:
             task = self._looks.get(link.name)
-            if link.is_synced and (task is None or task.done()):
+            if task is None or task.done():
+                link.look_again_at_s = now_s + every_s
                 self._looks[link.name] = asyncio.get_running_loop().create_task(link.look())

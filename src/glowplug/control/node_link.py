@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping
 from contextlib import aclosing
 
 from glowplug.control.fleet import Fleet
+from glowplug.control.holdings import NOTHING, Holdings
 from glowplug.control.timings import Timings
 from glowplug.node.address import LocalNode
 from glowplug.node.client import NodeClient
 from glowplug.types.clock import Clock
 from glowplug.types.cluster import NodeState
 from glowplug.types.errors import GlowplugError, Unavailable
-from glowplug.types.replica import MemoryView, NodeHoldings, NodeView, ReplicaEvent
+from glowplug.types.replica import MemoryView, NodeView, ReplicaEvent
 
 log = logging.getLogger(__name__)
+
+STARTS_ASKED_AT_ONCE = 16
 
 
 class NodeLink:
@@ -47,13 +51,17 @@ class NodeLink:
         """What the agent said last about the node's memory; None while it says nothing."""
         self.view: NodeView | None = None
         """What the agent said last about the machine, where somebody asks (:meth:`look`)."""
-        self.holdings: NodeHoldings | None = None
+        self.look_again_at_s = -math.inf
+        self.holdings = NOTHING
+        """The same of what makes starts there quicker."""
         self.ready_images: set[str] = set()
         """Images that its agent said it has, in the life it is in."""
         self.is_given_up = False
         """Its replicas were ended for its silence; until it speaks again."""
         self.is_doubted = False
         """Its replicas get no new requests for its silence; until it speaks again."""
+        self.asking = asyncio.Semaphore(STARTS_ASKED_AT_ONCE)
+        """Held by whoever asks it for a start: each is a connection, and an agent answers at once."""
         self._problem = "its agent has not answered yet"
         # On a machine that has just joined there is nothing of ours that we do not know.
         self._was_listed = not is_remembered
@@ -88,8 +96,7 @@ class NodeLink:
     @property
     def is_settled(self) -> bool:
         """What runs there is known, or has had its time to be told."""
-        waited_s = self._clock.monotonic() - self._made_at_s
-        return self._was_listed or waited_s >= self._timings.node_lost_s
+        return self._was_listed or self._clock.monotonic() - self._made_at_s >= self._timings.node_lost_s
 
     @property
     def state(self) -> NodeState:
@@ -143,7 +150,9 @@ class NodeLink:
         """Ask what the machine has and holds; what cannot be had stays as it was."""
         try:
             self.view = await self.client.node()
-            self.holdings = await self.client.holdings()
+            told = await self.client.holdings()
+            if told is not self.holdings.told:
+                self.holdings = Holdings(told)
         except GlowplugError as error:
             log.warning("node %s does not say what it has: %s", self.name, error)
 
@@ -154,6 +163,8 @@ class NodeLink:
             async for event in events:
                 self._heard()
                 self._apply(event, present)
+                if event.type == "sync":
+                    await asyncio.sleep(0)  # a long list keeps no request waiting
                 if event.type == "synced":
                     self._fleet.synced(self.name, present, listed_at_s)
                     self.is_synced = self._was_listed = True

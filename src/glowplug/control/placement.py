@@ -26,8 +26,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from glowplug.control.holdings import NOTHING, Holdings
 from glowplug.types.chips import is_called
-from glowplug.types.replica import HeldSnapshot, NodeHoldings
+from glowplug.types.replica import HeldSnapshot
 
 HEAT_SNAPSHOT_HERE = 60.0
 HEAT_SNAPSHOT_NEAR = 40.0
@@ -74,7 +75,7 @@ class Candidate:
     free_memory_bytes: int | None = None
     gpus: Sequence[str] = ()
     gpus_used: int = 0
-    holdings: NodeHoldings = field(default_factory=NodeHoldings)
+    holdings: Holdings = NOTHING
     has_image: bool = False
     """The image was made ready there; ``holdings``, which are seconds old, may not know yet."""
     copies: int = 0
@@ -113,22 +114,43 @@ class Score:
 def rank(wish: Wish, candidates: Iterable[Candidate]) -> list[Score]:
     """Every node's score, best first; those that get nothing are last, and say why. Decides by this alone."""
     nodes = list(candidates)
-    known = [snapshot for node in nodes for snapshot in _of_server(wish, node.holdings)]
+    name = wish.name
+    held = [node.holdings.of(name, wish.image_id) for node in nodes]
+    known = _Known.of([snapshot for here in held for snapshot in here])
     copies: dict[tuple[str, str], int] = {}
     for node in nodes:
         copies[node.domain] = copies.get(node.domain, 0) + node.copies
-    scores = [_score(wish, node, known, copies[node.domain]) for node in nodes]
+    scores = [
+        _score(wish, node, here, known, copies[node.domain]) for node, here in zip(nodes, held, strict=True)
+    ]
     return sorted(scores, key=lambda score: score.order)
 
 
-def _score(wish: Wish, node: Candidate, known: Sequence[HeldSnapshot], copies_near: int) -> Score:
+@dataclass(frozen=True)
+class _Known:
+    """Kinds of machines that some snapshot of the server fits, and that one in the region fits."""
+
+    machines: frozenset[str]
+    in_region: frozenset[str]
+
+    @classmethod
+    def of(cls, snapshots: Sequence[HeldSnapshot]) -> _Known:
+        return cls(
+            frozenset(snapshot.machine for snapshot in snapshots),
+            frozenset(snapshot.machine for snapshot in snapshots if snapshot.is_in_region),
+        )
+
+
+def _score(
+    wish: Wish, node: Candidate, here: Sequence[HeldSnapshot], known: _Known, copies_near: int
+) -> Score:
     if node.why_not is not None:
         return Score(node.name, why_not=node.why_not)
-    heat, cached = _heat(wish, node, known)
+    heat, cached = _heat(wish, node, here, known)
     parts = {
         "heat": heat,
         "cached": _CACHED * cached,
-        "machine": _MACHINE * (_fits(node.holdings, known)),
+        "machine": _MACHINE * (bool(node.holdings.machine) and node.holdings.machine in known.machines),
         "memory": _MEMORY * _memory_left(wish, node),
         "packing": _PACKING * _packing(wish, node),
         "spread": max(_SPREAD * copies_near, _SPREAD_MOST),
@@ -138,23 +160,16 @@ def _score(wish: Wish, node: Candidate, known: Sequence[HeldSnapshot], copies_ne
     return Score(node.name, rounded, why_full=_full(wish, node))
 
 
-def _heat(wish: Wish, node: Candidate, known: Sequence[HeldSnapshot]) -> tuple[float, float]:
+def _heat(wish: Wish, node: Candidate, here: Sequence[HeldSnapshot], known: _Known) -> tuple[float, float]:
     """Points, and the share of the bytes that they are about which is here."""
-    here = [s for s in _of_server(wish, node.holdings) if s.machine == node.holdings.machine]
-    if here:
-        return HEAT_SNAPSHOT_HERE, max(_share(s.here_bytes, s.bytes) for s in here)
-    if any(s.is_in_region and s.machine == node.holdings.machine for s in known):
+    machine = node.holdings.machine
+    fitting = [snapshot for snapshot in here if snapshot.machine == machine]
+    if fitting:
+        return HEAT_SNAPSHOT_HERE, max(_share(s.here_bytes, s.bytes) for s in fitting)
+    if machine in known.in_region:
         return HEAT_SNAPSHOT_NEAR, 0.0
     has_image = node.has_image or wish.image_id in node.holdings.images
     return (HEAT_IMAGE_HERE, 1.0) if has_image else (0.0, 0.0)
-
-
-def _of_server(wish: Wish, holdings: NodeHoldings) -> list[HeldSnapshot]:
-    return [s for s in holdings.snapshots if wish.name in s.servers and s.image_id == wish.image_id]
-
-
-def _fits(holdings: NodeHoldings, known: Sequence[HeldSnapshot]) -> bool:
-    return bool(holdings.machine) and any(s.machine == holdings.machine for s in known)
 
 
 def _memory_left(wish: Wish, node: Candidate) -> float:

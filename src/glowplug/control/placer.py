@@ -5,7 +5,8 @@ are.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from glowplug.control.fleet import Fleet
 from glowplug.control.image_care import ImageCare
@@ -16,9 +17,20 @@ from glowplug.control.target import Target
 from glowplug.types.clock import Clock
 from glowplug.types.cluster import NodeState
 from glowplug.types.errors import NotFound
-from glowplug.types.replica import NodeHoldings
 
 _REMEMBERED = 2000
+_REMEMBERED_SCORES = 50_000
+"""About 40 MB: with more than 25 nodes fewer replicas are remembered, never fewer than one."""
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Why a replica is where it is. ``refusals``: by node, what its agent said when it was asked."""
+
+    node: str
+    at: float
+    scores: Sequence[Score]
+    refusals: Mapping[str, str] = field(default_factory=dict)
 
 
 class Placer:
@@ -29,7 +41,8 @@ class Placer:
         self._links = links
         self._images = images
         self._clock = clock
-        self._remembered: OrderedDict[str, PlacementView] = OrderedDict()
+        self._remembered: OrderedDict[str, _Placed] = OrderedDict()
+        self._scores = 0
 
     def rank(self, target: Target) -> list[Score]:
         """All nodes for one more replica of this server, best first."""
@@ -43,7 +56,7 @@ class Placer:
             gpu_count=resources.gpu_count,
         )
         copies = Counter(r.node for r in target.replicas.values() if r.drain is None)
-        starting = Counter(r.node for r in self._fleet.replicas.values() if r.is_starting)
+        starting = self._fleet.starting()
         return rank(wish, [self._candidate(link, target, copies, starting) for link in self._links])
 
     def link(self, name: str) -> NodeLink | None:
@@ -52,32 +65,35 @@ class Placer:
 
     def remember(self, replica_id: str, scores: Sequence[Score]) -> None:
         """This is why the replica is asked for where it is."""
-        self._remembered[replica_id] = PlacementView(
-            replica_id=replica_id,
-            node=scores[0].node,
-            placed_at=self._clock.wall(),
-            scores=[_told(score) for score in scores],
-        )
-        while len(self._remembered) > _REMEMBERED:
-            self._remembered.popitem(last=False)
+        self._remembered[replica_id] = _Placed(scores[0].node, self._clock.wall(), scores)
+        self._scores += len(scores)
+        while len(self._remembered) > 1 and (
+            len(self._remembered) > _REMEMBERED or self._scores > _REMEMBERED_SCORES
+        ):
+            _, forgotten = self._remembered.popitem(last=False)
+            self._scores -= len(forgotten.scores)
 
     def moved(self, replica_id: str, node: str, refusals: dict[str, str]) -> None:
         """It is asked for on ``node`` now, as others have refused it."""
-        view = self._remembered.get(replica_id)
-        if view is not None:
-            scores = [score.model_copy(update={"refusal": refusals.get(score.node)}) for score in view.scores]
-            self._remembered[replica_id] = view.model_copy(update={"node": node, "scores": scores})
+        placed = self._remembered.get(replica_id)
+        if placed is not None:
+            self._remembered[replica_id] = replace(placed, node=node, refusals=refusals)
 
     def of(self, replica_id: str) -> PlacementView:
         """Raises NotFound, also for what was placed before the control plane was started."""
-        view = self._remembered.get(replica_id)
-        if view is None:
+        placed = self._remembered.get(replica_id)
+        if placed is None:
             raise NotFound(
                 f"Why replica {replica_id!r} is where it is is not known.",
                 remedy="It is for the last ones that this control plane has placed since its start.",
                 replica_id=replica_id,
             )
-        return view
+        return PlacementView(
+            replica_id=replica_id,
+            node=placed.node,
+            placed_at=placed.at,
+            scores=[_told(score, placed.refusals.get(score.node)) for score in placed.scores],
+        )
 
     def _candidate(
         self, link: NodeLink, target: Target, copies: Counter[str], starting: Counter[str]
@@ -94,17 +110,18 @@ class Placer:
             free_memory_bytes=view.memory_bytes - view.memory_used_bytes if view else None,
             gpus=view.gpus if view else (),
             gpus_used=view.gpus_used if view else 0,
-            holdings=link.holdings or NodeHoldings(),
+            holdings=link.holdings,
             has_image=self._images.is_there(link, target.version.image_id),
             copies=copies[link.name],
             starting=starting[link.name],
         )
 
 
-def _told(score: Score) -> NodeScore:
+def _told(score: Score, refusal: str | None) -> NodeScore:
     return NodeScore(
         node=score.node,
         total=round(score.total, 2),
         parts=dict(score.parts),
         why_not=score.why_not or score.why_full,
+        refusal=refusal,
     )

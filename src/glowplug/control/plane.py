@@ -10,11 +10,12 @@ import importlib.metadata
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
-from prometheus_client import Counter
+from prometheus_client import Counter as CounterMetric
 
 from glowplug.control.cluster_keys import ClusterKeys
 from glowplug.control.cold_start_log import ColdStartLog
@@ -32,7 +33,7 @@ from glowplug.control.placer import Placer
 from glowplug.control.reconciler import Reconciler
 from glowplug.control.router import Router
 from glowplug.control.routers import Routers
-from glowplug.control.server_heat import server_heat
+from glowplug.control.server_heat import server_heats
 from glowplug.control.store import Store
 from glowplug.control.target import Target
 from glowplug.control.timings import Timings
@@ -116,7 +117,7 @@ class ControlPlane:
             clock=self._clock,
             timings=self._timings,
         )
-        self.refused_joins = Counter(
+        self.refused_joins = CounterMetric(
             "glowplug_joins_refused",
             "Machines that asked to join, or for a certificate, and were refused.",
             registry=self.metrics.registry,
@@ -208,10 +209,17 @@ class ControlPlane:
 
     async def nodes(self) -> list[NodeStatus]:
         """All machines, and what they may be used for; those that do not answer, as they were last."""
-        return list(await asyncio.gather(*map(self.node_status, self.links)))
+        replicas = Counter(replica.node for replica in self.fleet.replicas.values())
+        return list(
+            await asyncio.gather(*(self._node_status(link, replicas[link.name]) for link in self.links))
+        )
 
     async def node_status(self, link: NodeLink) -> NodeStatus:
         """One machine."""
+        replicas = sum(1 for replica in self.fleet.replicas.values() if replica.node == link.name)
+        return await self._node_status(link, replicas)
+
+    async def _node_status(self, link: NodeLink, replicas: int) -> NodeStatus:
         address = link.client.address
         view = await self._view_of(link)
         # Our own is called what the machine calls itself; others are called what they joined as.
@@ -225,13 +233,17 @@ class ControlPlane:
             address=f"{address.host}:{address.port}" if isinstance(address, RemoteNode) else None,
             labels=link.labels,
             router=self.routers.status(link.name),
-            replicas=sum(1 for replica in self.fleet.replicas.values() if replica.node == link.name),
+            replicas=replicas,
         )
 
     async def _view_of(self, link: NodeLink) -> NodeView | None:
-        """What the machine says it has; None if it says nothing. Another machine is not waited for long."""
+        """What the machine says it has; None if it says nothing. Another machine is not waited for long, and
+        not asked if it was a moment ago.
+        """
         if link.is_silent:
             return None
+        if link.is_synced and not link.is_own and link.view is not None:
+            return link.view
         try:
             async with asyncio.timeout(None if link.is_own else _LOOK_WAIT_S):
                 return await link.client.node()
@@ -239,10 +251,8 @@ class ControlPlane:
             return None
 
     async def status(self, *, with_heat: bool = False) -> StatusView:
-        """Everything at a glance; ``with_heat``, nodes are asked about every server at zero."""
-        targets = list(self.fleet.targets()) if with_heat else []
-        heats = await asyncio.gather(*(server_heat(target, self.links) for target in targets))
-        known = dict(zip(targets, heats, strict=True))
+        """Everything at a glance; ``with_heat``, a few nodes are asked about every server at zero."""
+        known = await server_heats(self.fleet.targets(), self.links) if with_heat else {}
         return StatusView(
             version=self._version,
             uptime_s=self._clock.monotonic() - self._started_at_s,

@@ -3,6 +3,9 @@
 Level-triggered: every pass compares the whole table with the autoscaler's wishes, so a lost event, a restart
 of an agent or of this process changes nothing. It never starts anything on a node whose list of replicas it
 has not seen, and never stops a replica with requests in flight unless somebody asked for that.
+
+A pass is made in slices, between which requests go on, and servers that something happened to are looked at
+first: what a request waits for does not grow with what else there is.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 
+from glowplug.control.census import Census
 from glowplug.control.fleet import Fleet
 from glowplug.control.heat import shrink_order
 from glowplug.control.image_care import ImageCare
@@ -19,9 +23,10 @@ from glowplug.control.node_link import NodeLink
 from glowplug.control.placer import Placer
 from glowplug.control.replica_entry import Replica
 from glowplug.control.routers import Routers
+from glowplug.control.slices import Slices
 from glowplug.control.target import Target, error_info
 from glowplug.control.timings import Timings
-from glowplug.node.answers import NoAnswer
+from glowplug.node.answers import NoAnswer, NotConnected
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError, NotFound, ResourceExhausted, Unavailable
 from glowplug.types.ids import new_replica_id
@@ -30,6 +35,8 @@ from glowplug.types.replica import ReplicaState, ReplicaView, Stage, StartReplic
 log = logging.getLogger(__name__)
 
 _STOP_RETRY_S = 1.0
+# Each is placed anew: a hundred at once would keep requests waiting. The rest follow a slice later.
+_STARTS_A_LOOK = 4
 
 
 class Reconciler:
@@ -58,7 +65,8 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
         self._ladder = HeatLadder(fleet, links, routers, clock=clock, timings=timings, call=self._call)
-        fleet.on_change = self.wake
+        self._slices = Slices()
+        fleet.attention.on_paid = self.wake
 
     def wake(self) -> None:
         """Something changed."""
@@ -66,61 +74,87 @@ class Reconciler:
 
     async def run(self) -> None:
         """Pass after pass until cancelled; then the calls under way are cancelled too."""
+        now_s = asyncio.get_running_loop().time
         try:
             while True:
-                self.reconcile()
-                try:
-                    async with asyncio.timeout(self._timings.tick_s):
-                        await self._wake.wait()
-                except TimeoutError:
-                    continue
-                finally:
-                    self._wake.clear()
+                began_s = now_s()
+                await self._look_at_all()
+                # However many there are, passes over all take no more than half of the time.
+                soonest_s = 2 * now_s() - began_s
+                latest_s = max(began_s + self._timings.tick_s, soonest_s)
+                while (due_s := soonest_s if self._fleet.attention.is_to_all else latest_s) > now_s():
+                    await self._wait_until(due_s)
+                    await self._look_at_touched()
         finally:
             for call in self._calls:
                 call.cancel()
             await asyncio.gather(*self._calls, return_exceptions=True)
 
-    def reconcile(self) -> None:
-        """One pass over everything. Starts calls to agents, waits for none."""
-        now_s = self._clock.monotonic()
-        for target in self._fleet.targets():
-            self._scale(target)
-        for replica in list(self._fleet.replicas.values()):
-            if replica.drain is None and self._fleet.target_of(replica) is None:
-                self._fleet.drain(replica, self._timings.stop_grace_s)
-            self._stop_if_drained(replica, now_s)
+    async def _wait_until(self, due_s: float) -> None:
+        """Or until something happens."""
+        try:
+            async with asyncio.timeout_at(due_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._wake.clear()
+
+    async def _look_at_all(self) -> None:
+        self._fleet.attention.take_all()
+        for target in list(self._fleet.targets()):
+            if await self._slices.rest():
+                await self._look_at_touched()
+            if self._fleet.apps.get(target.app, {}).get(target.server) is target:
+                self._look_at(target)
+        self._stop_orphans()
         self._stop_duplicates()
         self._ladder.relieve_short_nodes()
 
+    async def _look_at_touched(self) -> None:
+        for app, server in self._fleet.attention.take():
+            await self._slices.rest()
+            target = self._fleet.apps.get(app, {}).get(server)
+            if target is not None:
+                self._look_at(target)
+        self._stop_orphans()
+        self._stop_duplicates()
+
     # -- one target ----------------------------------------------------------------------------------------
 
-    def _scale(self, target: Target) -> None:
-        if not (any(link.is_synced for link in self._links) and all(link.is_settled for link in self._links)):
+    def _look_at(self, target: Target) -> None:
+        """Starts calls to agents, waits for none."""
+        census = target.census()
+        if any(link.is_synced for link in self._links) and all(link.is_settled for link in self._links):
+            self._scale(target, census)
+        else:
             # We do not know what exists. Requests wait; starting copies of what is there would be worse.
             target.history.problem = "the node's agent does not answer"
-            return
-        live = target.live()
-        outdated = target.outdated()
-        self._reach([*live, *outdated])
+        for replica in census.draining:
+            self._stop_if_drained(replica)
+
+    def _scale(self, target: Target, census: Census) -> None:
+        live, outdated = census.live, census.outdated
+        self._reach(live)
+        self._reach(outdated)
         self._settle(target, live)
-        wanted = self._wanted(target, live, outdated)
+        wanted = self._wanted(target, census)
         surplus = max(len(live) - wanted, 0)
         if wanted > len(live):
             self._grow(target, wanted - len(live))
         elif surplus:
             surplus -= self._shrink(target, live, surplus)
         target.spare(surplus)
-        self._ladder.cool(target)
+        self._ladder.cool(target, census.parked)
         self._retire(target, outdated, has_successor=any(r.is_serving for r in live), wanted=wanted)
 
-    def _wanted(self, target: Target, live: list[Replica], outdated: list[Replica]) -> int:
-        load = target.load()
+    def _wanted(self, target: Target, census: Census) -> int:
+        load = target.load(census)
         decision = target.autoscaler.decide(load, target.last_activity_s)
         wanted = decision.desired
         if target.is_stopped and not load.concurrency:
             wanted = 0
-        nobody_waits = not target.held and not live and not outdated
+        nobody_waits = not target.held and not census.live and not census.outdated
         if target.history.is_crash_looping and nobody_waits and not target.version.spec.scaling.min_replicas:
             # A further attempt is made for the next request.
             wanted = 0
@@ -140,14 +174,16 @@ class Reconciler:
     def _reach(self, live: list[Replica]) -> None:
         """Try again to open the way to replicas that are ready but could not be reached."""
         for replica in live:
-            if replica.view.state is ReplicaState.READY and replica.channel is None:
+            if replica.channel is None and replica.view.state is ReplicaState.READY:
                 self._fleet.open_way(replica)
 
     def _grow(self, target: Target, missing: int) -> None:
         missing -= self._ladder.wake(target, missing)
         if not target.history.wait_s:
-            for _ in range(missing):
+            for _ in range(min(missing, _STARTS_A_LOOK)):
                 self._start(target)
+            if missing > _STARTS_A_LOOK:
+                self._fleet.attention.pay(target.app, target.server)
 
     def _shrink(self, target: Target, live: list[Replica], surplus: int) -> int:
         """Idle ones step down; how many of ``surplus`` did."""
@@ -173,8 +209,8 @@ class Reconciler:
 
     def _start(self, target: Target) -> None:
         scores = self._placer.rank(target)
-        open_nodes = [score.node for score in scores if score.why_not is None]
-        links = [link for node in open_nodes if (link := self._placer.link(node)) is not None]
+        by_name = {link.name: link for link in self._links}
+        links = [by_name[score.node] for score in scores if score.why_not is None]
         if not links:
             reasons = "; ".join(f"{score.node} is {score.why_not}" for score in scores)
             target.history.postponed(f"no node can take it: {reasons}")
@@ -205,12 +241,16 @@ class Reconciler:
             is_asked = False
             try:
                 await self._images.ensure(link, order.server.image, order.image_id)
-                is_asked = True
-                view = await link.client.start_replica(order)
+                async with link.asking:
+                    if replica.id not in self._fleet.replicas:
+                        return  # its node was given up meanwhile
+                    is_asked = True
+                    view = await link.client.start_replica(order)
             except GlowplugError as error:
                 refusals[link.name] = error
-                if is_asked and (isinstance(error, NoAnswer) or replica.accepted_at_s is not None):
-                    break  # it may have begun there: what has one id must not run twice
+                may_have_begun = isinstance(error, NoAnswer) and not isinstance(error, NotConnected)
+                if is_asked and (may_have_begun or replica.accepted_at_s is not None):
+                    break  # what has one id must not run twice
             else:
                 self._fleet.answered(link.name, view)
                 return
@@ -255,7 +295,8 @@ class Reconciler:
         else:
             self._ladder.find_room(node, target, error)
 
-    def _stop_if_drained(self, replica: Replica, now_s: float) -> None:
+    def _stop_if_drained(self, replica: Replica) -> None:
+        now_s = self._clock.monotonic()
         drain = replica.drain
         if drain is None or now_s < drain.next_stop_at_s:
             return
@@ -279,6 +320,12 @@ class Reconciler:
             log.warning("replica %s cannot be stopped now: %s", replica.id, error)
         else:
             self._fleet.answered(link.name, view)
+
+    def _stop_orphans(self) -> None:
+        for replica in list(self._fleet.orphans.values()):
+            if replica.drain is None:
+                self._fleet.drain(replica, self._timings.stop_grace_s)
+            self._stop_if_drained(replica)
 
     def _stop_duplicates(self) -> None:
         for node, replica_id in list(self._fleet.duplicates):

@@ -12,13 +12,15 @@ from functools import partial
 
 from glowplug.control import hold_errors
 from glowplug.control.autoscaler import Autoscaler, Load
+from glowplug.control.census import Census, take_census
 from glowplug.control.cold_start_log import ColdStartLog, OpenColdStart
 from glowplug.control.demand import RecentDemand
 from glowplug.control.destination import Counters
 from glowplug.control.heat import spare_order
-from glowplug.control.holding import Ticket, wait_for_replica
+from glowplug.control.holding import wait_for_replica
 from glowplug.control.replica_entry import Drain, Replica
 from glowplug.control.start_history import StartHistory
+from glowplug.control.ticket import Ticket
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, Overloaded, ReplicaFailed
@@ -55,7 +57,6 @@ class Target:
         self.server = version.spec.name
         self.version = version
         self.replicas: dict[str, Replica] = {}
-        self.ready: list[Replica] = []
         self.held: dict[Ticket, None] = {}
         self.counters = Counters()
         self.is_stopped = False
@@ -74,6 +75,16 @@ class Target:
         self._timings = timings
         self._cold_starts = cold_starts
         self._on_demand = on_demand
+        self._ready: list[Replica] | None = None
+        self._has_spares = False
+
+    @property
+    def ready(self) -> list[Replica]:
+        """Where requests go: replicas of the active version, or while there are none, of others."""
+        if self._ready is None:
+            serving = [replica for replica in self.replicas.values() if replica.is_serving]
+            self._ready = [replica for replica in serving if self.is_wanted(replica)] or serving
+        return self._ready
 
     @property
     def name(self) -> str:
@@ -106,9 +117,7 @@ class Target:
 
     def recompute(self) -> None:
         """After any change of a replica: where requests go, and whether held ones may go now."""
-        serving = [replica for replica in self.replicas.values() if replica.is_serving]
-        current = [replica for replica in serving if self.is_wanted(replica)]
-        self.ready = current or serving
+        self._ready = None
         self.changes += 1
         if self.held and self.pick() is not None:
             self.release_held()
@@ -141,15 +150,19 @@ class Target:
         self.last_activity_s = None
         self.autoscaler.configure(self.version.spec.scaling)
 
-    def load(self) -> Load:
+    def census(self) -> Census:
+        """All of them, by what is to be done about them."""
+        return take_census(self.replicas.values(), self.version.deployment_id)
+
+    def load(self, census: Census) -> Load:
         """What the autoscaler needs to know. Resets the peak."""
-        live = self.live()
-        ready = sum(1 for replica in live if replica.is_serving)
+        ready = sum(1 for replica in census.live if replica.is_serving)
         # What a draining replica still works on needs no other replica.
-        leaving = sum(len(r.in_flight) for r in self.replicas.values() if not r.is_live)
+        leaving = census.leaving
         peak, self.peak = self.peak, self.in_flight + len(self.held)
         in_flight = max(self.in_flight - leaving, 0)
-        return Load(ready, len(live) - ready, in_flight, len(self.held), max(peak - leaving, 0))
+        starting = len(census.live) - ready
+        return Load(ready, starting, in_flight, len(self.held), max(peak - leaving, 0))
 
     def drain(self, replica: Replica, deadline_s: float) -> None:
         """No more requests for this replica; it stops when idle, or at the deadline."""
@@ -163,6 +176,8 @@ class Target:
         """So many busy replicas get requests only when they must: otherwise each would always have a few, and
         a fleet that is larger than it should be would stay so.
         """
+        if not surplus and not self._has_spares:
+            return
         live = self.live()
         busy = [replica for replica in live if replica.in_flight]
         busy.sort(
@@ -170,7 +185,8 @@ class Target:
                 is_spare=r.is_spare, in_flight=len(r.in_flight), created_at_s=r.view.created_at
             )
         )
-        spares = busy[:surplus]
+        spares = set(busy[:surplus])
+        self._has_spares = bool(spares)
         for replica in live:
             replica.is_spare = replica in spares
 

@@ -46,6 +46,8 @@ class Timings:
     """A router that cannot be asked may be sending requests: replicas wait so long for it before they go."""
     node_look_s: float = 2.0
     """How often nodes are asked what they have, where there are several to choose from."""
+    node_looks_per_s: float = 20.0
+    """All nodes together are asked so often at most: a hundred of them every 5 s each."""
     find_members_s: float = 2.0
     """How often the leader looks who else of its database has written itself down as a node."""
     image_retry_s: float = 30.0

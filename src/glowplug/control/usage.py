@@ -11,7 +11,8 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from glowplug.control.fleet import Fleet
 from glowplug.control.replica_entry import Replica
+from glowplug.control.slices import Slices
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError
 from glowplug.types.replica import ReplicaState
@@ -78,6 +80,7 @@ class UsageRecorder(Collector):
         self._sending: _Batch | None = None
         self._totals: dict[_Key, _Seconds] = {}
         self._saving = asyncio.Lock()
+        self._slices = Slices()
         self._failures = CounterMetric(
             "glowplug_usage_not_saved", "Times that usage could not be saved; it is kept.", registry=registry
         )
@@ -97,7 +100,8 @@ class UsageRecorder(Collector):
     async def _look_on(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)
-            self.look()
+            for _ in self._looks():
+                await self._slices.rest()
 
     async def _save_on(self) -> None:
         while True:
@@ -106,19 +110,24 @@ class UsageRecorder(Collector):
 
     def look(self) -> None:
         """Count the time since the last look as what every replica does now."""
+        for _ in self._looks():
+            continue
+
+    def _looks(self) -> Iterator[None]:
+        """One server after the other."""
         now_s = self._clock.monotonic()
         elapsed_s = min(now_s - self._looked_at_s, _LONGEST_LOOK_S)
         self._looked_at_s = now_s
         starts_at = math.floor(self._clock.wall() / SPAN_S) * SPAN_S
-        for target in self._fleet.targets():
+        for target in list(self._fleet.targets()):
+            yield
             resources = target.version.spec.resources
             chip = (resources.gpu or "").partition(":")[0]
             key = _Key(target.app, target.server, chip, resources.gpu_count)
-            for replica in target.replicas.values():
-                use = use_of(replica)
+            for use, replicas in Counter(map(use_of, target.replicas.values())).items():
                 if use is not None:
-                    self._keep((key, starts_at), use, elapsed_s)
-                    self._totals.setdefault(key, _none())[use] += elapsed_s
+                    self._keep((key, starts_at), use, elapsed_s * replicas)
+                    self._totals.setdefault(key, _none())[use] += elapsed_s * replicas
 
     async def save(self) -> None:
         """Write down what is not saved yet. What cannot be is kept, logged and counted.
@@ -183,6 +192,8 @@ def _none() -> _Seconds:
 def use_of(replica: Replica) -> Use | None:
     """What it does now; None once it is over."""
     state = replica.view.state
+    if state is ReplicaState.READY and not replica.is_waking:  # most of them, four times a second
+        return Use.SERVING if replica.in_flight else Use.IDLE
     if state.is_final:
         return None
     if state is ReplicaState.STARTING or replica.is_waking:

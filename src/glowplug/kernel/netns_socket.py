@@ -30,7 +30,7 @@ class NamespaceSockets:
 
     def __init__(self, netns: str | None) -> None:
         # PyDLL keeps the interpreter lock: no other thread of ours runs during the two calls.
-        self._setns: Any = ctypes.PyDLL(None, use_errno=True).setns
+        self._setns: Any = None if netns is None else ctypes.PyDLL(None, use_errno=True).setns
         self._namespace_fd = None if netns is None else os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
 
     def open(self, family: int, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:

@@ -46,6 +46,8 @@ from glowplug.types.errors import Conflict, GlowplugError
 from glowplug.types.paths import StateDir
 
 _LEAVE_DEADLINE_S = 5
+# Longer than the control plane keeps an idle connection (node/client.py), so that it hangs up first.
+_KEEP_ALIVE_S = 75
 # Blocking calls of the API: listings, image builds, hooks. asyncio's own default is six on two processors.
 _THREADS = 32
 _SWEEP_EVERY_S = 60.0
@@ -118,6 +120,7 @@ async def _serve(state: StateDir) -> None:
         uds=str(state.agent_socket),
         log_level="warning",
         access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LEAVE_DEADLINE_S,
         ws_ping_interval=None,
     )

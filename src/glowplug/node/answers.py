@@ -27,6 +27,10 @@ class NoAnswer(Unavailable):
     """Nothing came back, or nothing that can be read: what was asked may have happened, or not."""
 
 
+class NotConnected(NoAnswer):
+    """There was no connection, so nothing was asked."""
+
+
 async def content_of(response: httpx.Response, limit_bytes: int = MAX_ANSWER_BYTES) -> bytes:
     """The whole answer. Raises NoAnswer for one that is too long, and what httpx raises."""
     pieces: list[bytes] = []

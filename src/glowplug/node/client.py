@@ -20,7 +20,15 @@ from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from glowplug.node.address import LocalNode, NodeAddress, RemoteNode
-from glowplug.node.answers import MAX_ERROR_BYTES, NoAnswer, content_of, error_from, lines_of, parse
+from glowplug.node.answers import (
+    MAX_ERROR_BYTES,
+    NoAnswer,
+    NotConnected,
+    content_of,
+    error_from,
+    lines_of,
+    parse,
+)
 from glowplug.types.errors import GlowplugError, NotLeader
 from glowplug.types.image import ImageTask, IndexView, TaskEvent, TaskRequest
 from glowplug.types.leader import TERM_HEADER, Authority, ByHand
@@ -42,6 +50,9 @@ from glowplug.types.spec import ImageSpec
 WATCH_SILENCE_LIMIT_S = 5.0
 """The agent sends a heartbeat each second: five missing ones mean that it hangs."""
 _CONNECT_TIMEOUT_S = 2.0
+# Longer than nodes are left alone, so that a look needs no handshake; shorter than agents keep a connection,
+# so that no order meets one that is just being closed.
+_KEEP_ALIVE_S = 30.0
 _CALL_TIMEOUT_S = 15.0
 _START_TIMEOUT_S = 30.0
 # The agent has deadlines of its own, a second for each GB: this is beyond them.
@@ -65,7 +76,7 @@ class NodeClient:
     def __init__(self, address: NodeAddress, authority: Authority | None = None) -> None:
         self.address = address
         self._authority = authority or ByHand()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
+        limits = httpx.Limits(max_keepalive_connections=8, keepalive_expiry=_KEEP_ALIVE_S)
         self._extensions: dict[str, Any] = {}
         if isinstance(address, LocalNode):
             base_url = "http://agent"
@@ -75,6 +86,7 @@ class NodeClient:
             transport = httpx.AsyncHTTPTransport(verify=address.http, limits=limits)
             # The name that its certificate must have.
             self._extensions["sni_hostname"] = address.name
+        self._held: tuple[bytes, NodeHoldings] | None = None
         self._http = httpx.AsyncClient(
             transport=transport, base_url=base_url, timeout=_timeout(_CALL_TIMEOUT_S)
         )
@@ -88,8 +100,11 @@ class NodeClient:
         return parse(NodeView.model_validate_json, await self._call("GET", "/v1/node"))
 
     async def holdings(self) -> NodeHoldings:
-        """What it has that makes starts quicker."""
-        return parse(NodeHoldings.model_validate_json, await self._call("GET", "/v1/holdings"))
+        """What it has that makes starts quicker: the same object as long as it says the same."""
+        content = await self._call("GET", "/v1/holdings")
+        if self._held is None or self._held[0] != content:
+            self._held = content, parse(NodeHoldings.model_validate_json, content)
+        return self._held[1]
 
     async def watch(self) -> AsyncGenerator[ReplicaEvent, None]:
         """Events as they happen, first what exists. Raises Unavailable when silent for 5 s, or at the end."""
@@ -335,14 +350,15 @@ class NodeClient:
 
     def _unavailable(self, error: Exception) -> NoAnswer:
         cause = f"{type(error).__name__}: {error}"
+        kind = NotConnected if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else NoAnswer
         if isinstance(self.address, LocalNode):
-            return NoAnswer(
+            return kind(
                 "The node agent does not answer.",
                 remedy="It is restarted by glowplug up; see logs/agent.log in the state directory.",
                 socket=str(self.address.socket_path),
                 cause=cause,
             )
-        return NoAnswer(
+        return kind(
             f"Node {self.address.name} does not answer.",
             remedy="`glowplug cluster status` says since when; see that the machine runs and can be reached.",
             address=f"{self.address.host}:{self.address.port}",
