@@ -1,8 +1,7 @@
 """An API server in memory: what of its behaviour our own code depends on, and nothing else.
 
 Versions and generations, the status as a subresource, label selectors, finalizers, conflicts; and it can be
-away. That it behaves as a real one where we use it is shown by ``test_real_cluster.py``, which runs the same
-operator.
+away.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the chart installs, as processes: control plane, operator, agent. This stands in for the kubelet.
 
 It makes the Node and the agent's Pod, runs what the DaemonSet would run, and brings the join token from the
-Secret to a file. The API server may be a real one or kmock's.
+Secret to a file. The API server is anybody's.
 """
 
 from __future__ import annotations

@@ -75,7 +75,6 @@ def pod_of(documents: list[dict[str, Any]], kind: str, name: str) -> dict[str, A
 def test_everything_is_as_the_newest_api_says(
     plain: list[dict[str, Any]], full: list[dict[str, Any]]
 ) -> None:
-    """The oldest one says so itself: test_real_cluster.py."""
     crds = [yaml.safe_load(file.read_text()) for file in (CHART / "crds").glob("*.yaml")]
     assert len(plain) > 20
     for document in [*plain, *full, *crds]:
