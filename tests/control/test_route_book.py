@@ -172,7 +172,7 @@ def test_requests_of_routers_stand_among_those_of_replicas_and_are_counted_once(
     counts.apply(told, is_first=False)
     demand = shop.target.demand.per_s()
     assert demand > 0
-    assert shop.target.load().peak == 5
+    assert shop.target.load(shop.target.census()).peak == 5
     counts.apply(told, is_first=False)  # as after a connection that broke
     assert (len(replica.in_flight), shop.target.in_flight, counts.in_flight) == (3, 3, 3)
     assert shop.target.demand.per_s() == demand

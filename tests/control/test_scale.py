@@ -113,8 +113,9 @@ async def test_a_touched_server_does_not_wait_for_a_pass_over_all() -> None:
     """The pass rests between slices, and looks at what was touched meanwhile before it goes on."""
     fleet = new_fleet()
     fleet.activate("shop", [version(f"s{n}") for n in range(200)])
+    nothing = cast(Any, None)
     reconciler = Reconciler(
-        fleet, [], cast(Any, None), cast(Any, None), clock=ManualClock(), timings=Timings(tick_s=60.0)
+        fleet, [], nothing, nothing, nothing, clock=ManualClock(), timings=Timings(tick_s=60.0)
     )
     looked: list[str] = []
 

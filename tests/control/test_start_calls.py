@@ -70,6 +70,7 @@ def reconciler_of(fleet: Fleet, *nodes: StubNode) -> Reconciler:
         cast(list[NodeLink], list(nodes)),
         cast(Any, StubPlacer(list(nodes))),
         cast(Any, SimpleNamespace(ensure=_is_there)),
+        cast(Any, None),  # there are no routers on nodes
         clock=ManualClock(),
         timings=Timings(tick_s=0.02),
     )

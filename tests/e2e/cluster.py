@@ -95,7 +95,7 @@ class SecondMachine:
     def ask(self, path: str) -> Any:
         """What the router on this machine answers to a GET."""
         script = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=60).read().decode())"
-        argv = ["nsenter", f"--net=/run/netns/{self._netns}", sys.executable, "-c", script]
+        argv = [*self.inside, sys.executable, "-c", script]
         url = f"http://127.0.0.1:8080{path}"
         return json.loads(subprocess.run([*argv, url], capture_output=True, check=True, timeout=90).stdout)
 

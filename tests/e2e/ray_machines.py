@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.e2e import leftovers
-from tests.e2e.cluster import SecondMachine, _ip
+from tests.e2e.cluster import SecondMachine, ip
 from tests.e2e.live import GLOWPLUG, Live
 
 from glowplug.engine.processes import wait_for_exit
@@ -38,13 +38,13 @@ class RayMachine(SecondMachine):
 
     def lay_cable(self) -> None:
         super().lay_cable()
-        _ip("-n", self._netns, "route", "add", "default", "via", self.here)
+        ip("-n", self.netns, "route", "add", "default", "via", self.here)
 
     def start_ray(self, address: str, token: str) -> None:
         """``glowplug cluster join ADDRESS --engine ray --foreground`` here."""
         assert self._ray is None
         argv = [
-            "nsenter", f"--net=/run/netns/{self._netns}", str(GLOWPLUG), "cluster", "join", address,
+            *self.inside, str(GLOWPLUG), "cluster", "join", address,
             "--engine", "ray", "--token", token, "--advertise", self.there, "--foreground",
         ]  # fmt: skip
         with self.log.open("ab") as log:
@@ -107,7 +107,7 @@ class RayMachine(SecondMachine):
 
     def pid_here(self, name: str) -> int:
         """The process in its network whose program is called so."""
-        own = Path(f"/run/netns/{self._netns}").stat().st_ino
+        own = Path(f"/run/netns/{self.netns}").stat().st_ino
         for pid, words in _processes():
             with contextlib.suppress(OSError):
                 is_here = Path(f"/proc/{pid}/ns/net").stat().st_ino == own
