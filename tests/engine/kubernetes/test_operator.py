@@ -18,7 +18,13 @@ from tests.engine.kubernetes.mock_cluster import MockCluster
 from glowplug.engine.kubernetes.api import KubernetesApi
 from glowplug.engine.kubernetes.counters import OperatorCounters
 from glowplug.engine.kubernetes.names import APPS, DAEMON_SETS, FINALIZER, REPLICAS
-from glowplug.engine.kubernetes.operator import DigestStorage, Operator, OperatorSettings, forget_apps
+from glowplug.engine.kubernetes.operator import (
+    DigestStorage,
+    Operator,
+    OperatorSettings,
+    _configure,
+    forget_apps,
+)
 from glowplug.engine.kubernetes.rounds import MAX_WAIT_S, Job, Rounds
 from glowplug.types.clock import ManualClock, SystemClock
 from glowplug.types.errors import InvalidInput, SystemUnfit, Unavailable
@@ -159,6 +165,12 @@ def test_what_was_handled_is_remembered_as_a_digest() -> None:
     marked = app()
     marked["metadata"]["annotations"] = {"glowplug.dev/redeploy": "1"}
     assert essence(marked) != essence(app())
+
+
+def test_the_api_server_is_told_of_whole_seconds() -> None:
+    settings = kopf.OperatorSettings()
+    _configure(settings)
+    assert str(settings.watching.server_timeout).isdigit(), "it refuses to watch for 300.0 seconds"
 
 
 def test_apps_can_be_let_go_before_the_operator_is_removed(api: FakeApi) -> None:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 _STORED_BELOW = f"operator.{GROUP}"
 _WORKERS = 16
-_WATCH_S = 300.0
+_WATCH_S = 300  # whole: the API server reads no fractions
 _SILENCE_S = 30.0
 _UNSAID_S = 5.0
 DOUBT_AFTER_S = 15.0
