@@ -16,8 +16,8 @@ BENCH_ARGS ?= --cold 3 --restores 100 --host 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup engine engines services ray root demo demo-images lint test test-gpu nightly faults fuzz soak bench \
-	bench-images bench-snapshots bench-cluster clean
+.PHONY: help setup engine engines services ray root demo demo-images lint test test-gpu nightly kubernetes faults fuzz \
+	soak bench bench-images bench-snapshots bench-cluster clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ nightly: engines services root ray ## Tests that take minutes: engines on both r
 
 test-gpu: setup ## The tests of GPU snapshots on this machine's real driver; skips where there is no GPU
 	GLOWPLUG_TEST_GPU=real $(BIN)/python -m pytest -rs tests/snapshot/gpu $(PYTEST_ARGS)
+
+kubernetes: setup ## Builds a real kube-apiserver once (20 minutes), and tests operator and agent against it
+	@nice scripts/build_kube_apiserver.sh "$${GLOWPLUG_CACHE:-/var/cache/glowplug}/kubernetes-1.20.2"
+	$(BIN)/python -m pytest -m nightly tests/engine/kubernetes $(PYTEST_ARGS)
 
 faults: engine services ## kill -9 at every step, 200 random kills under load (half an hour); 100 sequences of faults of a cluster (two hours)
 	GLOWPLUG_FAULTS=all GLOWPLUG_FAULT_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/faults $(PYTEST_ARGS)

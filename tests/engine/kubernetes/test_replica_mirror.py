@@ -52,8 +52,7 @@ def test_a_replica_has_an_object_in_the_words_of_ps(api: FakeApi, mirror: Replic
         "createdAt": "1970-01-12T13:46:40Z",
     }  # fmt: skip
     assert made["status"] == {
-        "state": "ready", "path": "cpu_snapshot", "start": "500 ms", "memory": "1.96 GB", "share": "",
-        "device": "", "error": "",
+        "state": "ready", "path": "cpu_snapshot", "start": "500 ms", "memory": "1.96 GB",
     }  # fmt: skip
     assert made["metadata"]["labels"] == {"glowplug.dev/app": "shop", "glowplug.dev/server": "web"}
 

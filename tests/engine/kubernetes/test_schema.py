@@ -117,7 +117,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("what a kind needs", {"servers": [server(image={"kind": "registry"})]}),
     ("a relative path", {"servers": [server(image={"kind": "directory", "path": "srv"})]}),
     ("a runtime", {"servers": [server(runtime="docker")]}),
-    ("null where there is none", {"servers": [server(trusted=None)]}),
+    ("null where there is none", {"servers": [server(command=None)]}),  # one with a default gets that
     ("env that is no text", {"servers": [server(env={"A": 1})]}),
     ("a Secret's name", {"servers": [server()], "secretsFrom": "Not/A/Name"}),
 ]

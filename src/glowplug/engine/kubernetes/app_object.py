@@ -79,7 +79,7 @@ def write_status(
     """
     if status == app.status:
         return
-    body: Object = {"status": status.model_dump(mode="json", by_alias=True)}
+    body: Object = {"status": status.patch()}
     if is_bystander and app.resource_version is not None:
         body["metadata"] = {"resourceVersion": app.resource_version}
     with suppress(NotFound, *([Conflict] if is_bystander else [])):

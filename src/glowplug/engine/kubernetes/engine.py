@@ -152,7 +152,7 @@ class KubernetesEngine:
 
     def _write(self, pool: _FoundPool, status: PoolStatusObject) -> None:
         if status != pool.status:
-            said = {"status": status.model_dump(mode="json", by_alias=True)}
+            said = {"status": status.patch()}
             self._api.patch(POOLS, pool.name, said, self._namespace, subresource="status")
 
     def _machines(self, pools: Sequence[_FoundPool], claims: Sequence[Claim]) -> list[Machine]:

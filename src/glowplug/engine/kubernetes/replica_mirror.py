@@ -147,11 +147,9 @@ class ReplicaMirror:
             if name not in known:
                 self._api.create(REPLICAS, _object(view, self._namespace), self._namespace)
             elif known[name].spec != _spec(view):
-                self._api.patch(
-                    REPLICAS, name, {"spec": _spec(view).model_dump(by_alias=True)}, self._namespace
-                )
+                self._api.patch(REPLICAS, name, {"spec": _spec(view).patch()}, self._namespace)
             known[name] = _Mirrored(_spec(view), None, self._clock.monotonic())
-            said = {"status": _status(view).model_dump(by_alias=True)}
+            said = {"status": _status(view).patch()}
             self._api.patch(REPLICAS, name, said, self._namespace, subresource="status")
             known[name].status = _status(view)
         except (NotFound, Conflict) as error:
@@ -197,7 +195,7 @@ def _object(view: ReplicaView, namespace: str) -> Object:
             "namespace": namespace,
             "labels": {APP_LABEL: view.app, SERVER_LABEL: view.server},
         },
-        "spec": _spec(view).model_dump(by_alias=True),
+        "spec": {name: value for name, value in _spec(view).patch().items() if value is not None},
     }
 
 
