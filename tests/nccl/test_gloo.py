@@ -137,6 +137,7 @@ def test_what_cannot_be_captured_is_refused_by_name_and_goes_on(what: str, named
     assert [result["seen"] for result in results] == [expected(rank) for rank in range(RANKS)]
 
 
+@pytest.mark.nightly  # tests/nccl/test_coordinator.py waits for the same
 def test_ranks_that_nobody_resumes_take_themselves_back() -> None:
     for rank, result in enumerate(ranks("forgotten")):
         assert result == {"seen": expected(rank), "generation": 1}
@@ -146,6 +147,7 @@ def test_enabled_too_late_it_says_so() -> None:
     assert ranks("too_late") == [{"said": "conflict", "status": "conflict", "prepare": "conflict"}] * RANKS
 
 
+@pytest.mark.nightly
 def test_groups_may_be_destroyed_and_a_second_world_made() -> None:
     for result in ranks("leaves"):
         assert result == {"left": 2, "sum": 4.0, "again": 10.0}

@@ -162,7 +162,11 @@ class Fleet:
                 self.drain(replica, 0.0)
             self._moved(replica, None)
         else:
-            was, replica.view = replica.view.state, view
+            was, owner = replica.view.state, self.target_of(replica)
+            replica.view = view
+            if self.target_of(replica) is not owner:  # nothing honest says so
+                self._take_from(owner, replica)
+                self._file(replica)
             self._moved(replica, was)
         if replica.accepted_at_s is None:
             replica.accepted_at_s = self._clock.monotonic()
@@ -367,6 +371,14 @@ class Fleet:
         self.replicas[replica.id] = replica
         if replica.is_starting:
             self.begins(replica)
+        self._file(replica)
+
+    def _remove(self, replica: Replica) -> None:
+        self.replicas.pop(replica.id, None)
+        self._take_from(self.target_of(replica), replica)
+        self._close_channel(replica)
+
+    def _file(self, replica: Replica) -> None:
         target = self.target_of(replica)
         if target is None:
             self.orphans[replica.id] = replica
@@ -374,14 +386,11 @@ class Fleet:
             target.replicas[replica.id] = replica
             target.recompute()
 
-    def _remove(self, replica: Replica) -> None:
-        self.replicas.pop(replica.id, None)
+    def _take_from(self, owner: Target | None, replica: Replica) -> None:
         self.orphans.pop(replica.id, None)
-        target = self.target_of(replica)
-        if target is not None:
-            target.replicas.pop(replica.id, None)
-            target.recompute()
-        self._close_channel(replica)
+        if owner is not None:
+            owner.replicas.pop(replica.id, None)
+            owner.recompute()
 
     def _adopt_orphans(self, app: str) -> None:
         for replica in list(self.orphans.values()):

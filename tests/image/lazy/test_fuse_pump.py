@@ -292,7 +292,10 @@ def moving(blob: SharedBlob, *turns: Sequence[int]) -> Iterator[set[int]]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("sanitizers", "requests"), [("address,undefined", 20_000), ("thread", 4_000)])
+@pytest.mark.parametrize(
+    ("sanitizers", "requests"),
+    [("address,undefined", 20_000), pytest.param("thread", 4_000, marks=pytest.mark.nightly)],
+)
 def test_it_keeps_its_promises_under_sanitizers(tmp_path: Path, sanitizers: str, requests: int) -> None:
     """Random blobs, packs that change, hostile requests: by a driver in C++, which sees errors of memory."""
     driver = build(tmp_path, "fuse_pump", "fuzz_pump", sanitizers)

@@ -88,6 +88,7 @@ async def test_a_death_leaves_no_process_locked(
     if "helper" in victims:  # nobody is left: the next guard settles
         for name in ("FAKE_GPU_DIR", "LD_LIBRARY_PATH"):
             monkeypatch.setenv(name, machine.environment[name])
+        await until(lambda: all(pid_start_ticks(roles[victim]) is None for victim in victims.split()))
         async with GpuGuard(tmp_path / "guard") as guard:
             assert await guard.find(pids) == dict.fromkeys(pids, CudaState.RUNNING)
     await expect_whole(processes)
