@@ -66,11 +66,7 @@ class Reconciler:
         self._calls: set[asyncio.Task[None]] = set()
         self._ladder = HeatLadder(fleet, links, routers, clock=clock, timings=timings, call=self._call)
         self._slices = Slices()
-        fleet.attention.on_paid = self.wake
-
-    def wake(self) -> None:
-        """Something changed."""
-        self._wake.set()
+        fleet.attention.on_paid = self._wake.set
 
     async def run(self) -> None:
         """Pass after pass until cancelled; then the calls under way are cancelled too."""
