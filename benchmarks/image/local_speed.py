@@ -11,7 +11,7 @@ from pathlib import Path
 import machine
 import peers
 from rounds import Sample, Samples, in_turns
-from workshop import BIG_BYTES, IMAGE, LAZY, Workshop
+from workshop import IMAGE, LAZY, Workshop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "coldstart"))
 
@@ -21,7 +21,7 @@ from storage import sequential_read_bytes_per_s
 RANDOM_READS = 20_000
 RANDOM_BYTES = 4096
 READERS = 8
-CLAIMED_BYTES = 5 << 30  # the file, twice, and something
+LEFT_BYTES = 8 << 30  # for the file, twice, and something
 BIG = "big"
 
 
@@ -52,12 +52,15 @@ def imports(workshop: Workshop, package: str, runs: int, *, with_squashfuse: boo
         told: Sample = {}
         for turn in ("cold", "second", "warm"):
             if turn != "cold":
-                machine.claim_memory(machine.CONTAINER_BYTES)
+                machine.fill_memory()
             ran = machine.container(root, command)
             told |= {f"{turn}_s": ran.seconds, f"{turn}_cpu_s": ran.cpu_s}
         return told
 
-    with roots(workshop, with_squashfuse=with_squashfuse) as found:
+    with (
+        roots(workshop, with_squashfuse=with_squashfuse) as found,
+        machine.memory_left(machine.CONTAINER_BYTES),
+    ):
         cases = {name: partial(three, root) for name, root in found.items()}
         return in_turns(f"import {package}", cases, runs)
 
@@ -67,7 +70,7 @@ def whole_reads(workshop: Workshop, runs: int) -> Samples:
     read_bytes = machine.tree_bytes(workshop.root)
 
     def read(root: Path) -> Sample:
-        machine.drop_caches(3 * read_bytes)
+        machine.drop_caches()
         before_bytes = machine.page_cache_bytes()
         seconds = machine.tar_s(root)
         cached_bytes = machine.page_cache_bytes() - before_bytes
@@ -98,15 +101,15 @@ def file_reads(workshop: Workshop, runs: int) -> Samples:
 
     def all_ways(file: Path, *behind: Path) -> Sample:
         told: Sample = {}
-        machine.drop_caches(CLAIMED_BYTES)
+        machine.drop_caches()
         told["cold_mb_per_s"] = read(file, "sequential")
         told["page_cache_ratio"] = machine.cached_bytes(file, *behind) / file.stat().st_size
         told["again_mb_per_s"] = read(file, "sequential")
         told["random_warm_per_s"] = read(file, "random")
         for threads, suffix in ((1, ""), (READERS, "_8")):
-            machine.drop_caches(CLAIMED_BYTES)
+            machine.drop_caches()
             told[f"random_cold{suffix}_per_s"] = read(file, "random", threads)
-        machine.drop_caches(CLAIMED_BYTES)
+        machine.drop_caches()
         told["readers_8_cold_mb_per_s"] = read(file, "sequential", READERS)
         told["readers_8_again_mb_per_s"] = read(file, "sequential", READERS)
         return told
@@ -123,22 +126,23 @@ def file_reads(workshop: Workshop, runs: int) -> Samples:
                 for pack in packs:
                     machine.read_file(workshop.tools.read_file, pack, "sequential", 1 << 20, 0, 1, 0)
                 path = node.mounts.mount(digest, direct=False).path
-                machine.claim_memory(BIG_BYTES)
+                machine.fill_memory()
                 told["from_cached_chunks_mb_per_s"] = read(path / "file.bin", "sequential")
             return told
         finally:
             node.mounts.unmount(digest)
 
     try:
-        return in_turns(
-            "file",
-            {
-                "disk (O_DIRECT)": lambda: {"cold_mb_per_s": sequential_read_bytes_per_s(native) / 1e6},
-                "native ext4": lambda: all_ways(native),
-                "graduated": lambda: mounted(direct=True),
-                "through daemon": lambda: mounted(direct=False),
-            },
-            runs,
-        )
+        with machine.memory_left(LEFT_BYTES):
+            return in_turns(
+                "file",
+                {
+                    "disk (O_DIRECT)": lambda: {"cold_mb_per_s": sequential_read_bytes_per_s(native) / 1e6},
+                    "native ext4": lambda: all_ways(native),
+                    "graduated": lambda: mounted(direct=True),
+                    "through daemon": lambda: mounted(direct=False),
+                },
+                runs,
+            )
     finally:
         node.close()

@@ -8,9 +8,11 @@ import os
 import resource
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,10 @@ RUN_TIMEOUT_S = 300.0
 PAGE_BYTES = 4096
 _CACHESTAT = 451
 _MADV_POPULATE_WRITE = 23
-CONTAINER_BYTES = 2 << 30  # of an import: what it reads, twice, and what it is
+CONTAINER_BYTES = 5 << 30  # of an import: what it reads, thrice, what it is, and the store's pages
+_JUNK_BYTES = 1 << 40
+_JUNK_BLOCK_BYTES = 16 << 20
+_SPARE_BYTES = 400 << 20
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CONTAINER = """
 mount --types tmpfs tmpfs "$1/tmp"
@@ -42,8 +47,8 @@ _ENVIRONMENT = {
 }
 
 
-def drop_caches(claimed_bytes: int = CONTAINER_BYTES) -> None:
-    """Write back what is dirty, forget all pages, names and inodes that can be read again; claim memory."""
+def drop_caches() -> None:
+    """Write back what is dirty, forget all pages, names and inodes that can be read again; fill memory."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
     # What starts a container is not what is measured.
@@ -52,17 +57,50 @@ def drop_caches(claimed_bytes: int = CONTAINER_BYTES) -> None:
         check=True,
         capture_output=True,
     )
-    claim_memory(claimed_bytes)
+    fill_memory()
 
 
-def claim_memory(size_bytes: int) -> None:
-    """Have the hypervisor back this much free memory now.
+def fill_memory() -> None:
+    """Have no free memory, as a machine that has run for a while: all that is left is clean page cache.
 
-    A virtual machine may give free memory back to its host, and get it again at about 1 GB/s at first use:
-    more than many a difference that is to be measured. Memory freed a moment ago is still backed.
+    A virtual machine gives free memory back to its host at once, and gets it again at about 0.6 GB/s at first
+    use (free page reporting, ``mm/page_reporting.c``): more than many a difference that is to be measured.
+    A page that the kernel takes from the page cache is backed. What fills it is a file without content.
     """
-    with mmap.mmap(-1, size_bytes) as memory:
-        memory.madvise(_MADV_POPULATE_WRITE)
+    file, block = _junk(), mmap.mmap(-1, _JUNK_BLOCK_BYTES)
+    offset = int(time.monotonic() * 1e9) % _JUNK_BYTES // _JUNK_BLOCK_BYTES * _JUNK_BLOCK_BYTES
+    # Twice what is free, because pages on their way to the host do not count. The kernel always keeps some.
+    left_bytes = 2 * _meminfo_bytes("MemFree")
+    while left_bytes > 0 and _meminfo_bytes("MemFree") > _SPARE_BYTES:
+        left_bytes -= os.preadv(file, [block], offset)
+        offset = (offset + _JUNK_BLOCK_BYTES) % _JUNK_BYTES
+
+
+@contextmanager
+def memory_left(size_bytes: int) -> Iterator[None]:
+    """Hold all other memory, so that :func:`fill_memory` takes seconds."""
+    held_bytes = max(0, _meminfo_bytes("MemAvailable") - size_bytes) // PAGE_BYTES * PAGE_BYTES
+    if held_bytes == 0:
+        yield
+        return
+    with mmap.mmap(-1, held_bytes) as held:
+        held.madvise(_MADV_POPULATE_WRITE)
+        yield
+
+
+@cache
+def _junk() -> int:
+    with tempfile.TemporaryFile(dir="/var/tmp") as file:
+        file.truncate(_JUNK_BYTES)
+        return os.dup(file.fileno())
+
+
+def _meminfo_bytes(name: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        key, _, rest = line.partition(":")
+        if key == name:
+            return int(rest.split()[0]) * 1024
+    raise KeyError(name)
 
 
 class Ran(NamedTuple):
@@ -141,9 +179,8 @@ def read_file(
 
 
 def page_cache_bytes() -> int:
-    """All of the page cache, also of files that nobody can open any more."""
-    fields = dict(line.split()[:2] for line in Path("/proc/meminfo").read_text().splitlines())
-    return (int(fields["Cached:"]) - int(fields["Shmem:"])) * 1024
+    """All of the page cache, also of files that nobody can open any more, but for what only fills it."""
+    return _meminfo_bytes("Cached") - _meminfo_bytes("Shmem") - _cached_bytes_of(_junk())
 
 
 def cached_bytes(*places: Path) -> int:
@@ -161,13 +198,17 @@ def cached_bytes(*places: Path) -> int:
 
 
 def _cached_of(path: Path) -> int:
-    everything, counts = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        if _LIBC.syscall(_CACHESTAT, file, everything, counts, 0) != 0:
-            raise OSError(ctypes.get_errno(), "cachestat")
+        return _cached_bytes_of(file)
     finally:
         os.close(file)
+
+
+def _cached_bytes_of(file: int) -> int:
+    everything, counts = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    if _LIBC.syscall(_CACHESTAT, file, everything, counts, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cachestat")
     return counts[0] * PAGE_BYTES
 
 

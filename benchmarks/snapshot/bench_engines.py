@@ -5,7 +5,7 @@
 A sample is a question asked of a server that is scaled to zero, timed by the caller until the *whole and
 correct* answer is there. All cases take turns in one run, so that all see the same machine. The cold starts
 of a runtime are those of a deployment without snapshots; the host's are the same command without any of us.
-Before each start memory is claimed from the hypervisor, which takes back what is free for a moment.
+Before each start memory is filled with clean page cache: a hypervisor takes back what is free for a moment.
 Every sample is written down at once: a run that was interrupted goes on when it is started again.
 Writes engines-ENGINE.json, .md, and a CDF per runtime as .svg and .png; exit code 1 when a promise is missed.
 """
@@ -31,7 +31,7 @@ from chat import Answer
 from engine_page import evaluate, page, plot
 from engines import ENGINES, Engine
 from live_session import LiveSession
-from machine import claim_memory
+from machine import fill_memory
 from samples import Sample, SampleLog
 from storage import disk_read_bytes, sequential_read_bytes_per_s
 
@@ -41,7 +41,6 @@ from glowplug.types.replica import StartPath
 
 HOST = "host cold"
 RUNTIMES = ("runsc", "runc")
-CLAIMED_BYTES = 4 << 30
 _BANDWIDTH_EVERY = 25
 
 
@@ -109,7 +108,7 @@ class Bench:
         if case.drops_caches:
             os.sync()
             Path("/proc/sys/vm/drop_caches").write_text("3")
-        claim_memory(CLAIMED_BYTES)
+        fill_memory()
         before_bytes = disk_read_bytes(self._session.state.root)
         at, load = time.time(), os.getloadavg()[0]
         answer, record = self._start(case)

@@ -99,12 +99,13 @@ class Fetcher:
         elif joins:
             self._count(blob, joined=1)
 
-    def prefetch(self, blob: RemoteBlob, order: Iterable[int]) -> PrefetchHandle:
+    def prefetch(self, blob: RemoteBlob, order: Iterable[int], *, is_guess: bool = False) -> PrefetchHandle:
         """Fetch these chunks in about this order while nobody wants anything more urgent.
 
+        ``is_guess``: they are not all that will be wanted, so who reads others is read ahead for as ever.
         Raises InvalidInput for an index that the blob does not have.
         """
-        handle = blob.prefetch = PrefetchHandle(blob, order)
+        handle = blob.prefetch = PrefetchHandle(blob, order, is_guess=is_guess)
         self._add(handle)
         return handle
 

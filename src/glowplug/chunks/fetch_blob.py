@@ -36,7 +36,7 @@ class RemoteBlob:
     @property
     def is_prefetched(self) -> bool:
         """Somebody knows what will be wanted of it, and has that fetched just now."""
-        return self.prefetch is not None and not self.prefetch.is_over
+        return self.prefetch is not None and not self.prefetch.is_guess and not self.prefetch.is_over
 
     def placed(self) -> Placement:
         """Its placement, known to be one of this table. Raises NotFound."""

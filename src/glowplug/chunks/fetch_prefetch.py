@@ -48,16 +48,19 @@ class Prefetch:
         *,
         range_bytes: int = RANGE_BYTES,
         is_ahead: bool = False,
+        is_guess: bool = False,
         when_given_up: Callable[[Sequence[int]], None] = lambda _indices: None,
     ) -> None:
         """``order`` are chunk indices, first wanted first. Raises InvalidInput for one out of range.
 
         ``range_bytes`` is the longest request; ``is_ahead`` that this is read-ahead, which hardly any of is
-        here; ``when_given_up`` hears of what was not begun to be fetched, and of some that was, perhaps.
+        here; ``is_guess`` that more than this will be wanted; ``when_given_up`` hears of what was not begun
+        to be fetched, and of some that was, perhaps.
         """
         self.blob = blob
         self.range_bytes = range_bytes
         self.is_ahead = is_ahead
+        self.is_guess = is_guess
         self.turn = -1  # the queue's
         self._when_given_up = when_given_up
         self.ranges: deque[PlannedRange] = deque()  # planned, for whoever took this from the queue's ring

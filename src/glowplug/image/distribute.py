@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from glowplug.chunks.chunk import ChunkInvalid, ChunkMissing
 from glowplug.chunks.compression import compress
 from glowplug.chunks.object_keys import PLACEMENT_NAME
 from glowplug.chunks.objects import Objects, WriteObjects
@@ -19,8 +20,10 @@ from glowplug.chunks.placement import Placement
 from glowplug.chunks.region import Region
 from glowplug.chunks.region_leases import Lease
 from glowplug.chunks.store import Store
+from glowplug.chunks.table import ChunkTable
 from glowplug.image.download import (
     CHUNKS_NAME,
+    IMPORTS_NAME,
     INDEX_NAME,
     MANIFEST_NAME,
     REQUEST_TIMEOUT_S,
@@ -28,17 +31,21 @@ from glowplug.image.download import (
     image_key,
     replace_file,
 )
+from glowplug.image.imports.analyse import analyse
+from glowplug.image.imports.graph import ImportGraph
 from glowplug.image.index.catalog import Catalog
 from glowplug.image.index.folder import IndexFolder
 from glowplug.image.index.image_name import check_name, is_digest, is_digest_prefix
 from glowplug.image.job import Job
 from glowplug.image.lazy import trace
 from glowplug.image.region_refs import MAX_TRACES, TRACE_KEY, Ref, ref_key, refs
-from glowplug.types.errors import InvalidInput, NotFound
+from glowplug.types.errors import InvalidInput, NotFound, Unavailable
 
 __all__ = ["pull", "push", "refs", "remove"]
 
 _log = logging.getLogger(__name__)
+
+READ_TIMEOUT_S = 30.0  # of one chunk, from this machine mostly
 
 
 def push(
@@ -70,7 +77,8 @@ def push(
             check=lambda: job.check("pushing"),
         )
         placement = bytes(memoryview(pushed.placement.data))
-        _publish(folder, name, region.objects, placement, job, lease)
+        imports = _import_graph(folder, table, source, job, lease)
+        _publish(folder, name, region.objects, placement, imports, job, lease)
     replace_file(folder.placement_path, placement)
     return {
         "digest": folder.digest,
@@ -94,6 +102,7 @@ def pull(image: str, source: Region | Objects, catalog: Catalog, job: Job) -> di
         folder = download.index_into(catalog, ref.digest)
     table = folder.table()
     download.placement_into(folder, table)
+    download.imports_into(folder, table)
     for key in ref.traces:
         download.trace_into(folder, key, table)
     if not is_digest_prefix(image):
@@ -121,12 +130,19 @@ def remove(image: str, region: Region, job: Job) -> None:
 
 
 def _publish(
-    folder: IndexFolder, name: str, objects: WriteObjects, placement: bytes, job: Job, lease: Lease
+    folder: IndexFolder,
+    name: str,
+    objects: WriteObjects,
+    placement: bytes,
+    imports: ImportGraph | None,
+    job: Job,
+    lease: Lease,
 ) -> None:
     job.say("pushing the index", 1.0)
     traces = dict(_sound_traces(folder))
     files = {
         PLACEMENT_NAME: compress(placement),
+        **({IMPORTS_NAME: compress(imports.encode())} if imports is not None else {}),
         **{f"traces/{key}.json": data for key, data in traces.items()},
         INDEX_NAME: compress(folder.index_path.read_bytes()),
         CHUNKS_NAME: compress(folder.chunks_path.read_bytes()),
@@ -139,6 +155,36 @@ def _publish(
     if not is_digest_prefix(name):
         lease.renew()
         objects.write(ref_key(name), Ref(folder.digest, tuple(traces)).encode(), REQUEST_TIMEOUT_S)
+
+
+def _import_graph(
+    folder: IndexFolder, table: ChunkTable, source: Store, job: Job, lease: Lease
+) -> ImportGraph | None:
+    """What programs of the image will read: made at its first push, and kept beside its index.
+
+    None if it has no programs that can be told something of, or if it cannot be made: it is advice.
+    """
+    try:
+        return ImportGraph.parse(folder.imports_path.read_bytes(), table)
+    except FileNotFoundError:
+        pass
+    except InvalidInput as problem:
+        _log.warning("%s is made anew: %s", folder.imports_path, problem.message)
+    job.say("looking at what its programs load", 1.0)
+
+    def check() -> None:
+        job.check("looking at what its programs load")
+        lease.renew()
+
+    try:
+        made = analyse(folder.tree(), table, lambda chunk: source.get(chunk, READ_TIMEOUT_S), check)
+    except (ChunkInvalid, ChunkMissing, InvalidInput, Unavailable) as problem:
+        _log.warning("image %s has no import graph: %s", folder.digest[:16], problem.message)
+        return None
+    if not made.is_useful:
+        return None
+    replace_file(folder.imports_path, made.encode())
+    return made
 
 
 def _sound_traces(folder: IndexFolder) -> Iterator[tuple[str, bytes]]:

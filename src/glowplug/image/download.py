@@ -16,6 +16,7 @@ from glowplug.chunks.object_keys import PLACEMENT_NAME
 from glowplug.chunks.objects import Objects
 from glowplug.chunks.placement import Placement, placement_limit_bytes
 from glowplug.chunks.table import ChunkTable
+from glowplug.image.imports.graph import MAX_GRAPH_BYTES, ImportGraph
 from glowplug.image.index.catalog import Catalog
 from glowplug.image.index.folder import IndexFolder
 from glowplug.image.index.image_name import check_name, is_digest, is_digest_prefix
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 IMAGES_PREFIX = "images/"
 INDEX_NAME, CHUNKS_NAME, MANIFEST_NAME = "index.erofs.zst", "chunks.bin.zst", "manifest.json"
+IMPORTS_NAME = "imports.bin.zst"
 MAX_FILE_BYTES = 1 << 30  # of an index or a table, unpacked: some ten million files
 REQUEST_TIMEOUT_S = 300.0
 
@@ -81,6 +83,21 @@ class Download:
         if len(Placement(data)) != len(table):
             raise InvalidInput(f"{key} is of another image.", remedy="Push the image again.")
         replace_file(folder.placement_path, data)
+
+    def imports_into(self, folder: IndexFolder, table: ChunkTable) -> None:
+        """Fetch the import graph, if there is one that is sound; one that is here already stays."""
+        if folder.imports_path.exists():
+            return
+        remote = image_key(folder.digest, IMPORTS_NAME)
+        try:
+            data = expand_at_most(self._get(remote, compressed_limit_bytes(MAX_GRAPH_BYTES)), MAX_GRAPH_BYTES)
+            ImportGraph.parse(data, table)
+        except NotFound:
+            return
+        except GlowplugError as problem:
+            _log.warning("%s is done without: %s", remote, problem.message)
+            return
+        replace_file(folder.imports_path, data)
 
     def trace_into(self, folder: IndexFolder, key: str, table: ChunkTable) -> None:
         """Fetch an access trace, if it can be had and is sound; one that is here already stays."""

@@ -65,6 +65,11 @@ class IndexFolder:
         return self.path / "placement.bin"
 
     @property
+    def imports_path(self) -> Path:
+        """The import graph: what programs will read. Optional, and not covered by the digest."""
+        return self.path / "imports.bin"
+
+    @property
     def graduated_index_path(self) -> Path:
         """The EROFS image on local packs. Optional."""
         return self.path / "graduated.erofs"

@@ -41,7 +41,7 @@ class ChunkFetcher(Protocol):
         """Call ``done`` once, with verified bytes or the error."""
         ...
 
-    def prefetch(self, blob: RemoteBlob, order: Iterable[int]) -> PrefetchHandle:
+    def prefetch(self, blob: RemoteBlob, order: Iterable[int], *, is_guess: bool = False) -> PrefetchHandle:
         """Fetch these while nobody wants anything more urgent."""
         ...
 

@@ -124,10 +124,18 @@ class DaemonClient:
         return self._call({"op": "refresh", "digest": digest}).get("is_attached") is True
 
     def prefetch(
-        self, digest: str, order: Iterable[int] | None = None, *, trace: str | None = None
+        self,
+        digest: str,
+        order: Iterable[int] | None = None,
+        *,
+        trace: str | None = None,
+        is_guess: bool = False,
     ) -> PrefetchProgress:
-        """Fetch these chunks in this order, or those of a stored trace, or all; ends an earlier prefetch."""
-        request: dict[str, Any] = {"op": "prefetch", "digest": digest}
+        """Fetch these chunks in this order, or those of a stored trace, or all; ends an earlier prefetch.
+
+        ``is_guess``: more than these will be read.
+        """
+        request: dict[str, Any] = {"op": "prefetch", "digest": digest, "is_guess": is_guess}
         if order is not None:
             request["order"] = pack_order(order)
         elif trace is not None:

@@ -107,7 +107,8 @@ class Operations:
 
     def _prefetch(self, fields: Fields) -> Answer:
         blob = self._blob(fields)
-        handle = self._fetcher.prefetch(blob.remote, _order(fields, blob))
+        is_guess = fields.get("is_guess") is True
+        handle = self._fetcher.prefetch(blob.remote, _order(fields, blob), is_guess=is_guess)
         with self._lock:
             before = self._prefetches.get(blob.digest)
             self._prefetches[blob.digest] = handle

@@ -7,11 +7,15 @@ only the daemon sees what is read; from then on the image is mounted the fastest
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from glowplug.image.imports.command import predicted_chunks
+from glowplug.image.imports.graph import ImportGraph
 from glowplug.image.index.catalog import Catalog
+from glowplug.image.index.folder import IndexFolder
 from glowplug.image.job import Job
 from glowplug.image.lazy import syscalls, trace
 from glowplug.image.lazy.client import DaemonClient, PrefetchProgress
@@ -231,8 +235,19 @@ class LazyStarts:
             found = trace.best(folder.path, command, folder.table())
             if found is not None:
                 self._daemon().prefetch(digest, found.order)
+            elif predicted := _predicted(folder, command):
+                self._daemon().prefetch(digest, predicted, is_guess=True)
         except (GlowplugError, OSError) as problem:
             _log.warning("nothing of image %s is fetched ahead: %s", digest[:16], problem)
+
+
+def _predicted(folder: IndexFolder, command: Sequence[str]) -> array[int]:
+    """What the command will read as far as the image's import graph tells, if it has one that is sound."""
+    try:
+        graph = ImportGraph.parse(folder.imports_path.read_bytes(), folder.table())
+    except FileNotFoundError:
+        return array("I")
+    return predicted_chunks(graph, command)
 
 
 def _shown_at(path: Path) -> list[Path]:
