@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import stat
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from glowplug.image.imports.graph import ImportGraph, Node
 from glowplug.image.imports.python_source import MAX_SOURCE_BYTES, imported_by
 from glowplug.image.index.tree import Inode, Tree
 
-WHOLE_BYTES = 8 << 20
+WHOLE_BYTES = 32 << 20
 """Programs and libraries up to this are read as a whole: who reads parts of one reads ahead over the rest."""
 
 MAX_SCRIPT_BYTES = 64 << 10
@@ -153,9 +154,11 @@ class _Analysis:
         ranges = [(0, inode.size_bytes)] if wanted is None else list(wanted)
         placed = list(_placed(inode))
         numbers: dict[int, None] = {}
+        starts = [start for start, _ in placed]
         for offset, size_bytes in ranges:
-            for start, chunk in placed:
-                if start < offset + size_bytes and offset < start + chunk.size_bytes:
+            first = max(0, bisect_right(starts, offset) - 1)
+            for start, chunk in placed[first : bisect_left(starts, offset + size_bytes)]:
+                if offset < start + chunk.size_bytes:
                     numbers[self._chunks[chunk.id]] = None
         spans: list[tuple[int, int]] = []
         for number in numbers:
