@@ -33,6 +33,13 @@ root=$1
 shift
 exec chroot "$root" env -i "$@"
 """
+_WARM_UP = """
+mount --types tmpfs tmpfs /mnt
+mkdir /mnt/proc /mnt/dev
+mount --types proc proc /mnt/proc
+mount --bind /dev /mnt/dev
+chroot / env true
+"""
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -53,7 +60,7 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3")
     # What starts a container is not what is measured.
     subprocess.run(
-        ["unshare", "--mount", "bash", "-c", "mount --version; chroot / env true"],
+        ["unshare", "--mount", "bash", "-euc", _WARM_UP],
         check=True,
         capture_output=True,
     )

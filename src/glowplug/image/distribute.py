@@ -39,6 +39,7 @@ from glowplug.image.index.image_name import check_name, is_digest, is_digest_pre
 from glowplug.image.job import Job
 from glowplug.image.lazy import trace
 from glowplug.image.region_refs import MAX_TRACES, TRACE_KEY, Ref, ref_key, refs
+from glowplug.image.region_trees import KIND_LABEL
 from glowplug.types.errors import InvalidInput, NotFound, Unavailable
 
 __all__ = ["pull", "push", "refs", "remove"]
@@ -77,7 +78,8 @@ def push(
             check=lambda: job.check("pushing"),
         )
         placement = bytes(memoryview(pushed.placement.data))
-        imports = _import_graph(folder, table, source, job, lease)
+        is_image = KIND_LABEL not in folder.manifest.config.labels
+        imports = _import_graph(folder, table, source, job, lease) if is_image else None
         _publish(folder, name, region.objects, placement, imports, job, lease)
     replace_file(folder.placement_path, placement)
     return {
@@ -102,7 +104,8 @@ def pull(image: str, source: Region | Objects, catalog: Catalog, job: Job) -> di
         folder = download.index_into(catalog, ref.digest)
     table = folder.table()
     download.placement_into(folder, table)
-    download.imports_into(folder, table)
+    if KIND_LABEL not in folder.manifest.config.labels:
+        download.imports_into(folder, table)
     for key in ref.traces:
         download.trace_into(folder, key, table)
     if not is_digest_prefix(image):

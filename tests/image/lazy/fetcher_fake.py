@@ -41,7 +41,9 @@ class FakeFetcher:
     def reads(self) -> list[int]:
         return [index for index, priority in self.wanted if priority is Priority.READ]
 
-    def prefetch(self, blob: RemoteBlob, order: Iterable[int]) -> PrefetchHandle:
+    def prefetch(
+        self, blob: RemoteBlob, order: Iterable[int], *, is_guess: bool = False
+    ) -> PrefetchHandle:
         return PrefetchHandle(blob, order)
 
     def read_ahead(

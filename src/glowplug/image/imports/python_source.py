@@ -14,6 +14,8 @@ from collections.abc import Iterator
 MAX_SOURCE_BYTES = 8 << 20  # longer ones are data
 _LINE = re.compile(
     rb"^([ \t]*)(?:(async[ \t]+def|def)\b|if[ \t]+(?:typing\.)?(TYPE_CHECKING)[ \t]*:"
+    # What may stand behind a function, less deep.
+    rb"|(?:class|if|elif|else|try|except|finally|with|for|while)\b"
     rb"|import[ \t]+([^\n#;]+)|from[ \t]+([.\w]+)[ \t]+import[ \t]*(\([^)]*\)|[^\n#;]*))",
     re.MULTILINE,
 )
