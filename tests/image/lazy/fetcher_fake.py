@@ -41,9 +41,7 @@ class FakeFetcher:
     def reads(self) -> list[int]:
         return [index for index, priority in self.wanted if priority is Priority.READ]
 
-    def prefetch(
-        self, blob: RemoteBlob, order: Iterable[int], *, is_guess: bool = False
-    ) -> PrefetchHandle:
+    def prefetch(self, blob: RemoteBlob, order: Iterable[int], *, is_guess: bool = False) -> PrefetchHandle:
         return PrefetchHandle(blob, order)
 
     def read_ahead(
