@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +21,7 @@ from glowplug.control.cold_start_log import ColdStartLog
 from glowplug.control.replica_entry import Drain, Replica
 from glowplug.control.target import ServerVersion, Target
 from glowplug.control.timings import Timings
+from glowplug.control.under_way import UnderWay
 from glowplug.node.address import NodeAddress
 from glowplug.types.clock import Clock
 from glowplug.types.errors import DeadlineExceeded, NotFound, StartInterrupted
@@ -35,6 +35,7 @@ class Fleet:
 
     def __init__(self, *, clock: Clock, timings: Timings, cold_starts: ColdStartLog) -> None:
         self.replicas: dict[str, Replica] = {}
+        self.under_way = UnderWay(self.replicas)
         self.apps: dict[str, dict[str, Target]] = {}
         self.orphans: dict[str, Replica] = {}
         """Replicas of what is not deployed (any more), by id: the reconciler stops them."""
@@ -45,7 +46,6 @@ class Fleet:
         """Node and id of replicas that run on another node already: they are to be stopped there."""
         self._leaving: set[str] = set()
         self._given_up: dict[str, set[str]] = {}
-        self._starting: set[Replica] = set()
         self._clock = clock
         self._timings = timings
         self._cold_starts = cold_starts
@@ -122,15 +122,6 @@ class Fleet:
         """The agent never took it."""
         self._remove(replica)
         self._changed(replica)
-
-    def begins(self, replica: Replica) -> None:
-        """It is on its way to ready from now on: a start under way on its node."""
-        self._starting.add(replica)
-
-    def starting(self) -> Counter[str]:
-        """Starts under way, by node."""
-        self._starting = {r for r in self._starting if r.is_starting and self.replicas.get(r.id) is r}
-        return Counter(replica.node for replica in self._starting)
 
     def answered(self, node: str, view: ReplicaView) -> None:
         """The agent of ``node`` has answered a call about this replica, which may have ended since."""
@@ -370,7 +361,7 @@ class Fleet:
     def _add(self, replica: Replica) -> None:
         self.replicas[replica.id] = replica
         if replica.is_starting:
-            self.begins(replica)
+            self.under_way.begins(replica)
         self._file(replica)
 
     def _remove(self, replica: Replica) -> None:

@@ -101,7 +101,7 @@ class HeatLadder:
         link = self._link_of(replica)
         if link is not None:
             replica.is_waking = True
-            self._fleet.begins(replica)
+            self._fleet.under_way.begins(replica)
             target.take_cold_start(replica)
             self._call(self._ask_to_wake(link, target, replica))
 

@@ -222,7 +222,7 @@ class Reconciler:
         )
         order = target.order(view.id)
         self._placer.remember(view.id, scores)
-        replica = Replica(view, links[0].name)
+        replica = Replica(view, links[0].name, resources=target.version.spec.resources)
         self._fleet.expect(replica)
         target.take_cold_start(replica)
         self._call(self._ask_to_start(links, target, replica, order))

@@ -8,6 +8,7 @@ from typing import Protocol
 from glowplug.control.channel import ReplicaChannel
 from glowplug.control.cold_start_log import OpenColdStart
 from glowplug.types.replica import ReplicaState, ReplicaView
+from glowplug.types.spec import Resources
 
 
 class Interruptible(Protocol):
@@ -38,6 +39,8 @@ class Replica:
     suspect_until_s: float = 0.0
     is_unreachable: bool = False
     ready_at_s: float | None = None
+    resources: Resources | None = None
+    """What it is asked for with; None for one that was found running."""
     drain: Drain | None = None
     is_leaving: bool = False
     """Its node is being drained: it serves until a successor elsewhere does, as one of an older version."""

@@ -174,6 +174,8 @@ class NodeView(Message):
 
 MAX_HELD = 256
 """So many snapshots, and so many images, a node tells of at most: those used last."""
+HOLDINGS_FRESH_S = 5.0
+"""What a node tells that it holds was so at most this long before it was asked."""
 
 
 class HeldSnapshot(Message):
