@@ -22,8 +22,9 @@ from glowplug.control.placement import Score
 from glowplug.control.placer import Placer
 from glowplug.control.reconciler import Reconciler
 from glowplug.control.replica_entry import Drain, Replica
+from glowplug.control.server_version import ServerVersion
 from glowplug.control.slices import Slices
-from glowplug.control.target import ServerVersion, Target
+from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.control.under_way import NodeLoad
 from glowplug.observe.metrics import Metrics

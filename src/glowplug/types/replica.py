@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from glowplug.types.errors import GlowplugError
 from glowplug.types.spec import ImageSpec, ServerSpec
 
 # A machine that was taken over says what it likes: what others calculate with or write down is bounded.
@@ -91,6 +92,11 @@ class ErrorInfo(Message):
     message: str
     remedy: str = ""
     details: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, error: GlowplugError) -> ErrorInfo:
+        """This error."""
+        return cls.model_validate(error.to_dict())
 
 
 class ReplicaView(Message):
