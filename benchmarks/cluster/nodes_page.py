@@ -65,11 +65,17 @@ class Results:
 def page(results: Results, machine: dict[str, Any], options: argparse.Namespace) -> tuple[list[str], bool]:
     """The Markdown page, and whether every promise was kept."""
     burst = results.burst
-    promises = [
-        ("join, the longest", max(results.joins_s), JOIN_WANTED_S, "s"),
-        ("snapshot in the zone: later than on its own node, p50", results.later_s, REMOTE_WANTED_S, "s"),
-        ("router to another node's replica: overhead, p50", results.overhead_ms, OVERHEAD_WANTED_MS, "ms"),
-    ]
+    promises = [("join, the longest", max(results.joins_s), JOIN_WANTED_S, "s")]
+    if results.remote_s:
+        promises += [
+            ("snapshot in the zone: later than on its own node, p50", results.later_s, REMOTE_WANTED_S, "s"),
+            (
+                "router to another node's replica: overhead, p50",
+                results.overhead_ms,
+                OVERHEAD_WANTED_MS,
+                "ms",
+            ),
+        ]
     if burst is not None:
         promises.append(("read from the region, x what lies there", burst.region_ratio, REGION_WANTED, ""))
     rows: list[tuple[object, ...]] = [
@@ -79,7 +85,7 @@ def page(results: Results, machine: dict[str, Any], options: argparse.Namespace)
     samples = [
         (name, len(values), *(f"{quantile(sorted(values), q):.3f}" for q in (0.0, 0.5, 0.9, 1.0)))
         for name, values in asdict(results).items()
-        if isinstance(values, list)
+        if isinstance(values, list) and values
     ]
     lines = [
         f"# {options.nodes} nodes on one machine ({options.runtime})", "",
