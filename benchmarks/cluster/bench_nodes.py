@@ -22,14 +22,13 @@ import argparse
 import asyncio
 import http.client
 import socket
-import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ import httpx
 import report
 from delayed_store import DelayedStore, serving
 from native_tools import NativeTools
+from nodes_page import Burst, Results, page
 from tests.e2e.bridge import Bridge, BridgedMachine, a_bridge, bridged_machines
 from tests.e2e.cluster import wait_for_state
 from tests.e2e.conftest import Apps, Deployed
@@ -50,68 +50,18 @@ from tests.ports import free_port
 
 from glowplug.chunks.zone_cache import ZoneCache
 from glowplug.kernel.netns_socket import NamespaceSockets
-from glowplug.observe.quantiles import quantile
 from glowplug.types.errors import RuntimeFailed
 from glowplug.types.replica import ReplicaView
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = socket.gethostname()
 IMAGE = "root:1"
-JOIN_WANTED_S = 10.0
-REMOTE_WANTED_S = 0.5
-OVERHEAD_WANTED_MS = 3.0
-REGION_WANTED = 1.5
-"""Bytes read from the region for all nodes, as a multiple of image and snapshot: "about one"."""
 REQUESTS = 50
 BLOCKS = 6
 LATENCY_MS = 2.0
 ZONE_BYTES = 4 << 30
 LIGHT = {"memory": "64MiB", "cpus": 0.1, "parked_window_s": 0}
 _DEADLINE_S = 300.0
-
-
-@dataclass
-class Burst:
-    """From zero to ``replicas`` at once. ``ready_s``: when half and when all were there."""
-
-    replicas: int
-    half_ready_s: float = 0.0
-    all_ready_s: float = 0.0
-    by_node: dict[str, int] = field(default_factory=dict)
-    stored_bytes: int = 0
-    region_bytes: int = 0
-    by_tier: dict[str, int] = field(default_factory=dict)
-    statuses: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def region_ratio(self) -> float:
-        """What came from the region, as a multiple of what lies there: the image, and its snapshot."""
-        return self.region_bytes / max(self.stored_bytes, 1)
-
-
-@dataclass
-class Results:
-    """Everything, as samples."""
-
-    joins_s: list[float] = field(default_factory=list)
-    local_s: list[float] = field(default_factory=list)
-    remote_s: list[float] = field(default_factory=list)
-    again_s: list[float] = field(default_factory=list)
-    direct_ms: list[float] = field(default_factory=list)
-    routed_ms: list[float] = field(default_factory=list)
-    own_direct_ms: list[float] = field(default_factory=list)
-    own_routed_ms: list[float] = field(default_factory=list)
-    burst: Burst | None = None
-
-    @property
-    def later_s(self) -> float:
-        """How much later a node answers that has to fetch from the zone, at p50."""
-        return statistics.median(self.remote_s) - statistics.median(self.local_s)
-
-    @property
-    def overhead_ms(self) -> float:
-        """What the way to another node's replica adds, at p50."""
-        return statistics.median(self.routed_ms) - statistics.median(self.direct_ms)
 
 
 class Bench:
@@ -341,54 +291,15 @@ def cluster(options: argparse.Namespace) -> Iterator[Bench]:
         yield Bench(live, apps, machines, store, region, options.runtime)
 
 
-def page(results: Results, machine: dict[str, Any], options: argparse.Namespace) -> tuple[list[str], bool]:
-    """The Markdown page, and whether every promise was kept."""
-    burst = results.burst
-    promises = [
-        ("join, the longest", max(results.joins_s), JOIN_WANTED_S, "s"),
-        ("snapshot in the zone: later than on its own node, p50", results.later_s, REMOTE_WANTED_S, "s"),
-        ("router to another node's replica: overhead, p50", results.overhead_ms, OVERHEAD_WANTED_MS, "ms"),
-    ]
-    if burst is not None:
-        promises.append(("read from the region, x what lies there", burst.region_ratio, REGION_WANTED, ""))
-    rows: list[tuple[object, ...]] = [
-        (what, f"{found:.2f} {unit}", f"{wanted:g} {unit}", "kept" if found <= wanted else "MISSED")
-        for what, found, wanted, unit in promises
-    ]
-    samples = [
-        (name, len(values), *(f"{quantile(sorted(values), q):.3f}" for q in (0.0, 0.5, 0.9, 1.0)))
-        for name, values in asdict(results).items()
-        if isinstance(values, list)
-    ]
-    lines = [
-        f"# {options.nodes} nodes on one machine ({options.runtime})", "",
-        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Linux "
-        f"{machine['kernel']}, load {machine['load_average_1min']}.", "",
-        *report.table(("promise", "found", "wanted", ""), rows), "",
-        *report.table(("samples", "n", "p0", "p50", "p90", "p100"), samples),
-    ]  # fmt: skip
-    if burst is not None:
-        lines += ["", _told(burst)]
-    return lines, all(found <= wanted for _, found, wanted, _ in promises)
-
-
-def _told(burst: Burst) -> str:
-    spread = ", ".join(f"{count} on {node}" for node, count in sorted(burst.by_node.items()))
-    tiers = ", ".join(f"{size / 1e6:.0f} MB from {tier}" for tier, size in sorted(burst.by_tier.items()))
-    return (
-        f"0 to {burst.replicas} replicas in {burst.all_ready_s:.1f} s (half of them in "
-        f"{burst.half_ready_s:.1f} s): {spread}; the region sent {burst.region_bytes / 1e6:.0f} MB of "
-        f"{burst.stored_bytes / 1e6:.0f}, starts read {tiers}."
-    )
-
-
 def main() -> int:
     """Exit code 1 when a promise is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nodes", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="snapshots that are new to every node")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="snapshots that are new to every node; 0: joins and burst only"
+    )
     parser.add_argument("--burst", type=int, default=100, help="replicas; 0 leaves the burst out")
     parser.add_argument("--runtime", choices=("runsc", "runc"), default="runc")
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
@@ -400,8 +311,9 @@ def main() -> int:
             bench.burst(options.burst)
         else:
             bench.warm()
-        bench.near_and_far(options.rounds)
-        bench.route()
+        if options.rounds:
+            bench.near_and_far(options.rounds)
+            bench.route()
     lines, is_kept = page(bench.results, machine, options)
     report.write(options.output, "nodes", {"machine": machine, **asdict(bench.results)}, lines)
     return 0 if is_kept else 1

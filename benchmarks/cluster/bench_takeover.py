@@ -27,9 +27,9 @@ from tests.control.control_process import control_process
 from tests.control.fake_agent import FakeAgent
 from tests.postgres import PostgresServer
 
-from glowplug.control.database_url import DATABASE_URL_VARIABLE
 from glowplug.observe.quantiles import quantile
 from glowplug.types.errors import DeadlineExceeded, RuntimeFailed
+from glowplug.types.paths import DATABASE_URL_VARIABLE
 
 WANTED_S = 5.0
 _DEADLINE_S = 60.0

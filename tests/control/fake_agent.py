@@ -75,6 +75,7 @@ class FakeAgent:
         self.looks = 0
         self.holdings = NodeHoldings()
         self.node_fields: dict[str, Any] = {}
+        self._ahead_s = 0.0
         self._revision = time.time_ns()
         self._watchers: set[asyncio.Queue[ReplicaEvent]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,17 +122,21 @@ class FakeAgent:
         await self.servers[replica_id].kill()
         if tell:
             error = ErrorInfo(code="replica_failed", message=f"{replica_id} was killed.")
-            self.change(replica_id, state=ReplicaState.FAILED, error=error, ended_at=time.time())
+            self.change(replica_id, state=ReplicaState.FAILED, error=error, ended_at=self._wall())
 
     def claim(self, view: ReplicaView) -> None:
         """As an agent that says it runs what runs elsewhere."""
         self._put(view)
 
-    def put_clock_back(self) -> None:
-        """Revisions follow the clock: they begin anew, from before."""
-        self._revision = 0
+    def set_clock(self, ahead_s: float) -> None:
+        """What it stamps is so far off; as a restarted agent it numbers what it tells from there."""
+        self._ahead_s = ahead_s
+        self._revision = int(self._wall() * 1e9)
         for view in self.views.values():
             self._put(view)
+
+    def _wall(self) -> float:
+        return time.time() + self._ahead_s
 
     def tell_memory(self, *, is_short: bool, swap_free_bytes: int = 0) -> None:
         """As an agent whose machine's memory is short, or no longer is."""
@@ -147,7 +152,7 @@ class FakeAgent:
         await replica.open()
         view = ReplicaView(
             id=replica_id, app=app, server=server, deployment_id=f"{app}-v1", purpose=Purpose.CAPTURE,
-            state=ReplicaState.READY, created_at=time.time(),
+            state=ReplicaState.READY, created_at=self._wall(),
             endpoint=Endpoint(host="127.0.0.1", port=replica.port),
         )  # fmt: skip
         return self._put(view)
@@ -170,7 +175,7 @@ class FakeAgent:
         await self.gate.wait()
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
-            self.change(replica_id, state=ReplicaState.FAILED, error=failure, ended_at=time.time())
+            self.change(replica_id, state=ReplicaState.FAILED, error=failure, ended_at=self._wall())
             return
         replica = self.servers[replica_id] = FakeReplica(replica_id)
         await replica.open()
@@ -181,7 +186,7 @@ class FakeAgent:
             state=ReplicaState.READY,
             stage=None,
             path=StartPath.CPU_SNAPSHOT,
-            ready_at=time.time(),
+            ready_at=self._wall(),
             endpoint=Endpoint(host="127.0.0.1", port=replica.port),
             stages_s={Stage.HOST_INIT: time.monotonic() - began_at},
             restored_bytes=4096,
@@ -196,7 +201,7 @@ class FakeAgent:
         replica = self.servers.get(replica_id)
         if replica is not None:
             await replica.kill()
-        self.change(replica_id, state=ReplicaState.STOPPED, ended_at=time.time())
+        self.change(replica_id, state=ReplicaState.STOPPED, ended_at=self._wall())
 
     def _spawn(self, job: Any) -> None:
         task = asyncio.create_task(job)
@@ -243,7 +248,7 @@ class FakeAgent:
             view = ReplicaView(
                 id=order.replica_id, app=order.app, server=order.server.name,
                 deployment_id=order.deployment_id, state=ReplicaState.STARTING, stage=Stage.ALLOCATE,
-                created_at=time.time(),
+                created_at=self._wall(),
             )  # fmt: skip
             view = self._put(view)
             self._spawn(self._run(order))
@@ -268,7 +273,7 @@ class FakeAgent:
             if self.park_errors:
                 raise self.park_errors.pop(0)
             self.parks.append((replica_id, push_out))
-            parked_at = self.views[replica_id].parked_at or time.time()
+            parked_at = self.views[replica_id].parked_at or self._wall()
             return self.change(
                 replica_id, state=ReplicaState.PARKED, parked_at=parked_at, is_pushed_out=push_out
             )
@@ -286,7 +291,7 @@ class FakeAgent:
                 replica_id, state=ReplicaState.READY, path=StartPath.PARKED, parked_at=None,
                 is_pushed_out=False, stages_s={Stage.HOST_INIT: 0.001, Stage.FIRST_ANSWER: 0.002},
                 restored_bytes=0, snapshot_bytes_by_tier={}, snapshot_chunks_by_tier={},
-                image_bytes_by_tier={}, image_chunks_by_tier={}, ready_at=time.time(),
+                image_bytes_by_tier={}, image_chunks_by_tier={}, ready_at=self._wall(),
             )  # fmt: skip
 
         @app.get("/v1/replicas/{replica_id}/logs")

@@ -1,8 +1,9 @@
 """Random sequences of faults on three machines under load: what callers are owed, whatever fails when.
 
-Machines are fake agents behind real gateways and cables (:mod:`tests.control.second_node`), so a sequence
-takes seconds; :mod:`tests.faults.cluster` does it with real ones. Sequences follow from their seed, which is
-in a test's name: ``GLOWPLUG_FAULT_SEED`` is the first, ``GLOWPLUG_FAULT_SEQUENCES`` how many there are.
+Machines are fake agents behind real gateways and cables (:mod:`tests.control.second_node`), the control plane
+is a real process, so a sequence takes seconds; in :mod:`tests.faults.cluster` all is real. Sequences follow
+from their seed, which is in a test's name: ``GLOWPLUG_FAULT_SEED`` is the first, ``GLOWPLUG_FAULT_SEQUENCES``
+how many there are.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 import pytest
-from tests.control.conftest import QUICK, Control, app_spec, eventually, running_control, server_spec
+from tests.control.conftest import QUICK, app_spec, eventually, server_spec
 from tests.control.fake_agent import FakeAgent
+from tests.control.killable_control import KillableControl, killable_control
 from tests.control.second_node import OWN, SecondNode, nodes, second_node
 
-from glowplug.types.errors import GlowplugError
+from glowplug.types.errors import GlowplugError, ResourceExhausted
 from glowplug.types.paths import StateDir
 from glowplug.types.replica import ReplicaState
 
@@ -32,6 +34,9 @@ FAULTS = 4
 CALLERS = 4
 LONGEST_S = 0.9
 PAUSE_S = 0.02
+BROKEN = 0
+"""The status of what was never answered, as the control plane died."""
+CLOCKS_AHEAD_S = (-1e9, -3600.0, -5.0, 5.0, 3600.0, 1e9)
 TIMINGS = replace(QUICK, node_silent_s=0.4, node_lost_s=0.8)
 EXCLUSIVE = server_spec("one", scaling={"min_replicas": 1, "max_replicas": 1})
 SHARED = server_spec("web", scaling={"min_replicas": 1, "max_replicas": 2, "target_concurrency": 2})
@@ -41,7 +46,7 @@ SHARED = server_spec("web", scaling={"min_replicas": 1, "max_replicas": 2, "targ
 class World:
     """Three machines and their control plane."""
 
-    control: Control
+    control: KillableControl
     own: FakeAgent
     others: list[SecondNode]
     rng: random.Random
@@ -56,6 +61,10 @@ class World:
     def ready(self, server: str) -> list[str]:
         """Ids of ready replicas, whoever has them."""
         return [view.id for agent in self.agents for view in agent.ready if view.server == server]
+
+    def ordered(self, server: str) -> int:
+        """Starts of it that machines were asked for so far."""
+        return sum(1 for agent in self.agents for order in agent.orders if order.server.name == server)
 
 
 @dataclass
@@ -99,12 +108,45 @@ async def agent_dies(world: World) -> None:
     await agent.open()
 
 
-async def clock_is_put_back(world: World) -> None:
-    """A restarted agent numbers what it tells from its clock."""
+async def clock_jumps(world: World) -> None:
+    """Ahead or back; a restarted agent numbers what it tells from its clock."""
     agent = world.rng.choice(world.agents)
     await agent.close(keep_replicas=True)
-    agent.put_clock_back()
+    agent.set_clock(world.rng.choice(CLOCKS_AHEAD_S))
     await agent.open()
+
+
+async def disk_is_full(world: World) -> None:
+    """A machine takes nothing, while what is to be started anew may be meant for it."""
+    agent = world.rng.choice(world.agents)
+    agent.refusals = [ResourceExhausted("The disk is full.", remedy="Make room.")] * 1000
+    await replica_dies(world)
+    await world.for_a_while()
+    agent.refusals.clear()
+
+
+async def leader_dies(world: World) -> None:
+    await world.control.kill()
+    await world.for_a_while()
+    await world.control.start()
+
+
+async def leader_dies_while_placing(world: World) -> None:
+    """Between an order and its answer, or between that and the replica's being ready."""
+    found = [(agent, view.id) for agent in world.agents for view in agent.ready if view.server == "one"]
+    if not found:
+        return
+    gate = world.rng.choice(("answer_gate", "gate"))
+    for agent in world.agents:
+        getattr(agent, gate).clear()
+    before = world.ordered("one")
+    agent, replica_id = world.rng.choice(found)
+    await agent.kill_replica(replica_id)
+    await eventually(lambda: world.ordered("one") > before, "its successor is asked for")
+    await world.control.kill()
+    for agent in world.agents:
+        getattr(agent, gate).set()
+    await world.control.start()
 
 
 async def gateway_dies(world: World) -> None:
@@ -140,14 +182,17 @@ async def two_claim_one_replica(world: World) -> None:
 
 
 FAULT_KINDS: tuple[Callable[[World], Awaitable[None]], ...] = (
-    cut, cut_one_way, slow, agent_dies, clock_is_put_back, gateway_dies, replica_dies, two_claim_one_replica,
+    cut, cut_one_way, slow, agent_dies, clock_jumps, gateway_dies, replica_dies, two_claim_one_replica,
+    disk_is_full, leader_dies, leader_dies_while_placing,
 )  # fmt: skip
 
 
 # -- load ----------------------------------------------------------------------------------------------------
 
 
-async def ask_all_the_time(control: Control, ledger: Ledger, number: int, is_over: asyncio.Event) -> None:
+async def ask_all_the_time(
+    control: KillableControl, ledger: Ledger, number: int, is_over: asyncio.Event
+) -> None:
     for count in itertools.count():
         if is_over.is_set():
             return
@@ -155,15 +200,29 @@ async def ask_all_the_time(control: Control, ledger: Ledger, number: int, is_ove
         name = f"{number}.{count}"
         try:
             if count % 3:
-                _judge_get(ledger, await control.get(f"/shop/{server}/"), name)
+                _judge_get(ledger, await _get(control, f"/shop/{server}/"), name)
             else:
                 answer = await control.client.post(f"/shop/{server}/request", content=name)
                 ledger.posted[name] = answer.status_code
                 _judge_post(ledger, answer, name)
         except httpx.HTTPError as error:
-            ledger.problems.append(f"{name}: {error!r}")
+            if control.deaths and isinstance(error, httpx.TransportError):
+                ledger.posted[name] = BROKEN
+            else:
+                ledger.problems.append(f"{name}: {error!r}")
         ledger.answers += 1
         await asyncio.sleep(PAUSE_S)
+
+
+async def _get(control: KillableControl, path: str) -> httpx.Response:
+    """As every HTTP client does: again when the connection breaks with the control plane."""
+    while True:
+        try:
+            return await control.get(path)
+        except httpx.TransportError:
+            if not control.deaths:
+                raise
+            await asyncio.sleep(PAUSE_S)
 
 
 def _judge_get(ledger: Ledger, answer: httpx.Response, name: str) -> None:
@@ -184,7 +243,7 @@ def _judge_post(ledger: Ledger, answer: httpx.Response, name: str) -> None:
 
 
 @asynccontextmanager
-async def load(control: Control) -> AsyncIterator[Ledger]:
+async def load(control: KillableControl) -> AsyncIterator[Ledger]:
     ledger, is_over = Ledger(), asyncio.Event()
     callers = [
         asyncio.create_task(ask_all_the_time(control, ledger, number, is_over)) for number in range(CALLERS)
@@ -211,7 +270,7 @@ async def test_whatever_fails_when(
 ) -> None:
     rng = random.Random(seed)
     struck: list[str] = []
-    async with running_control(state, TIMINGS) as control:
+    async with killable_control(state, TIMINGS) as control:
         for node in machines:
             await node.join(control)
         world = World(control, agent, machines, rng)

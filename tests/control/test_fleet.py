@@ -23,8 +23,12 @@ class NoStore:
 
 
 @pytest.fixture
-def fleet() -> Fleet:
-    clock = ManualClock()
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def fleet(clock: ManualClock) -> Fleet:
     return Fleet(clock=clock, timings=Timings(), cold_starts=ColdStartLog(NoStore(), clock, Metrics()))
 
 
@@ -94,3 +98,25 @@ def test_replicas_of_a_node_that_is_drained_are_leaving_those_listed_later_too(f
     assert [replica.is_leaving for replica in fleet.replicas.values()] == [True, True, False]
     fleet.set_leaving(NODE, is_leaving=False)
     assert not any(replica.is_leaving for replica in fleet.replicas.values())
+
+
+@pytest.mark.parametrize("stamp", [0.0, 1e12])
+def test_how_long_one_is_parked_is_counted_by_our_clock_whatever_its_machine_stamps(
+    fleet: Fleet, clock: ManualClock, stamp: float
+) -> None:
+    fleet.apply(NODE, view(ReplicaState.READY, 1))
+    clock.advance(5.0)
+    parked = view(ReplicaState.PARKED, 2).model_copy(update={"parked_at": stamp})
+    fleet.apply(NODE, parked)
+    clock.advance(7.0)
+    fleet.apply(NODE, parked.model_copy(update={"revision": 3, "is_pushed_out": True}))
+    assert fleet.replicas["r1"].parked_for_s(clock.monotonic()) == 7.0
+
+
+@pytest.mark.parametrize(("ahead_s", "parked_s"), [(0.0, 20.0), (-5.0, 25.0), (3600.0, 0.0)])
+def test_of_one_that_is_found_parked_only_its_machine_knows_since_when(
+    fleet: Fleet, clock: ManualClock, ahead_s: float, parked_s: float
+) -> None:
+    stamp = clock.wall() - 20.0 + ahead_s
+    fleet.apply(NODE, view(ReplicaState.PARKED, 1).model_copy(update={"parked_at": stamp}))
+    assert fleet.replicas["r1"].parked_for_s(clock.monotonic()) == pytest.approx(parked_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -119,9 +120,85 @@ def test_a_snapshot_here_is_worth_two_copies_beside_and_not_four() -> None:
         assert order(WISH, node("a", holdings=warm, copies=copies), node("b", holdings=cold))[0] == first
 
 
-def test_starts_under_way_count_last() -> None:
+def test_of_equals_the_one_whose_cores_have_less_to_do_comes_first() -> None:
     assert order(WISH, node("a", starting=1), node("b")) == ["b", "a"]
-    assert order(WISH, node("a", starting=9), node("b", copies=5))[0] == "a"
+    assert order(WISH, node("a", starting=9, cpus=4), node("b", starting=9, cpus=8)) == ["b", "a"]
+    assert order(WISH, node("a", starting=900, cpus=2), node("b", starting=800, cpus=2)) == ["b", "a"]
+
+
+@pytest.mark.parametrize("cpus", [2, 64])
+def test_a_start_goes_elsewhere_to_fetch_once_three_others_share_each_core(cpus: int) -> None:
+    cold = node("b", cpus=cpus, holdings=holding())
+    warm = node("a", cpus=cpus, holdings=holding(snapshot=True, in_region=True))
+    for starting, first in ((0, "a"), (3 * cpus - 1, "a"), (3 * cpus + 1, "b")):
+        assert order(WISH, replace(warm, starting=starting), cold)[0] == first
+
+
+def test_no_queue_outweighs_a_snapshot_that_cannot_be_fetched() -> None:
+    only = node("a", starting=1000, cpus=1, holdings=holding(snapshot=True))
+    assert order(WISH, only, node("b", holdings=holding(image=1)))[0] == "a"
+
+
+def test_what_a_start_under_way_fetches_is_as_good_as_here() -> None:
+    warm = node("a", copies=1, starting=1, holdings=holding(snapshot=True, in_region=True))
+    fetching = node("b", copies=1, starting=1, is_fetching=True, holdings=holding())
+    first, second = (score.parts for score in rank(WISH, [warm, fetching]))
+    assert first == second
+    partly = replace(warm, is_fetching=True, holdings=holding(snapshot=True, here=0.1, in_region=True))
+    assert rank(WISH, [partly])[0].parts["cached"] == 10.0
+    building = node("c", is_fetching=True, holdings=holding())
+    assert rank(WISH, [building])[0].parts["heat"] == 20.0, "of what is nowhere, the image comes"
+
+
+# -- bursts --------------------------------------------------------------------------------------------------
+
+
+def burst(wish: Wish, nodes: list[Candidate], count: int) -> Counter[str]:
+    """So many starts at once: none is ready, and no node tells anything, before all are placed."""
+    placed: Counter[str] = Counter()
+    for _ in range(count):
+        chosen = order(wish, *nodes)[0]
+        placed[chosen] += 1
+        nodes = [_with_another(wish, one) if one.name == chosen else one for one in nodes]
+    return placed
+
+
+def _with_another(wish: Wish, node: Candidate) -> Candidate:
+    free_bytes = node.free_memory_bytes
+    return replace(
+        node, copies=node.copies + 1, starting=node.starting + 1, is_fetching=True,
+        free_memory_bytes=None if free_bytes is None else free_bytes - wish.memory_bytes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 8, 64])
+def test_a_burst_is_spread_evenly_though_one_node_is_warm(cpus: int) -> None:
+    warm = node("n1", cpus=cpus, holdings=holding(snapshot=True, in_region=True))
+    cold = [node(f"n{n}", cpus=cpus, holdings=holding()) for n in (2, 3, 4)]
+    light = replace(WISH, memory_bytes=GIB // 16)
+    placed = burst(light, [warm, *cold], 100)
+    assert min(placed.values()) >= 24, placed
+    first = burst(light, [warm, *cold], 2)
+    assert first == {"n1": 2}, "two starts are no burst: they go where the heat is"
+
+
+def test_a_burst_follows_the_cores_that_there_are() -> None:
+    small, large = node("a", cpus=4, holdings=holding()), node("b", cpus=12, holdings=holding())
+    placed = burst(replace(WISH, memory_bytes=GIB // 16), [small, large], 96)
+    assert 65 <= placed["b"] <= 75, placed
+
+
+def test_a_burst_fills_no_node_while_another_has_room() -> None:
+    warm = node("a", cpus=64, free_memory_bytes=4 * GIB, holdings=holding(snapshot=True, in_region=True))
+    cold = node("b", cpus=2, memory_bytes=64 * GIB, free_memory_bytes=64 * GIB, holdings=holding())
+    assert burst(WISH, [warm, cold], 20) == {"a": 2, "b": 18}
+
+
+def test_a_burst_of_what_only_one_node_can_restore_stays_there_but_for_a_few() -> None:
+    warm = node("a", cpus=2, holdings=holding(snapshot=True))
+    cold = [node(name, cpus=2, holdings=holding(image=1)) for name in "bcd"]
+    placed = burst(replace(WISH, memory_bytes=GIB // 16), [warm, *cold], 100)
+    assert placed["a"] >= 80, placed
 
 
 @pytest.mark.parametrize(("wish", "full"), [
@@ -171,6 +248,8 @@ CANDIDATES = st.lists(
         ).map(Holdings),
         copies=st.integers(0, 9),
         starting=st.integers(0, 30),
+        cpus=st.sampled_from([0.0, 0.5, 2.0, 64.0]),
+        is_fetching=st.booleans(),
     ),
     max_size=8,
     unique_by=lambda candidate: candidate.name,
@@ -192,4 +271,14 @@ def test_whatever_the_nodes_are(candidates: list[Candidate], wish: Wish, random:
     assert usable[: len(with_room)] == with_room, "never a full one while another has room"
     totals = [s.total for s in with_room]
     assert totals == sorted(totals, reverse=True)
-    assert all(-60 <= s.total <= 93 for s in usable)
+    assert all(-80 <= s.total <= 93 for s in usable)
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=6), st.integers(1, 64), st.integers(6, 20))
+def test_whoever_is_warm_a_burst_over_equal_nodes_is_even(warm: list[bool], cpus: int, each: int) -> None:
+    nodes = [
+        node(f"n{number}", cpus=cpus, holdings=holding(snapshot=is_warm, in_region=True))
+        for number, is_warm in enumerate(warm)
+    ]
+    placed = burst(replace(WISH, memory_bytes=1), nodes, each * len(nodes))
+    assert max(placed.values()) - min(placed[one.name] for one in nodes) <= 1, placed

@@ -18,7 +18,8 @@ from glowplug.control.own_node import OwnNode
 from glowplug.control.replica_entry import Replica
 from glowplug.control.route_book import RouteBook
 from glowplug.control.router_counts import RouterCounts
-from glowplug.control.target import ServerVersion, Target
+from glowplug.control.server_version import ServerVersion
+from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.node.address import RemoteNode
 from glowplug.observe.metrics import Metrics

@@ -22,14 +22,16 @@ from glowplug.control.placement import Score
 from glowplug.control.placer import Placer
 from glowplug.control.reconciler import Reconciler
 from glowplug.control.replica_entry import Drain, Replica
+from glowplug.control.server_version import ServerVersion
 from glowplug.control.slices import Slices
-from glowplug.control.target import ServerVersion, Target
+from glowplug.control.target import Target
 from glowplug.control.timings import Timings
+from glowplug.control.under_way import NodeLoad
 from glowplug.observe.metrics import Metrics
 from glowplug.types.clock import ManualClock, SystemClock
 from glowplug.types.errors import NotFound, Unavailable
 from glowplug.types.replica import Heat, HeatView, HeldSnapshot, NodeHoldings, ReplicaState, ReplicaView
-from glowplug.types.spec import DirectoryImage, ImageSpec, ServerSpec
+from glowplug.types.spec import DirectoryImage, ImageSpec, Resources, ServerSpec
 
 
 def new_fleet() -> Fleet:
@@ -83,14 +85,37 @@ def test_starts_under_way_are_counted_by_node() -> None:
     fleet.activate("shop", [version()])
     for name, node in (("r1", "one"), ("r2", "one"), ("r3", "two"), ("r4", "two")):
         fleet.apply(node, view(name))
-    assert fleet.starting() == {"one": 2, "two": 2}
+    assert starts(fleet) == {"one": 2, "two": 2}
     fleet.apply("one", view("r1", ReplicaState.PARKED))
     fleet.forget(fleet.replicas["r2"])
     fleet.replicas["r3"].drain = Drain(0.0)
-    assert fleet.starting() == {"two": 1}
+    assert starts(fleet) == {"two": 1}
     fleet.replicas["r1"].is_waking = True
-    fleet.begins(fleet.replicas["r1"])
-    assert fleet.starting() == {"one": 1, "two": 1}
+    fleet.under_way.begins(fleet.replicas["r1"])
+    assert starts(fleet) == {"one": 1, "two": 1}
+
+
+def test_what_a_start_takes_counts_until_its_node_was_asked_after_it_was_accepted() -> None:
+    fleet = new_fleet()
+    fleet.activate("shop", [version()])
+    gib = 1 << 30
+    ours = Replica(view("r1"), "one", resources=Resources(memory_bytes=2 * gib, gpu="L4:2"))
+    fleet.expect(ours)
+    assert fleet.under_way.by_node({"one": 5.0})["one"] == NodeLoad(1, 2 * gib, 2), "nobody has taken it yet"
+    ours.accepted_at_s = 7.0
+    assert fleet.under_way.by_node({"one": 7.0})["one"] == NodeLoad(1, 2 * gib, 2), "it may not have told yet"
+    assert fleet.under_way.by_node({"one": 8.0})["one"] == NodeLoad(1)
+    ours.view = view("r1", ReplicaState.READY)
+    assert fleet.under_way.by_node({"one": 7.0})["one"] == NodeLoad(0, 2 * gib, 2), "ready, and not told of"
+    assert "one" not in fleet.under_way.by_node({"one": 8.0})
+    fleet.apply("one", view("r2"))
+    assert fleet.under_way.by_node({})["one"] == NodeLoad(1), "what was found running its node tells of"
+    fleet.forget(fleet.replicas["r2"])
+    assert "one" not in fleet.under_way.by_node({})
+
+
+def starts(fleet: Fleet) -> dict[str, int]:
+    return {node: load.starts for node, load in fleet.under_way.by_node({}).items() if load.starts}
 
 
 def test_a_census_puts_every_replica_in_one_place() -> None:

@@ -9,7 +9,8 @@ import pytest
 from tests.control.conftest import server_spec
 
 from glowplug.control.replica_entry import Replica
-from glowplug.control.target import ServerVersion, Target
+from glowplug.control.server_version import ServerVersion
+from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.types.clock import ManualClock
 from glowplug.types.replica import ReplicaState, ReplicaView

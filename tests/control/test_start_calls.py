@@ -14,7 +14,7 @@ from glowplug.control.fleet import Fleet
 from glowplug.control.node_link import STARTS_ASKED_AT_ONCE, NodeLink
 from glowplug.control.placement import Score
 from glowplug.control.reconciler import Reconciler
-from glowplug.control.target import ServerVersion
+from glowplug.control.server_version import ServerVersion
 from glowplug.control.timings import Timings
 from glowplug.node.answers import NoAnswer, NotConnected
 from glowplug.types.clock import ManualClock

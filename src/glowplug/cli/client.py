@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from glowplug.cli.transport import Transport
+from glowplug.cli.transport import bearer, open_transport
 from glowplug.control.messages import (
     DeployEvent,
     DeploymentView,
@@ -39,12 +39,9 @@ class ApiClient:
 
     def __init__(self, url: str, token: str | None, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self.url = url
-        self._transport = Transport(url, token, timeout_s)
-
-    @property
-    def headers(self) -> dict[str, str]:
+        self.headers = bearer(token)
         """What identifies us."""
-        return self._transport.headers
+        self._transport = open_transport(url, token, timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -121,7 +118,7 @@ class ApiClient:
 
     def remove_image(self, image_id: str) -> None:
         """Delete an image that nothing uses."""
-        self._transport.request("DELETE", f"/api/v1/images/{_part(image_id)}", {})
+        self._transport.request("DELETE", f"/api/v1/images/{_part(image_id)}")
 
     def indexes(self) -> list[IndexView]:
         """Image indexes the nodes hold."""
@@ -203,7 +200,7 @@ class ApiClient:
 
     def revoke_join_token(self, token_id: str) -> None:
         """Let nobody join with it any more."""
-        self._transport.request("DELETE", f"/api/v1/join-tokens/{_part(token_id)}", {})
+        self._transport.request("DELETE", f"/api/v1/join-tokens/{_part(token_id)}")
 
     def exec_url(self, replica_id: str, query: str) -> str:
         """The address of a replica's exec socket."""

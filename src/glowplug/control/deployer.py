@@ -17,12 +17,13 @@ from contextlib import aclosing, contextmanager
 from glowplug.control.fleet import Fleet
 from glowplug.control.messages import DeployEvent, DeploymentView
 from glowplug.control.node_link import NodeLink
+from glowplug.control.server_version import ServerVersion
 from glowplug.control.store import Deployment, Store
-from glowplug.control.target import ServerVersion, error_info
 from glowplug.types.clock import Clock
 from glowplug.types.cluster import NodeState
 from glowplug.types.errors import Conflict, GlowplugError, InvalidInput, Unavailable
 from glowplug.types.ids import check_name
+from glowplug.types.replica import ErrorInfo
 from glowplug.types.secret_values import check_secrets
 from glowplug.types.spec import AppSpec, ServerSpec
 
@@ -76,7 +77,7 @@ class Deployer:
                 log.info("deployed %s", deployment.id)
         except GlowplugError as error:
             log.warning("deploying %s failed: %s", spec.name, error)
-            yield DeployEvent(text="failed", error=error_info(error))
+            yield DeployEvent(text="failed", error=ErrorInfo.of(error))
             return
         yield DeployEvent(text=f"{deployment.id} is active", fraction=1.0, deployment=self.view(deployment))
 

@@ -3,7 +3,7 @@
 The agents own the truth about replicas; this is a copy that follows their events. A replica of an agent that
 does not answer stays here and keeps its requests: only the agent itself (or its absence from a fresh list)
 ends a replica, or the silence of its whole machine (:meth:`Fleet.lose`). Everything happens in one event
-loop; nothing waits except :meth:`wait_until` and the closing of channels, which runs in tasks owned here.
+loop; nothing waits except the closing of channels, which runs in tasks owned here.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 from glowplug.control.attention import Attention
+from glowplug.control.changes import Changes
 from glowplug.control.channel import ExchangeBroken, ReplicaChannel
 from glowplug.control.cold_start_log import ColdStartLog
 from glowplug.control.replica_entry import Drain, Replica
-from glowplug.control.target import ServerVersion, Target
+from glowplug.control.server_version import ServerVersion
+from glowplug.control.target import Target
 from glowplug.control.timings import Timings
+from glowplug.control.under_way import UnderWay
 from glowplug.node.address import NodeAddress
 from glowplug.types.clock import Clock
-from glowplug.types.errors import DeadlineExceeded, NotFound, StartInterrupted
+from glowplug.types.errors import NotFound, StartInterrupted
 from glowplug.types.replica import ErrorInfo, Purpose, ReplicaState, ReplicaView
 
 log = logging.getLogger(__name__)
@@ -35,21 +36,21 @@ class Fleet:
 
     def __init__(self, *, clock: Clock, timings: Timings, cold_starts: ColdStartLog) -> None:
         self.replicas: dict[str, Replica] = {}
+        self.under_way = UnderWay(self.replicas)
         self.apps: dict[str, dict[str, Target]] = {}
         self.orphans: dict[str, Replica] = {}
         """Replicas of what is not deployed (any more), by id: the reconciler stops them."""
         self.attention = Attention()
+        self.changes = Changes()
         self.addresses: dict[str, NodeAddress] = {}
         """Where the nodes are, by name."""
         self.duplicates: set[tuple[str, str]] = set()
         """Node and id of replicas that run on another node already: they are to be stopped there."""
         self._leaving: set[str] = set()
         self._given_up: dict[str, set[str]] = {}
-        self._starting: set[Replica] = set()
         self._clock = clock
         self._timings = timings
         self._cold_starts = cold_starts
-        self._waiters: set[asyncio.Event] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
     # -- targets ---------------------------------------------------------------------------------------------
@@ -123,15 +124,6 @@ class Fleet:
         self._remove(replica)
         self._changed(replica)
 
-    def begins(self, replica: Replica) -> None:
-        """It is on its way to ready from now on: a start under way on its node."""
-        self._starting.add(replica)
-
-    def starting(self) -> Counter[str]:
-        """Starts under way, by node."""
-        self._starting = {r for r in self._starting if r.is_starting and self.replicas.get(r.id) is r}
-        return Counter(replica.node for replica in self._starting)
-
     def answered(self, node: str, view: ReplicaView) -> None:
         """The agent of ``node`` has answered a call about this replica, which may have ended since."""
         if view.id in self.replicas:
@@ -155,6 +147,7 @@ class Fleet:
             if view.state.is_final:
                 return
             replica = Replica(view, node, is_leaving=node in self._leaving)
+            replica.begun_at_s = self._by_our_clock(view.created_at)
             self._add(replica)
             if view.id in self._given_up.get(node, ()):
                 # Its requests went elsewhere, and maybe its work: it must not do any of it again.
@@ -271,29 +264,6 @@ class Fleet:
         if target is not None:
             target.recompute()
 
-    async def wait_until(self, is_met: Callable[[], bool], timeout_s: float, what: str) -> None:
-        """Wait for a condition on this fleet. Raises DeadlineExceeded naming ``what``."""
-        with self.changes() as changed:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    while not is_met():
-                        await changed.wait()
-                        changed.clear()
-            except TimeoutError:
-                raise DeadlineExceeded(
-                    f"{what} took longer than {timeout_s:g} s.", remedy="See glowplug ps.", stage="stop"
-                ) from None
-
-    @contextmanager
-    def changes(self) -> Iterator[asyncio.Event]:
-        """An event that is set whenever anything has moved, as long as the block lasts."""
-        changed = asyncio.Event()
-        self._waiters.add(changed)
-        try:
-            yield changed
-        finally:
-            self._waiters.discard(changed)
-
     async def close(self) -> None:
         """Close every channel. Replicas keep running: they are the agents'."""
         for replica in list(self.replicas.values()):
@@ -307,6 +277,8 @@ class Fleet:
         state = replica.view.state
         if state is ReplicaState.PARKED:
             replica.is_parking = False
+            if was is not ReplicaState.PARKED:
+                replica.parked_at_s = self._by_our_clock(replica.view.parked_at if was is None else None)
         elif state is ReplicaState.READY:
             replica.suspect_until_s = 0.0
             replica.is_waking = replica.is_push_out_asked = replica.waits_for_gpu = False
@@ -318,6 +290,11 @@ class Fleet:
         target = self.target_of(replica)
         if target is not None:
             target.recompute()
+
+    def _by_our_clock(self, stamp: float | None) -> float:
+        """When that was which another machine has stamped, if its clock is right; never later than now."""
+        passed_s = 0.0 if stamp is None else max(self._clock.wall() - stamp, 0.0)
+        return self._clock.monotonic() - passed_s
 
     def _got_ready(self, replica: Replica) -> None:
         replica.ready_at_s = self._clock.monotonic()
@@ -370,7 +347,7 @@ class Fleet:
     def _add(self, replica: Replica) -> None:
         self.replicas[replica.id] = replica
         if replica.is_starting:
-            self.begins(replica)
+            self.under_way.begins(replica)
         self._file(replica)
 
     def _remove(self, replica: Replica) -> None:
@@ -416,8 +393,7 @@ class Fleet:
 
     def _changed(self, replica: Replica | None = None) -> None:
         """Something happened to this replica; or else to many."""
-        for waiter in self._waiters:
-            waiter.set()
+        self.changes.tell()
         if replica is None:
             self.attention.pay_to_all()
         else:

@@ -90,7 +90,7 @@ class HeatLadder:
         coming += sum(1 for r in target.parked() if r.waits_for_gpu and r.wake_again_at_s > now_s)
         usable = [r for r in target.parked() if r.wake_again_at_s <= now_s and self._link_of(r) is not None]
         usable.sort(
-            key=lambda r: wake_order(is_pushed_out=r.view.is_pushed_out, parked_at_s=r.view.parked_at or 0.0)
+            key=lambda r: wake_order(is_pushed_out=r.view.is_pushed_out, parked_at_s=r.parked_at_s or 0.0)
         )
         woken = usable[: max(missing - coming, 0)]
         for replica in woken:
@@ -101,7 +101,7 @@ class HeatLadder:
         link = self._link_of(replica)
         if link is not None:
             replica.is_waking = True
-            self._fleet.begins(replica)
+            self._fleet.under_way.begins(replica)
             target.take_cold_start(replica)
             self._call(self._ask_to_wake(link, target, replica))
 
@@ -154,7 +154,7 @@ class HeatLadder:
             if replica.in_flight:  # frozen by an order of which we had not heard that it was followed
                 self._wake_one(target, replica)
                 continue
-            parked_s = self._clock.wall() - (replica.view.parked_at or 0.0)
+            parked_s = replica.parked_for_s(self._clock.monotonic())
             if has_cooled(scaling, parked_s) or target.is_stopped or not target.is_wanted(replica):
                 self._stop(target, replica)
 
@@ -255,8 +255,7 @@ class HeatLadder:
 
     def _idle_s(self, target: Target, replica: Replica, now_s: float) -> float:
         if replica.view.parked_at is not None:
-            window_s = target.version.spec.scaling.scaledown_window_s
-            return window_s + self._clock.wall() - replica.view.parked_at
+            return target.version.spec.scaling.scaledown_window_s + replica.parked_for_s(now_s)
         return math.inf if target.last_activity_s is None else now_s - target.last_activity_s
 
     def _link_of(self, replica: Replica) -> NodeLink | None:

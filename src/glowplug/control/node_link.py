@@ -51,6 +51,8 @@ class NodeLink:
         """What the agent said last about the node's memory; None while it says nothing."""
         self.view: NodeView | None = None
         """What the agent said last about the machine, where somebody asks (:meth:`look`)."""
+        self.looked_at_s = -math.inf
+        """When it was asked for what ``view`` and ``holdings`` say."""
         self.look_again_at_s = -math.inf
         self.holdings = NOTHING
         """The same of what makes starts there quicker."""
@@ -148,8 +150,9 @@ class NodeLink:
 
     async def look(self) -> None:
         """Ask what the machine has and holds; what cannot be had stays as it was."""
+        asked_at_s = self._clock.monotonic()
         try:
-            self.view = await self.client.node()
+            self.view, self.looked_at_s = await self.client.node(), asked_at_s
             told = await self.client.holdings()
             if told is not self.holdings.told:
                 self.holdings = Holdings(told)

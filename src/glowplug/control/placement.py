@@ -7,16 +7,26 @@ every one that has. Of the others the highest sum wins, of equal ones the first 
 part     points  for
 =======  ======  ===================================================================================
 heat     0..60   60: a snapshot of this server is on its disk; 40: one that fits this kind of
-                 machine is in the region, or its zone; 20: the image is here; 0: nothing is
-cached   0..10   the share of the snapshot's (or else the image's) bytes that is here
+                 machine is in the region, or its zone; 20: the image is here; 0: nothing is. What
+                 a start of this version that is under way there fetches counts as here
+cached   0..10   the share of the snapshot's (or else the image's) bytes that is here; all of it
+                 where a start under way fetches it
 machine  0, 5    5: a snapshot of this server that is known somewhere fits this kind of machine
 memory   0..10   the share of its memory that is free when the replica is there
 packing  0..8    GPUs: the share of the node's that is taken then, so that whole nodes stay free
                  for who needs many; a server without: 8 where there are no GPUs to keep free
 spread   -40..0  -8 for each copy of this server in the same failure domain (label ``zone``, else
                  ``rack``, else the node itself)
-starts   -20..0  -2 for each start under way there
+starts   -40..0  -40 times the share of its core that a start loses there to those under way
 =======  ======  ===================================================================================
+
+Of a burst each start is weighed with those before it: they take cores and memory before their node tells of
+it. With ``n`` starts under way on ``c`` cores, each of which keeps one busy, a further one gets a core's
+``c / (c + n)``, and loses ``n / (c + n)``. A fetch costs 30 points (from region to disk, and all of it
+cached), so a start goes elsewhere to fetch what is here once three others share each core here, or sooner
+where copies are to be spread. Later ones find that fetch under way, so the rest of a burst follows cores and
+memory. Busy cores alone never outweigh a snapshot that is in no region (40 points): a start without one takes
+longer than most queues for it.
 
 Parked copies are not in it: they are woken before anything is placed (:mod:`glowplug.control.ladder`).
 """
@@ -39,8 +49,7 @@ _MEMORY = 10.0
 _PACKING = 8.0
 _SPREAD = -8.0
 _SPREAD_MOST = -40.0
-_START = -2.0
-_STARTS_MOST = -20.0
+_STARTS = -40.0
 _DOMAIN_LABELS = ("zone", "rack")
 
 
@@ -65,12 +74,14 @@ class Wish:
 class Candidate:
     """A node as far as it is known. ``why_not`` says why nothing may be placed there; None for yes.
 
-    ``free_memory_bytes`` is None where nobody asked the node yet. ``gpus`` are the names of its chips.
+    ``free_memory_bytes`` is None where nobody asked the node yet. ``gpus`` are the names of its chips, of
+    which ``gpus_used`` are taken. Both count what starts under way will take.
     """
 
     name: str
     why_not: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    cpus: float = 0.0
     memory_bytes: int = 0
     free_memory_bytes: int | None = None
     gpus: Sequence[str] = ()
@@ -81,6 +92,9 @@ class Candidate:
     copies: int = 0
     """Of this server, on this node."""
     starting: int = 0
+    """Starts under way there, of any server."""
+    is_fetching: bool = False
+    """One of them is of this very version, or ended too lately for ``holdings`` to tell what it fetched."""
 
     @property
     def domain(self) -> tuple[str, str]:
@@ -154,7 +168,7 @@ def _score(
         "memory": _MEMORY * _memory_left(wish, node),
         "packing": _PACKING * _packing(wish, node),
         "spread": max(_SPREAD * copies_near, _SPREAD_MOST),
-        "starts": max(_START * node.starting, _STARTS_MOST),
+        "starts": _STARTS * node.starting / (node.starting + max(node.cpus, 1.0)),
     }
     rounded = {name: round(points, 2) + 0.0 for name, points in parts.items()}  # no "-0"
     return Score(node.name, rounded, why_full=_full(wish, node))
@@ -165,10 +179,11 @@ def _heat(wish: Wish, node: Candidate, here: Sequence[HeldSnapshot], known: _Kno
     machine = node.holdings.machine
     fitting = [snapshot for snapshot in here if snapshot.machine == machine]
     if fitting:
-        return HEAT_SNAPSHOT_HERE, max(_share(s.here_bytes, s.bytes) for s in fitting)
+        share = max(_share(snapshot.here_bytes, snapshot.bytes) for snapshot in fitting)
+        return HEAT_SNAPSHOT_HERE, 1.0 if node.is_fetching else share
     if machine in known.in_region:
-        return HEAT_SNAPSHOT_NEAR, 0.0
-    has_image = node.has_image or wish.image_id in node.holdings.images
+        return (HEAT_SNAPSHOT_HERE, 1.0) if node.is_fetching else (HEAT_SNAPSHOT_NEAR, 0.0)
+    has_image = node.is_fetching or node.has_image or wish.image_id in node.holdings.images
     return (HEAT_IMAGE_HERE, 1.0) if has_image else (0.0, 0.0)
 
 

@@ -4,7 +4,7 @@ are.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,14 +13,18 @@ from glowplug.control.image_care import ImageCare
 from glowplug.control.messages import NodeScore, PlacementView
 from glowplug.control.node_link import NodeLink
 from glowplug.control.placement import Candidate, Score, Wish, rank
+from glowplug.control.replica_entry import Replica
 from glowplug.control.target import Target
+from glowplug.control.under_way import NodeLoad
 from glowplug.types.clock import Clock
 from glowplug.types.cluster import NodeState
 from glowplug.types.errors import NotFound
+from glowplug.types.replica import HOLDINGS_FRESH_S
 
 _REMEMBERED = 2000
 _REMEMBERED_SCORES = 50_000
 """About 40 MB: with more than 25 nodes fewer replicas are remembered, never fewer than one."""
+_NO_LOAD = NodeLoad()
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,9 @@ class Placer:
             gpu=resources.gpu_chip,
             gpu_count=resources.gpu_count,
         )
-        copies = Counter(r.node for r in target.replicas.values() if r.drain is None)
-        starting = self._fleet.starting()
-        return rank(wish, [self._candidate(link, target, copies, starting) for link in self._links])
+        loads = self._fleet.under_way.by_node({link.name: link.looked_at_s for link in self._links})
+        copies = self._copies(target)
+        return rank(wish, [self._candidate(link, target, loads, copies) for link in self._links])
 
     def link(self, name: str) -> NodeLink | None:
         """The node of this name, while it is one."""
@@ -95,26 +99,48 @@ class Placer:
             scores=[_told(score, placed.refusals.get(score.node)) for score in placed.scores],
         )
 
+    def _copies(self, target: Target) -> dict[str, list[Replica]]:
+        copies: defaultdict[str, list[Replica]] = defaultdict(list)
+        for replica in target.replicas.values():
+            if replica.drain is None:
+                copies[replica.node].append(replica)
+        return copies
+
     def _candidate(
-        self, link: NodeLink, target: Target, copies: Counter[str], starting: Counter[str]
+        self,
+        link: NodeLink,
+        target: Target,
+        loads: Mapping[str, NodeLoad],
+        copies: Mapping[str, Sequence[Replica]],
     ) -> Candidate:
         why_not = self._images.why_not(link.name, target.version.image_id)
         if link.state is not NodeState.READY:
             why_not = f"{link.state.value}: {link.why}"
         view = link.view
+        load = loads.get(link.name, _NO_LOAD)
+        here = copies.get(link.name, ())
+        free_bytes = view.memory_bytes - view.memory_used_bytes - load.memory_bytes if view else None
         return Candidate(
             name=link.name,
             why_not=why_not,
             labels=link.labels,
+            cpus=view.cpus if view else 0.0,
             memory_bytes=view.memory_bytes if view else 0,
-            free_memory_bytes=view.memory_bytes - view.memory_used_bytes if view else None,
+            free_memory_bytes=free_bytes,
             gpus=view.gpus if view else (),
-            gpus_used=view.gpus_used if view else 0,
+            gpus_used=view.gpus_used + load.gpus if view else 0,
             holdings=link.holdings,
             has_image=self._images.is_there(link, target.version.image_id),
-            copies=copies[link.name],
-            starting=starting[link.name],
+            copies=len(here),
+            starting=load.starts,
+            is_fetching=any(target.is_current(r) and _is_fetching(r, link.looked_at_s) for r in here),
         )
+
+
+def _is_fetching(replica: Replica, looked_at_s: float) -> bool:
+    """What its start needs is on its way, or came too lately for its node to have told of it."""
+    ready_at_s = replica.ready_at_s
+    return replica.is_starting or (ready_at_s is not None and ready_at_s > looked_at_s - HOLDINGS_FRESH_S)
 
 
 def _told(score: Score, refusal: str | None) -> NodeScore:

@@ -200,7 +200,7 @@ class ControlPlane:
             self.fleet.drain(replica, self._timings.stop_grace_s)
         ids = [replica.id for replica in replicas]
         if wait:
-            await self.fleet.wait_until(
+            await self.fleet.changes.wait_until(
                 lambda: not any(replica_id in self.fleet.replicas for replica_id in ids),
                 _STOP_WAIT_S,
                 f"Stopping {app}",

@@ -24,13 +24,13 @@ from glowplug.control.placer import Placer
 from glowplug.control.replica_entry import Replica
 from glowplug.control.routers import Routers
 from glowplug.control.slices import Slices
-from glowplug.control.target import Target, error_info
+from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.node.answers import NoAnswer, NotConnected
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError, NotFound, ResourceExhausted, Unavailable
 from glowplug.types.ids import new_replica_id
-from glowplug.types.replica import ReplicaState, ReplicaView, Stage, StartReplica
+from glowplug.types.replica import ErrorInfo, ReplicaState, ReplicaView, Stage, StartReplica
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,12 @@ class Reconciler:
         )
         order = target.order(view.id)
         self._placer.remember(view.id, scores)
-        replica = Replica(view, links[0].name)
+        replica = Replica(
+            view,
+            links[0].name,
+            resources=target.version.spec.resources,
+            begun_at_s=self._clock.monotonic(),
+        )
         self._fleet.expect(replica)
         target.take_cold_start(replica)
         self._call(self._ask_to_start(links, target, replica, order))
@@ -276,7 +281,7 @@ class Reconciler:
             return
         log.warning("replica %s was refused: %s", replica.id, error)
         self._fleet.forget(replica)
-        target.start_failed(replica, error_info(error))
+        target.start_failed(replica, ErrorInfo.of(error))
 
     def _refused(self, target: Target, replica: Replica, node: str, error: GlowplugError) -> None:
         log.warning("replica %s cannot be started now: %s", replica.id, error)

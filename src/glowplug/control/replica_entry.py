@@ -8,6 +8,7 @@ from typing import Protocol
 from glowplug.control.channel import ReplicaChannel
 from glowplug.control.cold_start_log import OpenColdStart
 from glowplug.types.replica import ReplicaState, ReplicaView
+from glowplug.types.spec import Resources
 
 
 class Interruptible(Protocol):
@@ -37,7 +38,12 @@ class Replica:
     in_flight: set[Interruptible] = field(default_factory=set)
     suspect_until_s: float = 0.0
     is_unreachable: bool = False
+    begun_at_s: float | None = None
+    """When it was asked for. By our clock, as all here: those of other machines may be hours off."""
     ready_at_s: float | None = None
+    parked_at_s: float | None = None
+    resources: Resources | None = None
+    """What it is asked for with; None for one that was found running."""
     drain: Drain | None = None
     is_leaving: bool = False
     """Its node is being drained: it serves until a successor elsewhere does, as one of an older version."""
@@ -79,6 +85,10 @@ class Replica:
     def is_live(self) -> bool:
         """Counts as one of the replicas that there should be."""
         return self.is_starting or self._is_up
+
+    def parked_for_s(self, now_s: float) -> float:
+        """How long it has been parked."""
+        return 0.0 if self.parked_at_s is None else now_s - self.parked_at_s
 
     @property
     def is_parked(self) -> bool:

@@ -100,7 +100,7 @@ class Routers(Collector):
     async def run(self) -> None:
         """Follow the routers of all nodes until cancelled. Raises what a bug in following one raises."""
         try:
-            with self._fleet.changes() as changed:
+            with self._fleet.changes.watch() as changed:
                 beat_at_s = 0.0
                 while True:
                     self.follow_members()

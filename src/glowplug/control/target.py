@@ -7,7 +7,6 @@ those of the version before it; while there are none at all they are held here, 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 from glowplug.control import hold_errors
@@ -19,25 +18,15 @@ from glowplug.control.destination import Counters
 from glowplug.control.heat import spare_order
 from glowplug.control.holding import wait_for_replica
 from glowplug.control.replica_entry import Drain, Replica
+from glowplug.control.server_version import ServerVersion
 from glowplug.control.start_history import StartHistory
 from glowplug.control.ticket import Ticket
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
-from glowplug.types.errors import DeadlineExceeded, GlowplugError, Overloaded, ReplicaFailed
+from glowplug.types.errors import DeadlineExceeded, Overloaded, ReplicaFailed
 from glowplug.types.replica import ErrorInfo, ReplicaView, StartReplica
-from glowplug.types.spec import ServerSpec
 
 _RETRY_AFTER_OVERLOADED_S = 5
-
-
-@dataclass(frozen=True)
-class ServerVersion:
-    """What to start: one server of one immutable deployment."""
-
-    deployment_id: str
-    spec: ServerSpec
-    image_id: str
-    secrets: dict[str, str] = field(repr=False)
 
 
 class Target:
@@ -395,7 +384,10 @@ class Target:
         One that is woken takes so little time that its record may begin with the request.
         """
         started = self._new_cold_start()
-        head_start_s = 0.0 if replica.is_waking else max(started.started_at - replica.view.created_at, 0.0)
+        head_start_s = 0.0
+        if not replica.is_waking and replica.begun_at_s is not None:
+            # Another machine may have said when it was begun: no start takes longer than its time.
+            head_start_s = min(started.opened_at_s - replica.begun_at_s, self.version.spec.startup_timeout_s)
         started.started_at -= head_start_s
         started.opened_at_s -= head_start_s
         started.posted_at_s = started.opened_at_s
@@ -404,8 +396,3 @@ class Target:
 
     def _new_cold_start(self) -> OpenColdStart:
         return self._cold_starts.open(self.app, self.server, self.version.deployment_id)
-
-
-def error_info(error: GlowplugError) -> ErrorInfo:
-    """The error as a message."""
-    return ErrorInfo.model_validate(error.to_dict())

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from glowplug.control.messages import NodeStatus
+from glowplug.kernel.http_client import HttpClient
 from glowplug.types.cluster import JoinTokenView
 from glowplug.types.errors import GlowplugError, Unavailable
 
 ANSWER_TIMEOUT_S = 10.0
-_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _NODES = TypeAdapter(list[NodeStatus])
 
 
@@ -23,14 +23,9 @@ class ControlApi:
     """A client of one control plane. Every call raises Unavailable when it does not answer in time."""
 
     def __init__(self, url: str, token: str | None = None, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
-        self._url = url
-        self._http = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=timeout_s,
-            # A company's proxy has no business between us and our own machine.
-            trust_env=urlsplit(url).hostname not in _LOOPBACK_HOSTS,
-        )
+        self._words = _Words(url)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = HttpClient(url, self._words, timeout_s=timeout_s, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -50,7 +45,7 @@ class ControlApi:
         try:
             return {node.name: node for node in _NODES.validate_json(content)}
         except ValidationError as error:
-            raise self._misunderstood(error) from error
+            raise self._words.misunderstood(error) from error
 
     def new_join_token(self, ttl_s: float) -> JoinTokenView:
         """A token to join with, which is in this answer and nowhere else."""
@@ -58,7 +53,7 @@ class ControlApi:
         try:
             return JoinTokenView.model_validate_json(content)
         except ValidationError as error:
-            raise self._misunderstood(error) from error
+            raise self._words.misunderstood(error) from error
 
     def revoke_join_token(self, token_id: str) -> None:
         """Let nobody join with it any more. Raises NotFound when nobody can."""
@@ -73,22 +68,32 @@ class ControlApi:
         self._ask("DELETE", f"/nodes/{quote(name, safe='')}", {"force": "true"} if force else None)
 
     def _ask(self, method: str, path: str, parameters: dict[str, Any] | None = None) -> bytes:
-        try:
-            answer = self._http.request(method, f"/api/v1{path}", params=parameters)
-        except httpx.HTTPError as error:
-            raise Unavailable(
-                f"The control plane at {self._url} does not answer.",
-                remedy="Its supervisor starts it again; see control.log in the state directory.",
-                cause=f"{type(error).__name__}: {error}",
-            ) from error
-        if answer.is_success:
-            return answer.content
-        try:
-            raise GlowplugError.from_dict(json.loads(answer.content))
-        except (ValueError, AttributeError) as error:
-            raise self._misunderstood(error) from error
+        return self._http.request(method, f"/api/v1{path}", parameters)
 
-    def _misunderstood(self, error: Exception) -> Unavailable:
+
+class _Words:
+    """For the log of an engine, which goes on by itself."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def no_answer(self, error: httpx.HTTPError) -> GlowplugError:
+        """Its supervisor sees to it."""
+        return Unavailable(
+            f"The control plane at {self._url} does not answer.",
+            remedy="Its supervisor starts it again; see control.log in the state directory.",
+            cause=f"{type(error).__name__}: {error}",
+        )
+
+    def refused(self, answer: httpx.Response) -> GlowplugError:
+        """In the control plane's own words."""
+        try:
+            return GlowplugError.from_dict(json.loads(answer.content))
+        except (ValueError, AttributeError) as error:
+            return self.misunderstood(error)
+
+    def misunderstood(self, error: Exception) -> Unavailable:
+        """An answer that is none of a control plane's."""
         return Unavailable(
             f"What answers at {self._url} is no control plane of this version.",
             remedy="Check the address, and the versions.",

@@ -74,10 +74,10 @@ async def stream_events(kind: type[_Event], work: Work[_Event]) -> AsyncIterator
         try:
             return work(progress, cancelled)
         except GlowplugError as error:
-            return kind(error=ErrorInfo.model_validate(error.to_dict()))
+            return kind(error=ErrorInfo.of(error))
         except OSError as error:
             problem = failures.from_system("The image could not be made", error)
-            return kind(error=ErrorInfo.model_validate(problem.to_dict()))
+            return kind(error=ErrorInfo.of(problem))
 
     working = loop.run_in_executor(None, guarded)
     try:

@@ -12,6 +12,7 @@ from glowplug.snapshot.store import SnapshotStore
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError
 from glowplug.types.replica import (
+    HOLDINGS_FRESH_S,
     MAX_HELD,
     HeldSnapshot,
     ImageView,
@@ -20,7 +21,6 @@ from glowplug.types.replica import (
     SnapshotView,
 )
 
-_FRESH_S = 5.0
 _MACHINE_FIELDS = ("cpu_model", "cpu_features", "kernel")
 
 
@@ -42,7 +42,7 @@ class Holdings:
         """What is here. Blocks."""
         with self._lock:
             now_s = self._clock.monotonic()
-            if self._read_at_s is None or now_s - self._read_at_s >= _FRESH_S:
+            if self._read_at_s is None or now_s - self._read_at_s >= HOLDINGS_FRESH_S:
                 self._known = self._look()
                 self._read_at_s = self._clock.monotonic()
             return self._known

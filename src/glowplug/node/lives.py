@@ -166,7 +166,7 @@ class Lives:
             state=state,
             ended_at=self._clock.wall(),
             exit_code=code if code is not None else _exit_code_of(error),
-            error=ErrorInfo.model_validate(error.to_dict()) if error else None,
+            error=ErrorInfo.of(error) if error else None,
             pid=None,
             endpoint=None,
         )

@@ -27,6 +27,7 @@ from glowplug.node.race import Interrupted, before
 from glowplug.node.replica import Replica
 from glowplug.node.restore_watch import RestoreWatch, RestoreWatches, TooFarAway
 from glowplug.node.runtimes import Runtimes
+from glowplug.node.snapshot_choice import SnapshotChoice
 from glowplug.node.snapshot_search import SnapshotSearch
 from glowplug.node.start_key import start_key
 from glowplug.node.start_times import StartTimes
@@ -86,12 +87,12 @@ class Starter:
         self._snapshots = snapshots
         self._metrics = metrics
         self._machine = machine
-        self._search = search
         self._start_times = start_times
         self._probation = probation
         self._watches = watches
         self._large_pages = large_pages
         self.devices = devices
+        self._choice = SnapshotChoice(snapshots, search, start_times, watches, devices, probation)
         self._verifications = Verifications()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="starter")
 
@@ -323,33 +324,13 @@ class Starter:
     async def _usable_snapshot(self, replica: Replica, key: SnapshotKey) -> Snapshot | None:
         """The snapshot to restore, or None with the reason noted and counted."""
         try:
-            found = await self.in_thread(self._choose, key, replica.request)
+            found = await self.in_thread(self._choice.choose, key, replica.request)
         except GlowplugError as error:
             found = error.message
         if isinstance(found, Snapshot):
             return found
         self._note_cold(replica, found)
         return None
-
-    def _choose(self, key: SnapshotKey, request: StartReplica) -> Snapshot | str:
-        """The snapshot to restore, or why not. Raises GlowplugError, whose message says why not, too."""
-        if reason := self._start_times.why_cold(key.id):
-            return reason
-        snapshot = self._find(key)
-        if snapshot is None:
-            nearest = self._snapshots.nearest(key, request.app, request.server.name)
-            return nearest.reason if nearest else "no snapshot was captured yet"
-        if reason := self._watches.why_not_now(snapshot):
-            return reason
-        self.devices.check_fit(request.replica_id, snapshot.manifest.gpus, max_age_s=0.0)
-        # Last: where nothing else is in the way, it may claim the trial of a node on probation.
-        return self._probation.why_cold() or snapshot
-
-    def _find(self, key: SnapshotKey) -> Snapshot | None:
-        """Here, or in the region if there is none here, good or bad."""
-        if self._search is not None and not self._snapshots.has(key.id):
-            return self._search.find(key)
-        return self._snapshots.find(key)
 
     def _note_cold(self, replica: Replica, reason: str) -> None:
         replica.change(fallback_reason=reason)

@@ -9,10 +9,11 @@ are taken.
 from glowplug.snapshot.canary import CanaryAnswer
 from glowplug.snapshot.key import MachineIdentity, SnapshotKey, explain_differences
 from glowplug.snapshot.manifest import CaptureTimings, FileEntry, Manifest, ManifestDraft
+from glowplug.snapshot.nearest import Nearest
 from glowplug.snapshot.secrets_scan import FoundSecret, find_secrets, too_short_to_find
 from glowplug.snapshot.staging import Staging
 from glowplug.snapshot.status import RestoreStatus
-from glowplug.snapshot.store import Nearest, SnapshotStore
+from glowplug.snapshot.store import SnapshotStore
 from glowplug.snapshot.stored import Snapshot
 
 __all__ = [

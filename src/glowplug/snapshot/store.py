@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from glowplug.snapshot.content import SnapshotContent
@@ -26,10 +26,11 @@ from glowplug.snapshot.durable import (
     sync_directory,
     write_durably,
 )
-from glowplug.snapshot.key import Difference, SnapshotKey, explain_differences
+from glowplug.snapshot.key import SnapshotKey
 from glowplug.snapshot.layout import Layout, is_snapshot_id, owner_of
 from glowplug.snapshot.locks import FileLock, HeldLock, own_directory
 from glowplug.snapshot.manifest import MANIFEST_NAME, invalid
+from glowplug.snapshot.nearest import Nearest, closest
 from glowplug.snapshot.references import ContentReferences, read_manifest
 from glowplug.snapshot.sealing.manifests import Manifests, StoredManifest
 from glowplug.snapshot.staging import Staging
@@ -47,15 +48,6 @@ _CHANGE_TIMEOUT_S = 10.0
 
 _READ_ATTEMPTS = 10
 """How often a snapshot may be replaced under a reader before the reader gives up."""
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """Why there is no snapshot for a key: the closest one, and what keeps it from being used."""
-
-    snapshot_id: str
-    differences: list[Difference]
-    reason: str
 
 
 class SnapshotStore:
@@ -154,16 +146,12 @@ class SnapshotStore:
         own = self._own_obstacle(key)
         if own is not None:
             return own
-        candidates = [
-            (len(differences), -snapshot.manifest.created_at, snapshot.id, differences)
+        of_server = (
+            snapshot
             for snapshot in self._sound_snapshots()
             if (snapshot.manifest.app, snapshot.manifest.server) == (app, server)
-            and (differences := key.difference(snapshot.manifest.key))
-        ]
-        if not candidates:
-            return None
-        _, _, snapshot_id, differences = min(candidates)
-        return Nearest(snapshot_id, differences, explain_differences(differences))
+        )
+        return closest(key, of_server)
 
     def list(self) -> list[SnapshotView]:
         """Every finished snapshot, newest first. One that is not sound is listed as quarantined, and why."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from glowplug.types.errors import GlowplugError
 from glowplug.types.spec import ImageSpec, ServerSpec
 
 # A machine that was taken over says what it likes: what others calculate with or write down is bounded.
@@ -91,6 +92,11 @@ class ErrorInfo(Message):
     message: str
     remedy: str = ""
     details: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, error: GlowplugError) -> ErrorInfo:
+        """This error."""
+        return cls.model_validate(error.to_dict())
 
 
 class ReplicaView(Message):
@@ -174,6 +180,8 @@ class NodeView(Message):
 
 MAX_HELD = 256
 """So many snapshots, and so many images, a node tells of at most: those used last."""
+HOLDINGS_FRESH_S = 5.0
+"""What a node tells that it holds was so at most this long before it was asked."""
 
 
 class HeldSnapshot(Message):

@@ -14,10 +14,13 @@ import httpx
 from tests.e2e.cluster import nodes
 from tests.e2e.live import Live
 from tests.faults.cluster.machines import FaultyMachine
+from tests.faults.victims import kill
 from tests.postgres import PostgresServer
 
 NOTICED_WITHIN_S = 15.0
 """``node_silent_s`` is 3; the rest is a busy machine's."""
+EXCLUSIVE = "one-"
+"""What the name of the app begins with that must never be there twice."""
 _LOOK_S = 0.1
 _NOTICE_TIMEOUT_S = 60.0
 
@@ -32,6 +35,11 @@ class World:
     machines: list[FaultyMachine]
     database: PostgresServer
     noticed_s: list[float] = field(default_factory=list)
+
+    def replicas(self, word: str = "") -> list[str]:
+        """Ids of what the machines' disks speak of, of apps whose names begin so."""
+        states = [self.live.state, *(machine.state for machine in self.machines)]
+        return sorted(path.name for state in states for path in state.replicas.glob(f"{word}*"))
 
     def state_of(self, name: str) -> str | None:
         """None while nobody answers, as the control plane was killed."""
@@ -97,6 +105,20 @@ def control_killed(world: World, _rng: random.Random) -> Mend:
     return _nothing
 
 
+def leader_killed_while_placing(world: World, rng: random.Random) -> Mend:
+    """What must never be there twice dies, and the control plane once its successor is begun."""
+    deadline_s = time.monotonic() + _NOTICE_TIMEOUT_S
+    victims = world.replicas(EXCLUSIVE)
+    while not kill("sandbox", world.live.state.root, victims):
+        assert time.monotonic() < deadline_s, f"nothing of {EXCLUSIVE} runs: {victims}"
+        time.sleep(_LOOK_S)
+        victims = world.replicas(EXCLUSIVE)
+    while set(world.replicas(EXCLUSIVE)) <= set(victims):
+        assert time.monotonic() < deadline_s, f"no successor of {victims} is begun"
+    time.sleep(rng.choice((0.0, 0.0, rng.uniform(0.0, 0.5))))
+    return control_killed(world, rng)
+
+
 def own_agent_killed(world: World, _rng: random.Random) -> Mend:
     with contextlib.suppress(ProcessLookupError):
         os.kill(world.live.pid_of("node"), signal.SIGKILL)
@@ -120,5 +142,5 @@ def _nothing() -> None:
 
 FAULTS: tuple[Callable[[World, random.Random], Mend], ...] = (
     node_off, link_cut, link_cut_one_way, slow_link, agent_killed, gateway_killed, control_killed,
-    own_agent_killed, disk_full, database_restarted,
+    leader_killed_while_placing, own_agent_killed, disk_full, database_restarted,
 )  # fmt: skip

@@ -22,12 +22,13 @@ import pytest
 from tests import needs
 from tests.e2e import leftovers
 from tests.e2e.bridge import a_bridge
+from tests.e2e.clients import Clients, Told
 from tests.e2e.cluster import nodes, wait_for_state
 from tests.e2e.conftest import Apps, Deployed
 from tests.e2e.live import Live
 from tests.faults.cluster.faults import FAULTS, NOTICED_WITHIN_S, World
-from tests.faults.cluster.load import Ledger, Load
 from tests.faults.cluster.machines import faulty_machine
+from tests.faults.random_kills import unclean
 from tests.postgres import PostgresServer
 from tests.runtime.conftest import require_runc
 
@@ -36,6 +37,9 @@ SEQUENCES = int(os.environ.get("GLOWPLUG_FAULT_SEQUENCES", "3"))
 FAULTS_IN_A_SEQUENCE = 4
 LONGEST_S = 8.0
 LONGEST_PAUSE_S = 2.0
+CALLERS = 6
+PAUSE_S = 0.1
+DEADLINE_S = 120.0
 ANSWERS_BETWEEN = 12
 CONVERGED_WITHIN_S = 120.0
 MACHINES = ("beta", "gamma")
@@ -100,7 +104,7 @@ def sequence(world: World, servers: dict[str, Deployed], rng: random.Random, num
     deployed = active(live)
     world.noticed_s.clear()
     paths = [f"{app.path}/" for app in servers.values()]
-    with Load(live.url, paths, f"s{time.monotonic_ns()}") as load:
+    with Clients(live.url, paths, CALLERS, lambda: PAUSE_S, posts_every=3, deadline_s=DEADLINE_S) as load:
         load.wait_for_answers(ANSWERS_BETWEEN)
         for number in numbers:
             mend = FAULTS[number](world, rng)
@@ -112,16 +116,16 @@ def sequence(world: World, servers: dict[str, Deployed], rng: random.Random, num
             time.sleep(rng.uniform(0.0, LONGEST_PAUSE_S))
         load.wait_for_answers(ANSWERS_BETWEEN)
         converge(world, servers)
-    ledger = load.ledger
+    told = load.told
     names = [FAULTS[number].__name__ for number in numbers]
     print(
-        f"\n{names}: {ledger.answered} answers, the slowest after {ledger.slowest_s:.1f} s, posts "
-        f"{Counter(told[:3] for told in ledger.posted.values())}, gone machines noticed after "
+        f"\n{names}: {len(told.answers)} answers, the slowest after {told.slowest_s:.1f} s, posts "
+        f"{Counter(status[:3] for status in told.posted.values())}, gone machines noticed after "
         f"{[f'{seconds:.1f} s' for seconds in world.noticed_s]}"
     )
-    assert not ledger.problems
+    assert told.wrong == told.refusals == told.unanswered == unclean(told.refused_posts) == []
     assert max(world.noticed_s, default=0.0) <= NOTICED_WITHIN_S
-    assert_done_once(world, ledger)
+    assert_done_once(world, told)
     assert active(live) == deployed
 
 
@@ -145,16 +149,10 @@ def converge(world: World, servers: dict[str, Deployed]) -> None:
     found = live.wait_for(runs, "what runs is what should", CONVERGED_WITHIN_S)
     everywhere = found["one"] + found["many"]
     assert len(set(everywhere)) == len(everywhere), "no replica is there twice"
-    live.wait_for(lambda: folders(world) == sorted(everywhere), "nothing else is on any machine")
+    live.wait_for(lambda: world.replicas() == sorted(everywhere), "nothing else is on any machine")
 
 
-def folders(world: World) -> list[str]:
-    """Ids of what the machines' disks speak of."""
-    states = [world.live.state, *(machine.state for machine in world.machines)]
-    return sorted(path.name for state in states for path in state.replicas.glob("*"))
-
-
-def assert_done_once(world: World, ledger: Ledger) -> None:
+def assert_done_once(world: World, told: Told) -> None:
     """By the replicas' own logs, which outlive them."""
     done: Counter[str] = Counter()
     states: list[Any] = [world.live.state, *(machine.state for machine in world.machines)]
@@ -163,6 +161,6 @@ def assert_done_once(world: World, ledger: Ledger) -> None:
             lines = log.read_text(errors="replace").splitlines()
             done.update(line.removeprefix("did ") for line in lines if line.startswith("did "))
     assert not {name: count for name, count in done.items() if count > 1}, "done twice"
-    answered = {name for name, told in ledger.posted.items() if told == "200"}
+    answered = {name for name, status in told.posted.items() if status == "200"}
     lost = answered - done.keys()
     assert not lost, f"answered, and never done: {sorted(lost)}"

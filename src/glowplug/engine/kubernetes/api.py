@@ -7,8 +7,7 @@ that is generated of two thousand kinds has to be loaded for three.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -17,6 +16,7 @@ import httpx
 
 from glowplug.engine.kubernetes.access import Access
 from glowplug.engine.kubernetes.object_api import Object
+from glowplug.kernel.http_client import HttpClient
 from glowplug.types.errors import (
     Conflict,
     GlowplugError,
@@ -28,7 +28,6 @@ from glowplug.types.errors import (
 )
 
 REQUEST_TIMEOUT_S = 15.0
-_CONNECT_TIMEOUT_S = 5.0
 _PAGE = 500
 _MAX_PAGES = 200
 _MERGE_PATCH = "application/merge-patch+json"
@@ -52,11 +51,12 @@ class KubernetesApi:
     def __init__(self, access: Access, *, on_write: Callable[[str], None] = lambda _resource: None) -> None:
         self.access = access
         self._on_write = on_write
-        self._http = httpx.Client(
-            base_url=access.server,
-            verify=access.tls() if access.server.startswith("https") else False,
-            timeout=httpx.Timeout(REQUEST_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
-            trust_env=False,
+        self._http = HttpClient(
+            access.server,
+            _Words(access.server),
+            timeout_s=REQUEST_TIMEOUT_S,
+            tls=access.tls() if access.server.startswith("https") else None,
+            is_proxied=False,
         )
 
     def __enter__(self) -> Self:
@@ -134,17 +134,14 @@ class KubernetesApi:
             headers["Authorization"] = f"Bearer {token}"
         if body is not None:
             headers["Content-Type"] = content_type
-        with _failures_explained(self.access.server):
-            answer = self._http.request(
-                method,
-                path,
-                params=dict(parameters or {}),
-                headers=headers,
-                content=None if body is None else json.dumps(body).encode(),
-            )
-            if answer.is_error:
-                raise _error(method, path, answer)
-            found = answer.json()
+        content = self._http.request(method, path, parameters, body=body, headers=headers)
+        try:
+            found = json.loads(content)
+        except ValueError as error:
+            raise Unavailable(
+                f"The answer of {self.access.server} is not JSON.",
+                remedy="Is it an API server of Kubernetes?",
+            ) from error
         if not isinstance(found, dict):
             raise Unavailable(
                 f"{self.access.server} is no API server of Kubernetes.", remedy="See KUBECONFIG."
@@ -164,31 +161,30 @@ def _path(resource: str, namespace: str | None, name: str | None = None) -> str:
     return "/".join(parts)
 
 
-@contextmanager
-def _failures_explained(server: str) -> Iterator[None]:
-    try:
-        yield
-    except httpx.HTTPError as error:
-        raise Unavailable(
-            f"The API server of Kubernetes at {server} does not answer.",
+class _Words:
+    """For the log of an operator, which goes on by itself."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+
+    def no_answer(self, error: httpx.HTTPError) -> GlowplugError:
+        """It is tried again."""
+        return Unavailable(
+            f"The API server of Kubernetes at {self._server} does not answer.",
             remedy="Replicas that are warm do not need it; it is tried again.",
             cause=f"{type(error).__name__}: {error}",
-        ) from error
-    except ValueError as error:
-        raise Unavailable(
-            f"The answer of {server} is not JSON.", remedy="Is it an API server of Kubernetes?"
-        ) from error
+        )
 
-
-def _error(method: str, path: str, answer: httpx.Response) -> GlowplugError:
-    try:
-        message = str(answer.json()["message"])
-    except (ValueError, KeyError, TypeError):
-        message = answer.reason_phrase
-    kind, remedy = _KINDS.get(answer.status_code, (Unavailable, "It is tried again."))
-    return kind(
-        f"Kubernetes: {message[:_SHOWN_CHARACTERS]}",
-        remedy=remedy,
-        status=answer.status_code,
-        asked=f"{method} {path}",
-    )
+    def refused(self, answer: httpx.Response) -> GlowplugError:
+        """What it says, as what the caller can do about it."""
+        try:
+            message = str(answer.json()["message"])
+        except (ValueError, KeyError, TypeError):
+            message = answer.reason_phrase
+        kind, remedy = _KINDS.get(answer.status_code, (Unavailable, "It is tried again."))
+        return kind(
+            f"Kubernetes: {message[:_SHOWN_CHARACTERS]}",
+            remedy=remedy,
+            status=answer.status_code,
+            asked=f"{answer.request.method} {answer.request.url.path}",
+        )
