@@ -1,39 +1,59 @@
 """Policies compared over many simulated worlds: cost at equal wait, wait at equal cost, with intervals.
 
-    .venv/bin/python benchmarks/pool/bench_policies.py --seeds 20 --output build/benchmarks/policies.json
+    .venv/bin/python benchmarks/pool/bench_policies.py --cases azure --seeds 20
 
-Cases: an hour of real LLM requests (Azure 2023) and made-up hours of day and night, bursts, a crowd of eight
-times and a ramp to four hundred times the requests, all with real prices (Google Cloud, 2023-11-16) and a
-made-up market (``examples/pools``; the file says what is assumed). For each case the table of every policy,
-and how the planner's points compare with the best of each family of baselines: USD at a p99 wait that is at
-least as short, p99 wait at a cost that is no higher. A
-baseline that cannot be had at that wait or cost is said to be none. Intervals are 95 %, of paired
-differences of the same worlds.
+Cases: real LLM requests (Azure 2023), with a fleet that has come up and one that comes up, and made-up hours
+of day and night, bursts, a crowd of eight times and a ramp to four hundred times the requests, all with real
+prices (Google Cloud, 2023-11-16) and a made-up market (``examples/pools``; the file says what is assumed).
+For each case the table of every policy, and how each of the planner's points compares with the best of each
+family of baselines: USD at a p99 wait that is at least as short, p99 wait at a cost that is no higher.
+
+Hours of processor time: runs are kept in ``--runs`` as they end, and a second start goes on; ``--for-s`` ends
+it early. ``--planner`` gives other points of the planner: fields of a demand, of the plan's ``run`` or of
+pools, and ``survive=KIND:SHARE``, the share of a kind's demand that must outlive its worst failure domain.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from frontier_tables import lines_of, of_case, print_comparison, print_lines
+from kept_runs import Task, kept, run_missing
 
+from glowplug.pool.plan_file import DemandEntry
+from glowplug.pool.run_settings import RunSettings
 from glowplug.simulator.compare import compare
 from glowplug.simulator.policies.choice import policies
-from glowplug.simulator.result import Comparison, PolicyLine, RunResult, estimate
+from glowplug.simulator.result import RunResult
 from glowplug.simulator.scenario import Scenario
-from glowplug.simulator.scenario_file import ScenarioFile
+from glowplug.simulator.scenario_file import (
+    BufferPolicy,
+    HistogramPolicy,
+    KnativePolicy,
+    PlannerPolicy,
+    PolicyEntry,
+    ScenarioFile,
+    SpotHedgePolicy,
+    TtlPolicy,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pools"
-CASES = ("azure", "day", "bursts", "crowd", "ramp", "quiet")
-FULL: list[dict[str, Any]] = [
-    {"kind": "ttl", "windows_s": [60, 300], "fill": True},
-    {"kind": "buffer", "gpus": [1, 4], "fill": True},
-]
+CASES = ("azure", "azure_cold", "day", "bursts", "crowd", "ramp", "quiet")
+BASELINES: tuple[PolicyEntry, ...] = (
+    *(TtlPolicy(kind="ttl", windows_s=(window_s,)) for window_s in (60, 300, 1_200)),
+    *(TtlPolicy(kind="ttl", windows_s=(window_s,), fill=True) for window_s in (60, 120, 300, 600)),
+    *(BufferPolicy(kind="buffer", gpus=(gpus,)) for gpus in (1, 2, 4)),
+    *(BufferPolicy(kind="buffer", gpus=(gpus,), fill=True) for gpus in (1, 2, 3, 4, 6)),
+    KnativePolicy(kind="knative"),
+    HistogramPolicy(kind="hybrid_histogram"),
+    SpotHedgePolicy(kind="spothedge", extra_gpus=(1,)),
+)
+"""Each entry makes one policy."""
+PLANNER = ("log level=0.8", "log level=0.9", "live level=0.8", "live level=0.9")
 
 
 def case(name: str, hours: float) -> dict[str, Any]:
@@ -41,11 +61,12 @@ def case(name: str, hours: float) -> dict[str, Any]:
     machine cut short is not the planner's.
     """
     scenario = _made_up(name, hours)
-    if name == "azure":
+    if name.startswith("azure"):
         scenario = dict(yaml.safe_load((EXAMPLES / "azure_llm.yaml").read_text()))
-    *baselines, planner = scenario["policies"]
-    scenario["policies"] = [*baselines, *FULL, {**planner, "demand_from": ["log", "live"]}]
-    scenario["plan"]["run"] |= {"solve_s": 120, "every_s": 15}
+    if name == "azure_cold":
+        # Counts from ten minutes after a start with nothing: mostly the line that this leaves.
+        scenario |= {"skip_s": 1_200, "hours": 0.6, "warm_up_s": 600}
+    scenario["plan"]["run"] |= {"solve_s": 120}
     return scenario
 
 
@@ -70,80 +91,47 @@ def _made_up(name: str, hours: float) -> dict[str, Any]:
     return scenario
 
 
-def equal_wait(found: Comparison, ours: PolicyLine, family: str) -> tuple[PolicyLine, str] | None:
-    """The cheapest of a family whose p99 wait is at most ours, and what we save against it."""
-    able = [
-        line
-        for line in found.policies
-        if line.family == family and line.wait_p99_s.mean <= ours.wait_p99_s.mean
+def tasks(name: str, hours: float, planner: Iterable[str], seeds: int) -> list[Task]:
+    """Every policy in every world of a case: all of one world together, the planner's points last."""
+    plain = _json(case(name, hours))
+    found = [
+        (policy.name, policy.family, plain, entry) for entry in BASELINES for policy in policies([entry])
     ]
-    if not able:
-        return None
-    best = min(able, key=lambda line: line.usd_per_h.mean)
-    return best, paired(found, ours, best, lambda one, other: 100 * (1 - one.usd / other.usd), "%")
-
-
-def equal_cost(found: Comparison, ours: PolicyLine, family: str) -> tuple[PolicyLine, str] | None:
-    """The least p99 wait in a family at our cost or less, and by what it is longer than ours."""
-    able = [
-        line
-        for line in found.policies
-        if line.family == family and line.usd_per_h.mean <= ours.usd_per_h.mean
+    for words in planner:
+        scenario, entry, family = point(case(name, hours), words)
+        found.append((f"planner {words}", family, _json(scenario), entry))
+    return [
+        Task(name, policy, family, seed, scenario, entry.model_dump_json())
+        for seed in range(seeds)
+        for policy, family, scenario, entry in found
     ]
-    if not able:
-        return None
-    best = min(able, key=lambda line: line.wait_p99_s.mean)
-    return best, f"{best.wait_p99_s.mean / max(ours.wait_p99_s.mean, 1e-9):.2f}x"
 
 
-def paired(found: Comparison, ours: PolicyLine, other: PolicyLine, compared: Any, unit: str) -> str:
-    """Mean and interval of a comparison of two policies, world by world."""
-    runs: dict[tuple[str, int], RunResult] = {(run.policy, run.seed): run for run in found.runs}
-    values = [
-        compared(runs[ours.policy, seed], runs[other.policy, seed])
-        for seed in found.seeds
-        if runs[other.policy, seed].usd > 0
-    ]
-    mean = estimate(values)
-    spread = "" if mean.half_width is None else f" ± {mean.half_width:.1f}"
-    return f"{mean.mean:.1f}{spread} {unit}"
+def _json(scenario: dict[str, Any]) -> str:
+    return ScenarioFile.model_validate(scenario).model_dump_json()
 
 
-def show(name: str, found: Comparison) -> None:
-    """The tables of one case."""
-    print(
-        f"\n### {name}: {found.requests:,} requests in {found.hours:g} h, {len(found.seeds)} worlds; "
-        f"bound {found.clairvoyant_usd_per_h.mean:.2f} USD/h, at most "
-        f"{found.clairvoyant_peak_gpus.mean:.0f} GPUs; {found.wall_s:.0f} s\n"
-    )
-    print("| policy | USD/h | p50 wait | p99 wait | lost | over bound | utilised | peak GPUs |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for line in found.policies:
-        cells = (
-            _spread(line.usd_per_h.mean, line.usd_per_h.half_width, 2),
-            f"{line.wait_p50_s.mean:.1f} s",
-            _spread(line.wait_p99_s.mean, line.wait_p99_s.half_width, 1) + " s",
-            f"{line.lost.mean:.1f}", f"{line.over_bound.mean:.2f}x", f"{line.utilisation.mean:.0%}",
-            f"{line.peak_gpus.mean:.1f}",
-        )  # fmt: skip
-        print(f"| {line.policy} | {' | '.join(cells)} |")
-    families = list(
-        dict.fromkeys(line.family for line in found.policies if not line.family.startswith("planner"))
-    )
-    print("\n| planner at | against | cheapest at that wait | saves | best wait at that cost | its wait is |")
-    print("|---|---|---|---:|---|---:|")
-    for ours in (line for line in found.policies if line.family.startswith("planner")):
-        for family in families:
-            wait, cost = equal_wait(found, ours, family), equal_cost(found, ours, family)
-            print(f"| {ours.policy} | {family} | {_cells(wait)} | {_cells(cost)} |")
-
-
-def _cells(found: tuple[PolicyLine, str] | None) -> str:
-    return "none | " if found is None else f"{found[0].policy} | {found[1]}"
-
-
-def _spread(mean: float, half_width: float | None, digits: int) -> str:
-    return f"{mean:.{digits}f}" + ("" if half_width is None else f" ± {half_width:.{digits}f}")
+def point(scenario: dict[str, Any], words: str) -> tuple[dict[str, Any], PlannerPolicy, str]:
+    """Of ``log level=0.9 wait_s=2``: the scenario that is so, its policy, and the curve that it is on."""
+    source, *settings = words.split()
+    plan = scenario["plan"]
+    for setting in settings:
+        field, _, text = setting.partition("=")
+        value = yaml.safe_load(text)
+        if field == "survive":
+            kind, _, share = text.partition(":")
+            plan["survive"] = {kind: {"share": float(share)}}
+        elif field in RunSettings.model_fields:
+            plan["run"][field] = value
+        elif field in DemandEntry.model_fields:
+            for demand in plan["demand"]:
+                demand[field] = value
+        else:
+            for pool in plan["pools"]:
+                pool[field] = value
+    others = [setting for setting in settings if not setting.startswith("level=")]
+    policy = PlannerPolicy.model_validate({"kind": "planner", "demand_from": [source]})
+    return scenario, policy, " ".join(["planner", source, *others])
 
 
 def speeds(runs: Iterable[RunResult]) -> None:
@@ -179,23 +167,36 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--hours", type=float, default=4.0, help="of the made-up cases")
     parser.add_argument("--policies", nargs="+", default=[""], help="only those whose name begins so")
-    parser.add_argument("--output", type=Path, help="write every run there, as JSON")
+    parser.add_argument("--planner", nargs="+", default=PLANNER, metavar="POINT", help="such as %(default)s")
+    parser.add_argument("--runs", type=Path, default=Path("build/benchmarks/policies.jsonl"))
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--for-s", type=float, default=86_400.0, help="begin no run after so long")
     parser.add_argument("--speed", action="store_true", help="only how fast requests go through")
     options = parser.parse_args()
     if options.speed:
         speed()
         return
-    every = {}
+    every = [
+        task
+        for name in options.cases
+        for task in tasks(name, options.hours, options.planner, options.seeds)
+        if task.name.startswith(tuple(options.policies))
+    ]
+    done, left = run_missing(options.runs, EXAMPLES, every, options.processes, options.for_s)
+    print(f"{done} runs were made, {left} are left.")
+    wanted = {task.key for task in every}
+    runs = {key: one for key, one in kept(options.runs).items() if key in wanted}
     for name in options.cases:
-        file = ScenarioFile.model_validate(copy.deepcopy(case(name, options.hours)))
-        chosen = [one for one in policies(file.policies) if one.name.startswith(tuple(options.policies))]
-        found = compare(Scenario(file, EXAMPLES), chosen, range(options.seeds))
-        show(name, found)
-        speeds(found.runs)
-        every[name] = found.model_dump(mode="json")
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(every, indent=1))
+        lines = lines_of(of_case(runs, name))
+        if lines:
+            found = of_case(runs, name)
+            worlds = len(lines[0].usd_per_h)
+            least = sum(one.least_usd / one.hours for one in found) / len(found)
+            measured, hours = found[0].result.measured, found[0].hours
+            print(f"\n### {name}: {measured:,} requests in {hours:.3g} h, {worlds} worlds")
+            print(f"\nNobody waiting costs {least:.2f} USD/h at least.\n")
+            print_lines(lines)
+            print_comparison(lines)
 
 
 if __name__ == "__main__":

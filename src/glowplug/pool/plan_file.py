@@ -136,6 +136,10 @@ class DemandEntry(_Part):
     gpu: Word
     gpus: Gpus = 1
     level: float = Field(default=0.95, ge=0.5, le=0.9999)
+    up_to_level: float | None = Field(default=None, ge=0.5, le=0.9999)
+    """Beyond ``level``, up to this one, slots are covered where that costs less than missing one does, times
+    the chance that it is needed.
+    """
     requests: RequestLog | None = None
     live: LiveRequests | None = None
     wait_s: Annotated[float, Field(ge=0, le=3_600, allow_inf_nan=False)] = 0.0

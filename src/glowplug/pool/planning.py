@@ -22,7 +22,7 @@ from glowplug.pool.market.supply_log import SupplyLog
 from glowplug.pool.market_now import Estimates, Holding, MarketNow
 from glowplug.pool.plan_file import DemandEntry, PlanFile
 from glowplug.pool.program.grid import Grid
-from glowplug.pool.program.problem import Demand, Pool, Problem, Survival
+from glowplug.pool.program.problem import Demand, Pool, Problem, Rare, Survival
 from glowplug.types.errors import InvalidInput
 
 _LEAD_QUANTILE = 0.9
@@ -103,7 +103,9 @@ def situation(file: PlanFile, folder: Path, clock_s: float) -> Situation:
 
     def forecast(_place: int, entry: DemandEntry, lead_time_s: float) -> Forecast:
         history = load_demand(entry, folder, now_s)
-        return Forecaster(entry.level, lead_time_s).forecast(history, now_s, grid.starts_s, wishes_of(entry))
+        return Forecaster(entry.level, lead_time_s, rarer_levels(entry)).forecast(
+            history, now_s, grid.starts_s, wishes_of(entry)
+        )
 
     found = pools_now(file, market, holdings, len(grid))
     return compose(file, grid, found, forecast, now_s, file.budget_usd_per_h, tuple(remarks))
@@ -227,7 +229,20 @@ def _read_log(path: Path, now_s: float, remarks: list[str]) -> tuple[Life, ...]:
 
 
 def _demand(entry: DemandEntry, forecast: Forecast) -> Demand:
+    rare, below, slots = [], forecast.level, forecast.slots
+    for level, higher in forecast.rarer:
+        rare.append(Rare(higher - slots, 1.0 - (below + level) / 2))
+        below, slots = level, higher
     return Demand(
         entry.gpu, entry.gpus, forecast.slots, entry.tolerated, entry.tolerated_miss_usd_per_h,
-        entry.miss_usd_per_h,
+        entry.miss_usd_per_h, tuple(rare),
     )  # fmt: skip
+
+
+def rarer_levels(entry: DemandEntry) -> tuple[float, ...]:
+    """Between the level that is covered and the one up to which it may pay: every one halves what is left."""
+    levels, level = [], entry.level
+    while entry.up_to_level is not None and level < entry.up_to_level:
+        level = min((1.0 + level) / 2, entry.up_to_level)
+        levels.append(level)
+    return tuple(levels)

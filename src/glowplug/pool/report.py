@@ -147,8 +147,8 @@ def _demand_lines(now: Situation, plan: Plan, worth: Explanation) -> list[Demand
     held = plan.slots().sum(axis=1)
     return [
         DemandLine(
-            gpu=demand.gpu, gpus=demand.gpus, needed=float(demand.slots[0]), held=_count(held[index]),
-            missing=_count(plan.missing[index, 0]), peak_needed=float(demand.slots.max()),
+            gpu=demand.gpu, gpus=demand.gpus, needed=float(demand.most_slots[0]), held=_count(held[index]),
+            missing=_count(plan.missing[index, 0]), peak_needed=float(demand.most_slots.max()),
             lead_time_s=now.lead_times_s[demand.gpu], basis=basis_words(now.forecasts[index]),
             coverage=now.forecasts[index].coverage,
             scarcity_usd_per_gpu_h=worth.kinds[index].gpu_usd_per_h,

@@ -18,7 +18,7 @@ import numpy as np
 from glowplug.control.autoscaler import Decision, Load
 from glowplug.control.heat import StepDown, has_cooled, shrink_order, spare_order, step_down, wake_order
 from glowplug.pool.economics.meter import Meter
-from glowplug.pool.forecast.offered import OfferedLoad
+from glowplug.pool.forecast.offered import OfferedLoad, Trust, put_right
 from glowplug.pool.forecast.series import DemandSeries
 from glowplug.simulator.fleet import Fleet, Machine, Replica, Schedule
 from glowplug.simulator.line import RequestLine
@@ -48,12 +48,20 @@ class DemandRecord:
         steps = math.ceil((end_s - self._first_s) / self._step_s) + 1
         self._slots = np.zeros(steps)
         self._slots[: len(history.slots)] = history.slots
+        self._guesses: set[int] = set()
 
-    def note(self, now_s: float, slots: int) -> None:
+    def note(self, now_s: float, slots: int, trust: Trust) -> None:
         """So many at this moment."""
         place = int((now_s - self._first_s) // self._step_s)
-        if place < len(self._slots) and slots > self._slots[place]:
-            self._slots[place] = slots
+        if place >= len(self._slots):
+            return
+        if trust is Trust.KNOWN:
+            for guess in self._guesses:
+                self._slots[guess] = put_right(self._slots[guess], slots)
+            self._guesses.clear()
+        elif trust is Trust.GUESS:
+            self._guesses.add(place)
+        self._slots[place] = max(self._slots[place], slots)
 
     def until(self, now_s: float) -> DemandSeries:
         """Every step that is over."""
@@ -130,7 +138,7 @@ class AppRun:
         leaving, peak = line.leaving, line.take_peak()
         load = Load(ready, len(live) - ready, line.in_flight - leaving, line.waiting, max(peak - leaving, 0))
         requests = self._offered.read(now_s, line.in_flight, line.waiting, line.ended)
-        self.live_demand.note(now_s, math.ceil(requests / self.app.limit - 1e-9))
+        self.live_demand.note(now_s, math.ceil(requests / self.app.limit - 1e-9), self._offered.trust)
         self.wanted = self._scaler.decide(load, self._last_activity_s()).desired
         surplus = max(len(live) - self.wanted, 0)
         if self.wanted > len(live):

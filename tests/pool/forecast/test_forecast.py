@@ -11,7 +11,7 @@ import pytest
 from glowplug.pool.forecast.backtest import backtest
 from glowplug.pool.forecast.baseline import DAY_S, SeasonalBaseline
 from glowplug.pool.forecast.conformal import calibrate, scores_needed, window_maxima
-from glowplug.pool.forecast.demand import Basis, Forecaster, Schedule, Wishes
+from glowplug.pool.forecast.demand import Basis, Forecast, Forecaster, Schedule, Wishes
 from glowplug.pool.forecast.series import DemandSeries, read_requests, slots_needed
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "pools"
@@ -74,6 +74,27 @@ def test_longer_lead_times_and_higher_levels_need_more() -> None:
         return float(Forecaster(level, lead_time_s).forecast(series, 8 * DAY_S, starts, Wishes()).slots[0])
 
     assert bound(0.95, 300) <= bound(0.95, 3_600) <= bound(0.99, 3_600)
+
+
+def test_rarer_levels_are_those_of_a_forecaster_of_their_own_and_never_lower() -> None:
+    series, starts = diurnal(8), np.array([0.0, 3_600.0])
+
+    def forecast(*levels: float) -> Forecast:
+        return Forecaster(levels[0], 900.0, levels[1:]).forecast(series, 8 * DAY_S, starts, Wishes())
+
+    found = forecast(0.8, 0.95, 0.99)
+    assert [level for level, _ in found.rarer] == [0.95, 0.99]
+    assert found.slots.tolist() == forecast(0.8).slots.tolist()
+    assert found.rarer[0][1].tolist() == forecast(0.95).slots.tolist()
+    assert (found.slots <= found.rarer[0][1]).all()
+    assert (found.rarer[0][1] <= found.rarer[1][1]).all()
+    assert (found.at_least(np.full(2, 1e3)).rarer[1][1] == 1e3).all()
+
+
+def test_levels_that_history_is_too_short_for_are_left_out() -> None:
+    short = DemandSeries(0.0, 10.0, np.ones(120))
+    found = Forecaster(0.8, 60.0, (0.9, 0.999)).forecast(short, 1_200.0, np.array([0.0]), Wishes())
+    assert [level for level, _ in found.rarer] == [0.9]
 
 
 def test_a_new_app_gets_twice_its_highest_demand_or_its_expected_peak() -> None:

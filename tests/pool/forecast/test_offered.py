@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glowplug.pool.forecast.offered import OfferedLoad, patient_need
+from glowplug.pool.forecast.offered import OfferedLoad, Trust, patient_need, put_right
 from glowplug.pool.forecast.series import slots_needed
 
 WORK = st.lists(st.floats(0.0, 20.0), min_size=1, max_size=60)
@@ -99,11 +99,36 @@ def test_a_line_that_grows_for_lack_of_room_is_not_what_is_needed(wait_s: float)
     assert line.load.waiting_work_s == pytest.approx(line.waiting * 5.0, rel=0.1)
 
 
-def test_before_anything_has_ended_everybody_counts() -> None:
+def test_before_anything_has_ended_everybody_counts_who_came_in_the_last_half_minute() -> None:
     load = OfferedLoad(5.0)
     assert load.read(0.0, 0, 7, 0) == 7
     assert load.read(1.0, 2, 9, 0) == 11
-    assert (load.service_s, load.waiting_work_s) == (None, 0.0)
+    assert (load.service_s, load.trust) == (None, Trust.GUESS)
+    assert load.waiting_work_s == 9 * 30
+    assert load.read(60.0, 2, 9, 0) == 2
+    assert load.read(61.0, 3, 0, 0) == 3
+    assert load.trust is Trust.COUNT
+
+
+def test_a_line_before_the_first_replica_is_a_guess_until_requests_end() -> None:
+    line = Line(OfferedLoad(5.0), per_s=4, service_s=5.0)
+    guess = line.run(240, room=0)
+    assert (line.waiting, line.load.trust) == (960, Trust.GUESS)
+    assert guess <= 4 * 30 * 1.3
+    known = line.run(30, room=60)
+    assert line.load.trust is Trust.KNOWN
+    assert 20 * 0.8 <= put_right(guess, known) <= 20 * 1.3
+    assert put_right(1.0, 0.0) == 1.0
+
+
+def test_how_long_a_request_takes_is_not_forgotten_in_quiet_weeks() -> None:
+    line = Line(OfferedLoad(5.0), per_s=2, service_s=4.0)
+    line.run(200, room=50)
+    before_s = line.load.service_s
+    line.per_s = 0
+    line.run(60, room=50)
+    line.load.read(line.now_s + 30 * 86_400.0, 0, 3, line.ended)
+    assert line.load.service_s == pytest.approx(before_s, rel=0.1)
 
 
 def test_a_control_plane_that_began_anew_is_no_flood() -> None:

@@ -103,7 +103,7 @@ def test_a_restart_remembers_and_torn_lines_are_left_out(tmp_path: Path) -> None
     router, clock = Router(), ManualClock(START_S)
     live = live_of(tmp_path, router, clock)
     for requests in range(1, 40):
-        router.says = metrics(chat_big=requests)
+        router.says = metrics(held=0, chat_big=requests)
         live.sample()
         clock.advance(5.0)
     known = live.series(0, clock.wall()).until(clock.wall()).slots
@@ -121,6 +121,27 @@ def test_a_clock_that_is_set_back_rewrites_nothing(tmp_path: Path) -> None:
     live = LiveDemand(file_of(demand=[LIVE]), router, lambda: wall[0], tmp_path)
     for moment, requests in ((START_S, 4), (START_S + 10, 8), (START_S - 600, 400), (START_S + 20, 4)):
         wall[0] = moment
-        router.says = metrics(chat_big=requests)
+        router.says = metrics(held=0, chat_big=requests)
         live.sample()
-    assert live.series(0, START_S + 30).slots.tolist()[:3] == [2.0, 4.0, 2.0]
+    assert live.series(0, START_S + 30).slots.tolist()[:3] == [1.0, 2.0, 1.0]
+
+
+def test_a_line_before_the_first_replica_is_written_down_as_what_it_turned_out_to_need(
+    tmp_path: Path,
+) -> None:
+    router, clock = Router(), ManualClock(START_S)
+    live = live_of(tmp_path, router, clock)
+    for second in range(200):  # four a second that nobody works on yet
+        router.says = metrics(held=4 * second, chat_big=0)
+        live.sample()
+        clock.advance(1.0)
+    assert live.series(0, clock.wall()).slots.max() > 20
+    assert not (tmp_path / RECORD_NAME).exists()
+    for second in range(60):  # and then, in five seconds each
+        router.says = metrics(ended=4 * second, held=776, chat_big=20)
+        live.sample()
+        clock.advance(1.0)
+    assert live.series(0, clock.wall()).slots.max() <= 7
+    remembered = live_of(tmp_path, router, clock).series(0, clock.wall()).until(clock.wall()).slots
+    assert len(remembered) >= 25
+    assert remembered.max() <= 7

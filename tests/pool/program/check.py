@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 from glowplug.pool.program.plan import Plan
-from glowplug.pool.program.problem import Pool, Problem
+from glowplug.pool.program.problem import Demand, Pool, Problem
 
 TOLERANCE = 1e-5
 
@@ -24,7 +24,7 @@ def violations(plan: Plan, tolerance: float = TOLERANCE) -> list[str]:
 
 
 def _negatives(plan: Plan) -> Iterator[tuple[float, str]]:
-    for name in ("up", "req", "rel", "miss1", "miss2"):
+    for name in ("up", "req", "rel", "miss1", "miss2", "rare"):
         for index, row in enumerate(plan.values(name)):
             for period, value in enumerate(row):
                 yield -float(value), f"{name} of {index} is {value} in period {period}"
@@ -129,12 +129,16 @@ def _covers(plan: Plan) -> Iterator[tuple[float, str]]:
     for period in range(len(problem.grid)):
         for demand in problem.demands:
             needed = sum(
-                other.gpus * (float(other.slots[period]) - float(missing[index, period]))
+                other.gpus * (_wanted(other, period) - float(missing[index, period]))
                 for index, other in enumerate(problem.demands)
                 if other.gpu == demand.gpu and other.gpus >= demand.gpus
             )
             there = sum(_blocks(problem, demand.gpu, demand.gpus, ups[:, period].tolist()).values())
             yield needed - there, f"{demand.gpu} x{demand.gpus}: {there} of {needed} GPUs in period {period}"
+
+
+def _wanted(demand: Demand, period: int) -> float:
+    return float(demand.slots[period]) + sum(float(rare.slots[period]) for rare in demand.rare)
 
 
 def _survivals(plan: Plan) -> Iterator[tuple[float, str]]:
@@ -143,7 +147,7 @@ def _survivals(plan: Plan) -> Iterator[tuple[float, str]]:
         demand = problem.demands[index]
         for period in range(len(problem.grid)):
             needed = problem.survival[demand.gpu].share * sum(
-                other.gpus * float(other.slots[period])
+                other.gpus * _wanted(other, period)
                 for other in problem.demands
                 if other.gpu == demand.gpu and other.gpus >= demand.gpus
             )

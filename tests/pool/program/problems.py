@@ -12,7 +12,7 @@ from glowplug.pool.program.glop import GlopSolver
 from glowplug.pool.program.grid import Grid
 from glowplug.pool.program.highs import HighsSolver
 from glowplug.pool.program.linear import LinearSolver
-from glowplug.pool.program.problem import Atom, Demand, Pending, Pool, Problem, Survival
+from glowplug.pool.program.problem import Atom, Demand, Pending, Pool, Problem, Rare, Survival
 
 SOLVERS: tuple[type[GlopSolver] | type[HighsSolver], ...] = (GlopSolver, HighsSolver)
 
@@ -116,7 +116,12 @@ def problems(draw: st.DrawFn, has_budget: bool = True) -> Problem:
         for size in draw(st.sampled_from([(1,), (1, 2, 8), (4,), (2, 4)])):
             first, second = sorted((draw(amount), draw(amount)))
             slots = np.array(draw(st.lists(amount, min_size=periods, max_size=periods)))
-            demands.append(Demand(kind, size, slots, draw(st.sampled_from([0.0, 0.1, 1.0])), first, second))
+            rare = tuple(
+                Rare(np.array(draw(st.lists(amount, min_size=periods, max_size=periods))), chance)
+                for chance in draw(st.sampled_from([(), (0.1,), (0.5, 0.01)]))
+            )
+            tolerated = draw(st.sampled_from([0.0, 0.1, 1.0]))
+            demands.append(Demand(kind, size, slots, tolerated, first, second, rare))
     survival = draw(st.sampled_from([{}, {"H100": Survival(0.5, 3.0)}]))
     budget = draw(st.one_of(st.none(), st.floats(0, 100))) if has_budget else None
     return Problem(grid, tuple(pools), tuple(demands), survival, budget)

@@ -12,7 +12,7 @@ from glowplug.pool.program.explain import explain
 from glowplug.pool.program.grid import Grid
 from glowplug.pool.program.highs import HighsSolver
 from glowplug.pool.program.plan import Plan, solve
-from glowplug.pool.program.problem import Atom, Demand, Pending, Problem, Survival
+from glowplug.pool.program.problem import Atom, Demand, Pending, Problem, Rare, Survival
 from glowplug.types.errors import InvalidInput
 
 from .problems import fleet, with_demand, worked_example
@@ -50,6 +50,8 @@ def test_a_pool_that_cannot_be_is_refused_by_name(changes: dict[str, Any]) -> No
         Demand("H100", 1, np.array([1.0])),
         Demand("H100", 0, np.ones(2)),
         Demand("H100", 1, np.ones(2), tolerated=1.5),
+        Demand("H100", 1, np.ones(2), rare=(Rare(np.ones(2), 1.5),)),
+        Demand("H100", 1, np.ones(2), rare=(Rare(np.ones(3), 0.5),)),
         Demand("H100", 1, np.ones(2), tolerated_miss_usd_per_h=9.0, miss_usd_per_h=1.0),
     ],
 )

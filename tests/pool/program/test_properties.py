@@ -52,7 +52,7 @@ def test_the_slots_that_cover_rows_promise_fit_on_the_machines(problem: Problem)
     plan = planned(problem)
     held = plan.slots()
     for index, demand in enumerate(problem.demands):
-        wanted = demand.slots[0] - plan.missing[index, 0]
+        wanted = demand.most_slots[0] - plan.missing[index, 0]
         assert held[index].sum() == pytest.approx(wanted, abs=1e-5)
     sizes = np.array([demand.gpus for demand in problem.demands])
     gpus = np.array([pool.gpus for pool in problem.pools])

@@ -1,11 +1,15 @@
 """The numbers that docs/pools.md works out by hand."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from tests.pool.program.check import violations
 
 from glowplug.pool.program.assembly import assemble
 from glowplug.pool.program.linear import LinearSolver
 from glowplug.pool.program.plan import solve
+from glowplug.pool.program.problem import Rare
 
 from .problems import solvers, with_demand, worked_example
 
@@ -43,4 +47,16 @@ def test_a_budget_makes_gpus_scarce(solver: LinearSolver) -> None:
     assert plan.solution.objective == pytest.approx(8.15)
     assert plan.scarcity_usd_per_gpu_h[0, 1] == pytest.approx(10.0)
     assert -plan.duals("budget")[0, 1] == pytest.approx(3.95)
+    assert violations(plan) == []
+
+
+def test_rare_slots_are_covered_where_a_machine_costs_less_than_their_chance(solver: LinearSolver) -> None:
+    """A machine for the second hour costs 2.10 USD, missing a slot of it 10 USD if it is needed."""
+    problem = worked_example()
+    rare = (Rare(np.array([0.0, 2.0]), 0.3), Rare(np.array([0.0, 4.0]), 0.2))
+    demand = replace(problem.demands[0], rare=rare)
+    plan = solve(assemble(replace(problem, demands=(demand,))), solver)
+    assert plan.ask.tolist() == pytest.approx([0, 2 + 2])
+    assert plan.missing[0].tolist() == pytest.approx([0, 4])
+    assert plan.solution.objective == pytest.approx(4 * 2.10 + 4 * 2.0)
     assert violations(plan) == []

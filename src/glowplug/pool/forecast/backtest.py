@@ -28,7 +28,7 @@ def backtest(forecaster: Forecaster, series: DemandSeries) -> Coverage:
     try.
     """
     width = max(1, math.ceil(forecaster.lead_time_s / series.step_s))
-    scores, delay = forecaster.scores(series, width)
+    ((scores, delay),) = forecaster.scores(series, width)
     covered = calibrate(scores, forecaster.level, delay).covered
     tried = covered[len(covered) // 2 :]
     return Coverage(forecaster.level, float(np.mean(tried)) if len(tried) else math.nan, len(tried))

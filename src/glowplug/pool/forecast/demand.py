@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from zoneinfo import ZoneInfo
@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from glowplug.pool.forecast.baseline import SeasonalBaseline
-from glowplug.pool.forecast.conformal import Calibration, calibrate, window_maxima
+from glowplug.pool.forecast.conformal import calibrate, window_maxima
 from glowplug.pool.forecast.series import DemandSeries, Floats
 
 _ORIGINS_AT_MOST = 1_000
@@ -71,7 +71,8 @@ class Wishes:
 @dataclass(frozen=True, eq=False)
 class Forecast:
     """Slots to cover in each window that was asked for. ``coverage``: how often earlier bounds of the same
-    make held, out of ``tried``; None without history.
+    make held, out of ``tried``; None without history. ``rarer``: levels above ``level``, ascending, and the
+    slots that bounds of those levels say; fewer levels than were asked for while history is too short.
     """
 
     slots: Floats
@@ -79,6 +80,12 @@ class Forecast:
     level: float
     coverage: float | None = None
     tried: int = 0
+    rarer: tuple[tuple[float, Floats], ...] = ()
+
+    def at_least(self, slots: Floats) -> Forecast:
+        """The same, nowhere below ``slots``."""
+        raised = tuple((level, np.maximum(found, slots)) for level, found in self.rarer)
+        return replace(self, slots=np.maximum(self.slots, slots), rarer=raised)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,20 +93,25 @@ class Bounds:
     """How far above its baseline demand must be expected, by how far ahead (both ascending); seconds, slots.
 
     No distances: too little history. They change slowly, and are what a forecast costs most to make.
+    ``rarer``: distances of higher levels.
     """
 
     ahead_s: Floats
     distance: Floats
     coverage: float | None
     tried: int
+    rarer: tuple[tuple[float, Floats], ...] = ()
 
 
 @dataclass(frozen=True)
 class Forecaster:
-    """Bounds of the highest demand in windows of ``lead_time_s``, which hold with chance ``level``."""
+    """Bounds of the highest demand in windows of ``lead_time_s``, which hold with chance ``level``; and what
+    holds with the chances ``rarer``, which ascend above it.
+    """
 
     level: float
     lead_time_s: float
+    rarer: tuple[float, ...] = ()
     baseline: SeasonalBaseline = field(default_factory=SeasonalBaseline)
 
     def forecast(
@@ -122,55 +134,78 @@ class Forecaster:
         begins = (starts // known.step_s).astype(np.int64)
         expected = self.baseline.forecast(known, int(begins.max()) + width)
         peaks = window_maxima(expected, width)[begins]
-        distance = np.interp(starts, bounds.ahead_s, bounds.distance)
-        bound = np.clip(np.ceil(peaks + distance - 1e-9), 0.0, highest_to_come(known))
-        return Forecast(
-            np.maximum(bound, self._wished(starts, now_s, wishes)),
+
+        def bound(distance: Floats) -> Floats:
+            above = np.interp(starts, bounds.ahead_s, distance)
+            return np.asarray(np.clip(np.ceil(peaks + above - 1e-9), 0.0, highest_to_come(known)))
+
+        found = Forecast(
+            bound(bounds.distance),
             Basis.HISTORY,
             self.level,
             bounds.coverage,
             bounds.tried,
+            tuple((level, bound(distance)) for level, distance in bounds.rarer),
         )
+        return found.at_least(self._wished(starts, now_s, wishes))
 
     def bounds(self, known: DemandSeries) -> Bounds:
         """How far demand was above its baseline, as far as ``known`` tells."""
         width = self._width(known)
-        calibrations = [
-            self._calibrated(known, width, round(ahead_s / known.step_s)) for ahead_s in _HORIZONS_S
-        ]
-        finite = [
-            (ahead_s, found.distance)
-            for ahead_s, found in zip(_HORIZONS_S, calibrations, strict=True)
-            if math.isfinite(found.distance)
-        ]
-        if not finite or finite[0][0] > 0:
+        scored = self.scores(known, width, [round(ahead_s / known.step_s) for ahead_s in _HORIZONS_S])
+        calibrations = [calibrate(scores, self.level, delay) for scores, delay in scored]
+        # The further ahead, the fewer scores.
+        too_few = [place for place, found in enumerate(calibrations) if math.isinf(found.distance)]
+        known_ahead = min(too_few, default=len(calibrations))
+        if not known_ahead:
             return Bounds(np.empty(0), np.empty(0), None, 0)
         covered = calibrations[0].covered
-        ahead_s, distance = np.array(finite).T
-        return Bounds(ahead_s, distance, float(covered.mean()) if len(covered) else None, len(covered))
+        distance = np.array([found.distance for found in calibrations[:known_ahead]])
+        rarer = []
+        higher = distance
+        for level in self.rarer:
+            further = np.array(
+                [calibrate(scores, level, delay).distance for scores, delay in scored[:known_ahead]]
+            )
+            if not math.isfinite(further[0]):
+                break
+            # Where only the near future has scores enough, the far one is as it was at the level below.
+            higher = np.maximum(higher, np.where(np.isfinite(further), further, higher))
+            rarer.append((level, higher))
+        return Bounds(
+            np.array(_HORIZONS_S[:known_ahead]),
+            distance,
+            float(covered.mean()) if len(covered) else None,
+            len(covered),
+            tuple(rarer),
+        )
 
     def _width(self, known: DemandSeries) -> int:
         return max(1, math.ceil(self.lead_time_s / known.step_s))
 
-    def _calibrated(self, known: DemandSeries, width: int, ahead: int) -> Calibration:
-        scores, delay = self.scores(known, width, ahead)
-        return calibrate(scores, self.level, delay)
-
-    def scores(self, known: DemandSeries, width: int, ahead: int = 0) -> tuple[Floats, int]:
-        """How far the highest demand of past windows, ``ahead`` steps after their origin, was above the
-        baseline's; and after how many more origins such a score is known.
+    def scores(
+        self, known: DemandSeries, width: int, aheads: Sequence[int] = (0,)
+    ) -> list[tuple[Floats, int]]:
+        """How far the highest demand of past windows, so many steps after their origin, was above the
+        baseline's; and after how many more origins such a score is known. For each of ``aheads``, which
+        ascend; all from the same origins, whose baseline is what costs.
         """
-        last = len(known.slots) - ahead - width
-        first = max(1, min(last // 10, 100))
-        if last < first:
-            return np.empty(0), 0
-        stride = max(1, math.ceil((last - first) / _ORIGINS_AT_MOST))
-        found = []
-        for origin in range(first, last + 1, stride):
+        lasts = [len(known.slots) - ahead - width for ahead in aheads]
+        first = max(1, min(lasts[0] // 10, 100))
+        stride = max(1, math.ceil((lasts[0] - first) / _ORIGINS_AT_MOST))
+        found: list[list[float]] = [[] for _ in aheads]
+        for origin in range(first, lasts[0] + 1, stride):
             before = DemandSeries(known.start_s, known.step_s, known.slots[:origin])
-            expected = self.baseline.forecast(before, ahead + width)[ahead:].max()
-            found.append(float(known.slots[origin + ahead : origin + ahead + width].max() - expected))
-        return np.array(found), math.ceil((ahead + width) / stride)
+            within = [place for place, last in enumerate(lasts) if origin <= last]
+            expected = self.baseline.forecast(before, aheads[within[-1]] + width)
+            for place in within:
+                begin, end = aheads[place], aheads[place] + width
+                highest = known.slots[origin + begin : origin + end].max()
+                found[place].append(float(highest - expected[begin:end].max()))
+        return [
+            (np.array(scores), math.ceil((ahead + width) / stride))
+            for scores, ahead in zip(found, aheads, strict=True)
+        ]
 
     def _new(self, known: DemandSeries, starts: Floats, now_s: float, wishes: Wishes) -> Floats:
         least = max(highest_to_come(known), wishes.expected_peak)

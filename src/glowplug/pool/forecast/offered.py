@@ -11,6 +11,7 @@ for network delay", 1991). The least room for which that holds is the most of ``
 from __future__ import annotations
 
 from bisect import bisect_right
+from enum import Enum, auto
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,28 @@ Floats = NDArray[np.float64]
 SPANS_S = (1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0, 89.0, 144.0, 233.0, 377.0)
 """Between two of them the room that is needed differs by less than it does from replica to replica."""
 _FEW = 10.0
+_BELIEVED_SERVICE_S = 30.0
+"""Of a request to a model, before any has ended: rather too long."""
 _HALF_LIFE_S = 600.0
 _KEPT_READINGS = 1_000
+_BEFORE_S = 1.0
+
+
+class Trust(Enum):
+    """In a reading of how much room there must be."""
+
+    GUESS = auto()
+    """A line waits, and nobody knows for how long a replica works on it: to be put right by what is known
+    later.
+    """
+    COUNT = auto()
+    """Nobody waits: who is there has room."""
+    KNOWN = auto()
+
+
+def put_right(guess: float, known: float) -> float:
+    """What a step needed whose reading was a guess, as far as a later one that is known tells."""
+    return min(guess, max(known, 1.0))
 
 
 def patient_need(work_s: Floats, tick_s: float, wait_s: float) -> Floats:
@@ -43,27 +64,36 @@ class OfferedLoad:
     """Of one class of demand, from counts that are read every second or so.
 
     ``service_s`` is how long a replica works on a request: seconds of requests in flight over requests that
-    ended, of the last ten minutes mostly. While it is not known, everybody who is there counts.
+    ended, of the last ten minutes mostly. While it is not known and a line waits for the very first replica,
+    half a minute is believed; such readings are guesses, and told apart.
     """
 
     def __init__(self, wait_s: float) -> None:
         self._wait_s = wait_s
         self._times_s: list[float] = []
         self._came: list[float] = []
-        self._last = (0.0, 0.0, 0.0)
+        self._last: tuple[float, float, float] | None = None
         self._busy_s = 0.0
         self._ended = 0.0
         self._waiting = 0.0
+        self._service_s: float | None = None
 
     @property
     def service_s(self) -> float | None:
-        """Seconds; None while too few have ended to say."""
-        return self._busy_s / self._ended if self._ended >= _FEW else None
+        """Seconds; None as long as too few have ended to say. Once known it is remembered."""
+        return self._service_s
+
+    @property
+    def trust(self) -> Trust:
+        """In the last reading."""
+        if self._service_s is not None:
+            return Trust.KNOWN
+        return Trust.GUESS if self._waiting else Trust.COUNT
 
     @property
     def waiting_work_s(self) -> float:
-        """Seconds that a replica would work on all that wait; 0 where nobody knows: then they are need."""
-        return self._waiting * (self.service_s or 0.0)
+        """Seconds that a replica would work on all that wait."""
+        return self._waiting * (self._service_s or _BELIEVED_SERVICE_S)
 
     def read(self, at_s: float, in_flight: float, waiting: float, ended: float) -> float:
         """How many requests there must be room for at once. ``ended``: of all, since counting began; if it
@@ -71,9 +101,9 @@ class OfferedLoad:
         """
         came = self._take_in(at_s, in_flight, waiting, ended)
         self._waiting = waiting
-        service_s = self.service_s
-        if service_s is None:
-            return in_flight + waiting
+        if self._service_s is None and not waiting:
+            return in_flight
+        service_s = self._service_s or _BELIEVED_SERVICE_S
         # Who would be in flight now if there had been room for all.
         at_once = in_flight if not waiting else max(in_flight, came - self._came_until(at_s - service_s))
         patient = max(
@@ -83,20 +113,21 @@ class OfferedLoad:
         return max(min(patient, at_once), min(at_once, 1.0))
 
     def _take_in(self, at_s: float, in_flight: float, waiting: float, ended: float) -> float:
-        """How many have come since the first reading."""
+        """How many have come, those included who were there at the first reading."""
         if self._times_s and at_s < self._times_s[-1]:  # the clock was set back
             self._times_s, self._came = [], []
         if not self._times_s:
-            self._note(at_s, 0.0)
-        else:
-            then_in_flight, then_waiting, then_ended = self._last
-            elapsed_s = at_s - self._times_s[-1]
-            left = ended - then_ended if ended >= then_ended else ended
-            kept = 0.5 ** (elapsed_s / _HALF_LIFE_S)
-            self._busy_s = kept * self._busy_s + elapsed_s * (in_flight + then_in_flight) / 2
-            self._ended = kept * self._ended + left
-            arrived = left + in_flight + waiting - then_in_flight - then_waiting
-            self._note(at_s, self._came[-1] + max(arrived, 0.0))
+            self._note(at_s - _BEFORE_S, 0.0)
+        then_in_flight, then_waiting, then_ended = self._last or (0.0, 0.0, ended)
+        elapsed_s = at_s - self._times_s[-1] if self._last else 0.0
+        left = ended - then_ended if ended >= then_ended else ended
+        kept = 0.5 ** (elapsed_s / _HALF_LIFE_S)
+        self._busy_s = kept * self._busy_s + elapsed_s * (in_flight + then_in_flight) / 2
+        self._ended = kept * self._ended + left
+        if self._ended >= _FEW:
+            self._service_s = self._busy_s / self._ended
+        arrived = left + in_flight + waiting - then_in_flight - then_waiting
+        self._note(at_s, self._came[-1] + max(arrived, 0.0))
         self._last = (in_flight, waiting, ended)
         return self._came[-1]
 

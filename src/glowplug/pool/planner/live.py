@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from glowplug.pool.forecast.offered import OfferedLoad
+from glowplug.pool.forecast.offered import OfferedLoad, Trust, put_right
 from glowplug.pool.forecast.series import DemandSeries
 from glowplug.pool.plan_file import LiveRequests, PlanFile
 from glowplug.types.errors import GlowplugError, SystemUnfit, Unavailable
@@ -52,29 +52,49 @@ class _Steps:
         self.step_s = step_s
         self.first = 0
         self.slots: list[float] = []
+        self._guesses: set[int] = set()
 
-    def add(self, at_s: float, slots: float) -> bool:
-        """Take in a reading; says whether a step is over by it. One of before the last step is left out: the
-        clock was set back.
+    def add(self, at_s: float, slots: float, trust: Trust = Trust.KNOWN) -> list[tuple[int, float]]:
+        """Take in a reading; returns steps, by number, that are settled by it: over, and no guess. One of
+        before the last step is left out: the clock was set back.
         """
         number = math.floor(at_s / self.step_s)
         if not self.slots:
             self.first, self.slots = number, [slots]
-            return False
+            self._guesses = {number} if trust is Trust.GUESS else set()
+            return []
         last = self.first + len(self.slots) - 1
         if number < last:
-            return False
+            return []
+        settled = self._put_right(slots) if trust is Trust.KNOWN else {}
         if number == last:
             self.slots[-1] = max(self.slots[-1], slots)
-            return False
+        else:
+            if last not in self._guesses:
+                settled[last] = self.slots[-1]
+            self._append(number, slots)
+        if trust is Trust.GUESS:
+            self._guesses.add(number)
+        return sorted((step, most) for step, most in settled.items() if step < number)
+
+    def _put_right(self, known: float) -> dict[int, float]:
+        found = {}
+        for number in self._guesses:
+            place = number - self.first
+            if place >= 0:
+                found[number] = self.slots[place] = put_right(self.slots[place], known)
+        self._guesses = set()
+        return found
+
+    def _append(self, number: int, slots: float) -> None:
+        """The step ``number``; those between are taken to be as the last."""
         most = math.ceil(_KEPT_S / self.step_s)
-        hole = min(number - last - 1, most)
+        hole = min(number - (self.first + len(self.slots)), most)
         self.slots += [self.slots[-1]] * hole + [slots]
         self.first = number - len(self.slots) + 1
         if len(self.slots) > most:
             self.first += len(self.slots) - most
             del self.slots[:-most]
-        return True
 
 
 class LiveDemand:
@@ -145,10 +165,8 @@ class LiveDemand:
                     sum(one.waiting for one in found),
                     sum(one.ended for one in found),
                 )
-                steps = self._steps[place]
-                before = steps.first + len(steps.slots) - 1, steps.slots[-1] if steps.slots else 0.0
-                if steps.add(now_s, math.ceil(requests / entry.requests_per_slot - 1e-9)):
-                    number, most = before
+                steps, slots = self._steps[place], math.ceil(requests / entry.requests_per_slot - 1e-9)
+                for number, most in steps.add(now_s, slots, self._loads[place].trust):
                     lines.append({"at_s": number * steps.step_s, "of": self._names[place], "slots": most})
         if lines:
             self._write("".join(json.dumps(line) + "\n" for line in lines), "a")

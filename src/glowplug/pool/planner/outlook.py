@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from glowplug.pool.forecast.demand import Bounds, Forecast, Forecaster
 from glowplug.pool.forecast.series import DemandSeries
 from glowplug.pool.plan_file import DemandEntry
-from glowplug.pool.planning import wishes_of
+from glowplug.pool.planning import rarer_levels, wishes_of
 from glowplug.pool.program.grid import Floats
 
 _MOST_SLOTS = 1e6
@@ -50,14 +50,14 @@ class Outlook:
         known = series.until(now_s)
         kept = self._kept.get(place)
         if kept is None or not self._holds(kept, lead_time_s, now_s):
-            forecaster = Forecaster(entry.level, lead_time_s)
+            forecaster = Forecaster(entry.level, lead_time_s, rarer_levels(entry))
             kept = self._kept[place] = _Kept(forecaster, forecaster.bounds(known), now_s)
         found = kept.forecaster.forecast(known, now_s, starts_s, wishes_of(entry), kept.bounds)
         soon_s = _SOON * lead_time_s
         least = _needed_now(known) + _to_catch_up(waiting_slot_s, soon_s)
         # A bound that holds 19 times in 20 is no help the twentieth time, while the crowd is there already.
         is_soon = np.asarray(starts_s) <= soon_s
-        return replace(found, slots=np.where(is_soon, np.maximum(found.slots, least), found.slots))
+        return found.at_least(np.where(is_soon, least, 0.0))
 
     def _holds(self, kept: _Kept, lead_time_s: float, now_s: float) -> bool:
         ratio = lead_time_s / kept.forecaster.lead_time_s

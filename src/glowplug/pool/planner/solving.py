@@ -1,12 +1,13 @@
 """From a problem to a plan in whole machines and its prices, within a time.
 
 Solvers are kept alive, so that they go on from their last basis. What one cannot do another does, which is
-said in ``Solved.remarks``; what none can do raises, and the planner goes on without a plan.
+said in ``Solved.remarks``; what none can do raises, and the planner goes on without a plan. Time is relative
+to now in a program: while nothing happens it is the same from step to step, and so is its plan.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from glowplug.pool.program.assembly import Assembled, assemble
@@ -45,25 +46,35 @@ class Solvers:
 
     def __init__(self) -> None:
         self._linear: tuple[LinearSolver, LinearSolver] = (GlopSolver(), HighsSolver())
+        self._last: Solved | None = None
 
     def __call__(self, problem: Problem, timeout_s: float) -> Solved:
         """Raises DeadlineExceeded, Unavailable."""
         try:
             assembled = assemble(problem)
-            remarks: list[str] = []
-            relaxed = self._relaxed(assembled, timeout_s, remarks)
-            try:
-                whole = solve_whole(assembled, timeout_s)
-            except GlowplugError as failure:
-                remarks.append(f"no plan in whole machines, fractions are rounded up: {failure.message}")
-                return Solved(relaxed, relaxed, None, tuple(remarks))
-            return Solved(whole.plan, relaxed, whole.gap, tuple(remarks))
+            if self._last is not None and assembled.program.equals(self._last.whole.assembled.program):
+                return _anew(self._last, assembled)
+            return self._solved(assembled, timeout_s)
         except (ValueError, ArithmeticError, RuntimeError, MemoryError) as failure:
             # What numpy, scipy and the solvers' bindings raise: no input of ours may end the loop.
             raise Unavailable(
                 f"A solver broke: {type(failure).__name__}: {failure}.",
                 remedy="The last plan stands. Please report the pool file.",
             ) from failure
+
+    def _solved(self, assembled: Assembled, timeout_s: float) -> Solved:
+        remarks: list[str] = []
+        self._last = None
+        relaxed = self._relaxed(assembled, timeout_s, remarks)
+        try:
+            whole = solve_whole(assembled, timeout_s)
+        except GlowplugError as failure:
+            remarks.append(f"no plan in whole machines, fractions are rounded up: {failure.message}")
+            return Solved(relaxed, relaxed, None, tuple(remarks))
+        solved = Solved(whole.plan, relaxed, whole.gap, tuple(remarks))
+        if whole.is_final and not remarks:
+            self._last = solved
+        return solved
 
     def _relaxed(self, assembled: Assembled, timeout_s: float, remarks: list[str]) -> Plan:
         first, second = self._linear
@@ -72,3 +83,12 @@ class Solvers:
         except GlowplugError as failure:
             remarks.append(f"{first.name} failed, {second.name} was asked: {failure.message}")
             return solve(assembled, second, timeout_s)
+
+
+def _anew(solved: Solved, assembled: Assembled) -> Solved:
+    """The same solutions, of a problem that makes the same program."""
+    return replace(
+        solved,
+        whole=replace(solved.whole, assembled=assembled),
+        relaxed=replace(solved.relaxed, assembled=assembled),
+    )

@@ -73,7 +73,7 @@ def block_gpus(problem: Problem) -> Floats:
 
 def needed_gpus(problem: Problem) -> Floats:
     """``[c, t]``: GPUs that must come in blocks of a class' size or greater ones (``need`` in the docs)."""
-    slots = np.array([demand.slots for demand in problem.demands]).reshape(-1, len(problem.grid))
+    slots = np.array([demand.most_slots for demand in problem.demands]).reshape(-1, len(problem.grid))
     return np.asarray(nested_sizes(problem) @ slots)
 
 
@@ -162,6 +162,8 @@ def _cover(layout: Layout, entries: _Entries, row_lower: Floats) -> None:
     classes, missing = np.nonzero(sizes)
     for name in ("miss1", "miss2"):
         entries.add(rows[classes], layout.columns(name)[missing], sizes[classes, missing][:, None])
+    classes, rare = np.nonzero(sizes[:, layout.rare])
+    entries.add(rows[classes], layout.columns("rare")[rare], sizes[:, layout.rare][classes, rare][:, None])
     row_lower[rows] = needed_gpus(problem)
 
 
@@ -219,6 +221,7 @@ def _cost(layout: Layout) -> Floats:
     each("rel", [pool.release_usd for pool in pools])
     each_hour("miss1", [demand.tolerated_miss_usd_per_h for demand in demands])
     each_hour("miss2", [demand.miss_usd_per_h for demand in demands])
+    each_hour("rare", [rare.chance * demand.miss_usd_per_h for demand in demands for rare in demand.rare])
     kinds = [demands[index].gpu for index in layout.protected]
     each_hour("exposed", [problem.survival[kind].exposed_usd_per_gpu_h for kind in kinds])
     if problem.budget_usd_per_h is not None:
@@ -249,6 +252,10 @@ def _upper(layout: Layout, moves: Dynamics) -> Floats:
     tolerated = np.array([demand.tolerated for demand in problem.demands]).reshape(-1, 1)
     upper[layout.columns("miss1")] = tolerated * slots
     upper[layout.columns("miss2")] = slots - tolerated * slots
+    for columns, rare in zip(
+        layout.columns("rare"), (rare for demand in problem.demands for rare in demand.rare), strict=True
+    ):
+        upper[columns] = rare.slots
     if layout.protected:
         upper[layout.columns("exposed")] = _to_survive(layout)
     if problem.budget_usd_per_h is not None:

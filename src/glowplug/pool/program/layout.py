@@ -27,6 +27,12 @@ class Layout:
     domains: tuple[tuple[int, tuple[int, ...]], ...]
     """For each row of ``worst``: which protected class, and the pools of that kind in one domain."""
 
+    @cached_property
+    def rare(self) -> Ints:
+        """For each row of the variable ``rare`` its demand class, in the order of ``Demand.rare``."""
+        counts = [len(demand.rare) for demand in self.problem.demands]
+        return np.repeat(np.arange(len(counts)), counts)
+
     @property
     def _periods(self) -> int:
         return len(self.problem.grid)
@@ -36,7 +42,7 @@ class Layout:
         pools, classes = len(self.problem.pools), len(self.problem.demands)
         return _numbered(
             self._periods,
-            up=pools, req=pools, rel=pools, miss1=classes, miss2=classes,
+            up=pools, req=pools, rel=pools, miss1=classes, miss2=classes, rare=len(self.rare),
             exposed=len(self.protected), worst=len(self.protected), over=self._budgets,
         )  # fmt: skip
 

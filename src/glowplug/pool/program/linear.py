@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from glowplug.pool.program.grid import Floats
 
 
@@ -26,6 +28,16 @@ class LinearProgram:
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         return len(self.row_lower), len(self.cost)
+
+    def equals(self, other: LinearProgram) -> bool:
+        """Whether it is the same program, number by number."""
+        mine, theirs = self.matrix, other.matrix
+        pairs = (
+            (self.cost, other.cost), (self.lower, other.lower), (self.upper, other.upper),
+            (self.row_lower, other.row_lower), (self.row_upper, other.row_upper),
+            (mine.indptr, theirs.indptr), (mine.indices, theirs.indices), (mine.data, theirs.data),
+        )  # fmt: skip
+        return all(np.array_equal(one, another) for one, another in pairs)
 
 
 @dataclass(frozen=True, eq=False)

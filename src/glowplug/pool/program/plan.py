@@ -63,7 +63,9 @@ class Plan:
     @property
     def missing(self) -> Floats:
         """``[c, t]``: slots short."""
-        return self.values("miss1") + self.values("miss2")
+        missing = self.values("miss1") + self.values("miss2")
+        np.add.at(missing, self.assembled.layout.rare, self.values("rare"))
+        return missing
 
     @property
     def ask(self) -> Floats:
@@ -120,7 +122,7 @@ class Plan:
             rent_usd=rent_usd,
             interruption_usd=of("up") - rent_usd,
             churn_usd=of("req", "rel"),
-            miss_usd=of("miss1", "miss2"),
+            miss_usd=of("miss1", "miss2", "rare"),
             exposed_usd=of("exposed"),
             over_budget_usd=of("over"),
         )
@@ -135,7 +137,7 @@ class Plan:
         up = self.values("up")[:, period]
         free = np.array([pool.gpus for pool in problem.pools], dtype=np.float64) * up
         held = np.zeros((len(problem.demands), len(problem.pools)))
-        wanted = np.array([demand.slots[period] for demand in problem.demands]) - self.missing[:, period]
+        wanted = np.array([demand.most_slots[period] for demand in problem.demands]) - self.missing[:, period]
         for index in sorted(range(len(problem.demands)), key=lambda index: -problem.demands[index].gpus):
             demand = problem.demands[index]
             for place, pool in enumerate(problem.pools):

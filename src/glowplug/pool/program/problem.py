@@ -74,11 +74,20 @@ class Pool:
 
 
 @dataclass(frozen=True, eq=False)
+class Rare:
+    """Slots, for each period, that are needed with a ``chance`` only: so much less missing one costs."""
+
+    slots: Floats
+    chance: float
+
+
+@dataclass(frozen=True, eq=False)
 class Demand:
     """Slots (replicas) that need ``gpus`` GPUs of a kind on one machine, for each period; and what missing
     costs.
 
-    The first ``tolerated`` share of the demand may be missing at the lower price.
+    The first ``tolerated`` share of the demand may be missing at the lower price; ``rare`` ones, which are on
+    top of ``slots``, at a price that is lower by their chance.
     """
 
     gpu: str
@@ -87,6 +96,12 @@ class Demand:
     tolerated: float = 0.0
     tolerated_miss_usd_per_h: float = 20.0
     miss_usd_per_h: float = 100.0
+    rare: tuple[Rare, ...] = ()
+
+    @property
+    def most_slots(self) -> Floats:
+        """With the rare ones."""
+        return np.asarray(np.sum([self.slots, *(rare.slots for rare in self.rare)], axis=0))
 
 
 @dataclass(frozen=True)
@@ -161,10 +176,12 @@ def _check_pool(pool: Pool, periods: int) -> None:
 
 def _check_demand(demand: Demand, periods: int) -> None:
     name = f"demand of {demand.gpu} x{demand.gpus}"
-    slots = np.asarray(demand.slots)
-    _check(slots.shape == (periods,), f"{name}: number of periods", slots.shape)
-    usable = np.isfinite(slots) & (slots >= 0) & (slots <= MAX_SLOTS)
-    _check(bool(usable.all()), f"{name}: slots", slots[~usable][:1])
+    for slots in (np.asarray(demand.slots), *(np.asarray(rare.slots) for rare in demand.rare)):
+        _check(slots.shape == (periods,), f"{name}: number of periods", slots.shape)
+        usable = np.isfinite(slots) & (slots >= 0) & (slots <= MAX_SLOTS)
+        _check(bool(usable.all()), f"{name}: slots", slots[~usable][:1])
+    for rare in demand.rare:
+        _check(0 <= rare.chance <= 1, f"{name}: chance of rare slots", rare.chance)
     _check(1 <= demand.gpus <= 1024, f"{name}: GPUs per replica", demand.gpus)
     _check(0 <= demand.tolerated <= 1, f"{name}: tolerated share", demand.tolerated)
     _check_money(demand.miss_usd_per_h, f"{name}: price of a missing slot")
