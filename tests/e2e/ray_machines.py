@@ -23,6 +23,9 @@ from glowplug.engine.processes import wait_for_exit
 from glowplug.types.paths import StateDir
 
 RAY_START_TIMEOUT_S = 120.0
+_MODULES_OF_A_NODE = (
+    "glowplug.engine.supervisor", "glowplug.node", "glowplug.node.gateway", "glowplug.control.edge",
+)  # fmt: skip
 
 
 class RayMachine(SecondMachine):
@@ -40,12 +43,12 @@ class RayMachine(SecondMachine):
         super().lay_cable()
         ip("-n", self.netns, "route", "add", "default", "via", self.here)
 
-    def start_ray(self, address: str, token: str) -> None:
+    def start_ray(self, address: str, token: str, *options: str) -> None:
         """``glowplug cluster join ADDRESS --engine ray --foreground`` here."""
         assert self._ray is None
         argv = [
             *self.inside, str(GLOWPLUG), "cluster", "join", address,
-            "--engine", "ray", "--token", token, "--advertise", self.there, "--foreground",
+            "--engine", "ray", "--token", token, "--advertise", self.there, "--foreground", *options,
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self._ray = subprocess.Popen(
@@ -91,10 +94,10 @@ class RayMachine(SecondMachine):
         return len(_pids_of("glowplug.node", self.state))
 
     def kill_agent(self) -> None:
-        """kill -9 of its supervisor: agent and gateway end with it. Returns when all are gone."""
+        """kill -9 of its supervisor: agent, gateway and router end with it. Returns when all are gone."""
         gone = [
             pid
-            for module in ("glowplug.engine.supervisor", "glowplug.node", "glowplug.node.gateway")
+            for module in _MODULES_OF_A_NODE
             for pid in _pids_of(module, self.state)
         ]
         os.kill(gone[0], signal.SIGKILL)

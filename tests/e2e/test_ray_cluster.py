@@ -97,6 +97,8 @@ def test_a_cluster_on_ray_from_its_first_machine_to_its_last(tmp_path: Path) -> 
             lambda: {one.node for one in live.ready(app.name)} == set(_names(live)), "one replica on each"
         )
         _is_answered_by(live, app.name, 2)
+        assert beta.ask(f"/{app.name}/web/who")["replica_id"]
+        assert nodes(live)[beta.name]["router"]["address"] == "127.0.0.1:8080"
 
         supervisor = beta.supervisor_pid()
         beta.kill_actor()
@@ -113,6 +115,7 @@ def test_a_cluster_on_ray_from_its_first_machine_to_its_last(tmp_path: Path) -> 
 
         beta.cut()
         assert wait_for_state(live, beta.name, "unreachable") < 30.0
+        assert beta.ask(f"/{app.name}/web/who")["replica_id"], "its router knows the replica beside it"
         wait_for_state(live, beta.name, "lost")
         assert "silent for" in live.cli("cluster", "status").stdout
         assert live.get(f"/{app.name}/web/who")
@@ -128,9 +131,12 @@ def test_a_cluster_on_ray_from_its_first_machine_to_its_last(tmp_path: Path) -> 
 
 def test_the_head_of_ray_may_die_and_nobody_notices(tmp_path: Path) -> None:
     with on_ray(tmp_path, 1) as (live, address, (beta,)):
-        beta.start_ray(address, live.ray_token)
+        beta.start_ray(address, live.ray_token, "--serve", "0.0.0.0:8090")
         live.wait_for(lambda: beta.name in nodes(live), f"{beta.name} to join")
         wait_for_state(live, beta.name, "ready")
+        live.wait_for(
+            lambda: (nodes(live)[beta.name]["router"] or {}).get("address") == "0.0.0.0:8090", "its own router"
+        )
         supervisor = beta.supervisor_pid()
         port = address.rpartition(":")[2]
         (gcs,) = pids_that_mention(f"gcs_server_port={port}")
@@ -162,9 +168,11 @@ def test_a_ray_cluster_that_is_there_already_and_encrypts_is_left_as_it_is(tmp_p
         beta.start_ray(address, token)
         folder = beta.state.root.parent
         live.options = ("--address", address, "--node-state", f"{folder}/{{node}}", "--timeout", "200")
+        live.options += ("--serve", "off")
         with live:
             live.wait_for(lambda: beta.name in nodes(live), f"{beta.name} to join")
             wait_for_state(live, beta.name, "ready")
+            assert (nodes(live)[beta.name]["router"] or {}).get("state") in (None, "absent")
             live.cli("cluster", "down", timeout_s=240.0)
             assert beta.agents() == 0
         assert head.poll() is None

@@ -143,9 +143,10 @@ def test_a_new_actor_adopts_the_agent_that_the_old_one_left(site: Site) -> None:
 
 def test_an_actor_of_other_settings_is_made_anew_and_its_agent_goes_on(site: Site) -> None:
     site.reconcile(2)
-    site.restart(gateway_port=7444)
+    site.restart(gateway_port=7444, serve="0.0.0.0:80")
     site.reconcile(2)
-    assert site.ray.actors[ONE.id].settings.gateway_port == 7444
+    settings = site.ray.actors[ONE.id].settings
+    assert (settings.gateway_port, settings.serve) == (7444, "0.0.0.0:80")
     assert site.ray.joined.count(ONE.id) == 1
 
 

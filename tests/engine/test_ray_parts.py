@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_a_machine_joins_with_a_token_that_no_listing_of_processes_shows(
     (start,) = starts(state)
     assert json.loads(start["order"]) == {
         "token": TOKEN, "control_url": "http://10.0.0.1:8080", "name": "ray-one", "advertise": "10.0.0.2",
-        "gateway_port": 7443, "labels": {},
+        "gateway_port": 7443, "labels": {}, "serve": None,
     }  # fmt: skip
     assert not any(TOKEN in word for word in (*start["argv"], *start["environment"].values()))
     assert not {"RAY_AUTH_TOKEN", "OMP_NUM_THREADS"} & start["environment"].keys()
@@ -90,6 +91,20 @@ def test_a_machine_joins_with_a_token_that_no_listing_of_processes_shows(
     assert start["environment"]["HOME"] != "/elsewhere", "what the machine says itself counts"
     assert TOKEN not in repr(JoinOrder(TOKEN))
     assert keeper.report().problem is None
+
+
+def test_where_a_router_listens_is_said_by_the_machine_itself_or_else_by_the_control_plane(
+    state: StateDir, settings: AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = AgentKeeper(replace(settings, serve="0.0.0.0:8081"), starter=STARTER, look_s=0.05)
+    try:
+        for number, (own, serve) in enumerate({"": "0.0.0.0:8081", "off": "off"}.items(), 1):
+            monkeypatch.setenv("GLOWPLUG_SERVE", own)
+            keeper.join(JoinOrder(TOKEN))
+            eventually(lambda number=number: len(starts(state)) == number)
+            assert json.loads(starts(state)[-1]["order"])["serve"] == serve
+    finally:
+        keeper.close()
 
 
 def test_why_a_machine_could_not_join_is_told(state: StateDir, keeper: AgentKeeper) -> None:
@@ -236,6 +251,8 @@ def test_ray_is_started_where_it_was_said_and_its_token_is_no_argument(
     assert {"--address=10.0.0.1:6400", "--node-ip-address=10.0.0.2"} < set(joining)
     assert "--block" not in joining
     assert joining_environment("t").items() >= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t"}.items()
+    assert joining_environment("t", "off")["GLOWPLUG_SERVE"] == "off"
+    assert "GLOWPLUG_SERVE" not in joining_environment("t")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     told = joining_environment(None)
     assert (told["RAY_AUTH_MODE"], "RAY_AUTH_TOKEN" in told) == ("disabled", False)

@@ -132,10 +132,10 @@ def join(
 
         if address is None or name or listen or label:
             raise InvalidInput(
-                "Of a Ray node only its address is said when it joins.",
-                remedy="glowplug cluster join HOST:PORT --engine ray [--token TOKEN] [--advertise HOST]",
+                "Of a Ray node only its address, and its router's, is said when it joins.",
+                remedy="cluster join HOST:PORT --engine ray [--token TOKEN] [--advertise HOST] [--serve ..]",
             )
-        join_ray(session, address, token, advertise, blocks=foreground)
+        join_ray(session, address, token, advertise, serve, blocks=foreground)
         return
     if (address is None) != (token is None):
         raise InvalidInput(

@@ -58,6 +58,13 @@ def up(
     gateway_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the machines' gateways; 0 takes a free one.")
     ] = settings.DEFAULT_GATEWAY_PORT,
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where the machines' routers take requests for any app (127.0.0.1:8080); off: they have none.",
+        ),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", "-f", help="Stay here and show the logs; for systemd, containers.")
     ] = False,
@@ -66,7 +73,10 @@ def up(
     ] = on_ray.START_TIMEOUT_S,
 ) -> None:
     """Start the control plane here, and an agent on every machine of a Ray cluster."""
+    from glowplug.engine.join import router_address  # loads cryptography: a tenth of a second
+
     session = session_of(context)
+    router_address(serve)
     if not Path(node_state).is_absolute():
         raise InvalidInput(f"{node_state!r} is not absolute.", remedy="Write --node-state /var/lib/..")
     if address is None and advertise is None:
@@ -84,6 +94,7 @@ def up(
             only=parse_assignments(only or []),
             node_state=node_state,
             gateway_port=gateway_port,
+            serve=serve,
         )
     except ValidationError as error:
         raise InvalidInput(
@@ -125,12 +136,21 @@ def down(
 
 
 def join_ray(
-    session: Session, address: str, token: str | None, advertise: str | None, *, blocks: bool
+    session: Session,
+    address: str,
+    token: str | None,
+    advertise: str | None,
+    serve: str | None,
+    *,
+    blocks: bool,
 ) -> None:
     """Make this machine a node of the Ray cluster at ``address``; its agent is the engine's business."""
+    from glowplug.engine.join import router_address
+
     head.check_installed()
+    router_address(serve)
     command = head.join_command(address, advertise, blocks=blocks)
-    environment = os.environ | settings.joining_environment(token)
+    environment = os.environ | settings.joining_environment(token, serve)
     if blocks:
         os.execve(command[0], command, environment)  # noqa: S606 - what it becomes is spelled out
     remedy = "Is that Ray's address, and --token (or RAY_AUTH_TOKEN_PATH) the token of its head?"

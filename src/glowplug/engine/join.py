@@ -64,7 +64,7 @@ def join(state: StateDir, address: str, token: str, wanted: Wanted) -> Membershi
     url = control_url(address)
     host, port = _host_and_port(wanted.listen)
     name = check_node_name(wanted.name or _own_name())
-    serve = _router_address(wanted.serve)
+    serve = router_address(wanted.serve)
     try:
         record = MembershipRecord(
             name=name,
@@ -98,7 +98,7 @@ def joined(state: StateDir, serve: str | None = None) -> MembershipRecord:
             remedy="Give the control plane's address and a --token (`glowplug cluster token` makes one).",
         )
     if serve is not None:
-        record = record.model_copy(update={"serve": _router_address(serve)})
+        record = record.model_copy(update={"serve": router_address(serve)})
         replace_file(state.identity.membership, record.model_dump_json(indent=1))
     return record
 
@@ -133,6 +133,14 @@ def control_url(address: str) -> str:
     return url.rstrip("/")
 
 
+def router_address(serve: str | None) -> str | None:
+    """Where a router listens, as it is remembered: None for none. Raises InvalidInput."""
+    if serve is None or serve == NO_ROUTER:
+        return None
+    _host_and_port(serve)
+    return serve
+
+
 def _own_name() -> str:
     """Made of the host name."""
     return name_from_identifier(socket.gethostname())[:_NAME_CHARACTERS].strip("-")
@@ -145,14 +153,6 @@ def _host_and_port(listen: str) -> tuple[str, int]:
             f"{listen!r} is no address to listen on.", remedy="Write HOST:PORT, such as 0.0.0.0:7443."
         )
     return match["host"].strip("[]"), int(match["port"])
-
-
-def _router_address(serve: str | None) -> str | None:
-    """As it is remembered. Raises InvalidInput."""
-    if serve is None or serve == NO_ROUTER:
-        return None
-    _host_and_port(serve)
-    return serve
 
 
 def _reached_at(host: str, url: str) -> str:

@@ -301,6 +301,7 @@ class RayEngine:
             gateway_port=self._settings.gateway_port,
             labels=names.labels(node),
             environment=self._environment,
+            serve=self._settings.serve,
         )
 
     def _name(self, node: RayNode, own: str, members: Mapping[str, NodeStatus]) -> str:

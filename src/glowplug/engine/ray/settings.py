@@ -19,6 +19,8 @@ NAMESPACE = "glowplug"
 DEFAULT_RAY_PORT = 6379
 DEFAULT_GATEWAY_PORT = 7443
 NODE_WORD = "{node}"
+SERVE_VARIABLE = "GLOWPLUG_SERVE"
+"""Where the router of a machine listens, if that one is to differ from what `cluster up` said."""
 _TOKEN_BYTES = 32
 _MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 # Told to end, `ray start --block` waits half a minute for actors to go; ours stay to the end.
@@ -31,7 +33,8 @@ class RaySettings(BaseModel):
     ``address`` is Ray's own (its GCS). ``starts_head``: that is a process of ours. ``advertise`` is where the
     machines reach this one. ``only`` are labels of the Ray nodes that are used; without, all are.
     ``node_state`` is the state directory of an agent; ``{node}`` in it becomes the node's name, which several
-    Ray nodes of one machine need. ``gateway_port`` 0 takes a free one there.
+    Ray nodes of one machine need. ``gateway_port`` 0 takes a free one there. ``serve`` is where the machines'
+    routers listen, HOST:PORT or ``off``; None is the default of ``cluster join``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +47,7 @@ class RaySettings(BaseModel):
     only: Labels = {}
     node_state: str = str(DEFAULT_STATE_DIR)
     gateway_port: int = DEFAULT_GATEWAY_PORT
+    serve: str | None = None
 
     def save(self, state: StateDir) -> None:
         """Write it down."""
@@ -86,9 +90,12 @@ def ray_token(state: StateDir) -> Path:
     return state.ray_token
 
 
-def joining_environment(token: str | None) -> dict[str, str]:
-    """For ``ray start`` on a machine that joins: with this token, or what the environment says itself."""
-    ends_at_once = {_DRAIN: os.environ.get(_DRAIN, "0")}
+def joining_environment(token: str | None, serve: str | None = None) -> dict[str, str]:
+    """For ``ray start`` on a machine that joins: with this token, or what the environment says itself.
+
+    Ray hands it on to the actor, which has the agent's router ``serve`` there.
+    """
+    told = {_DRAIN: os.environ.get(_DRAIN, "0")} | ({SERVE_VARIABLE: serve} if serve else {})
     if token is None:
-        return {_MODE: os.environ.get(_MODE, "token"), **ends_at_once}
-    return {_MODE: "token", _TOKEN: token, **ends_at_once}
+        return {_MODE: os.environ.get(_MODE, "token"), **told}
+    return {_MODE: "token", _TOKEN: token, **told}
