@@ -216,6 +216,16 @@ class StateDir:
         return self.run / "engine.json"
 
     @property
+    def engine_demand(self) -> Path:
+        """What whoever plans wants of the engine beside the control plane."""
+        return self.run / "engine-demand.json"
+
+    @property
+    def engine_answer(self) -> Path:
+        """How that went."""
+        return self.run / "engine-answer.json"
+
+    @property
     def engine_metrics(self) -> Path:
         """What the engine beside the control plane counts, as Prometheus text."""
         return self.run / "engine.prom"
