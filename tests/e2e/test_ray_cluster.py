@@ -7,10 +7,8 @@ import importlib.util
 import json
 import os
 import signal
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from tests.e2e.cluster import nodes, wait_for_state
 from tests.e2e.conftest import Apps
 from tests.e2e.live import Live
-from tests.e2e.ray_machines import RayMachine, pids_that_mention, ray_head, ray_machines
+from tests.e2e.ray_machines import RayLive, on_ray, pids_that_mention, ray_head, ray_machines
 from tests.ports import free_port
 
 from glowplug.engine.ray.head import head_command
@@ -34,41 +32,6 @@ pytestmark = [
 ]
 
 
-class RayLive(Live):
-    """Started by ``cluster up --engine ray`` with these options."""
-
-    options: tuple[str, ...] = ()
-    ray_token: str = ""
-
-    def __enter__(self) -> Live:
-        try:
-            done = self.cli("cluster", "up", "--engine", "ray", "--port", "0", *self.options, timeout_s=240.0)
-            self.url = f"http://127.0.0.1:{json.loads(self.state.supervisor.read_text())['port']}"
-            assert f"answers at {self.url}" in done.stdout
-            self.connect()
-        except BaseException:
-            self.cli("cluster", "down", code=None)
-            raise
-        return self
-
-
-@contextmanager
-def on_ray(tmp_path: Path, count: int) -> Iterator[tuple[RayLive, str, list[RayMachine]]]:
-    """A Ray cluster of ours, with so many machines that have not joined; Ray's address."""
-    live = RayLive()
-    with ExitStack() as owned:
-        machines = owned.enter_context(ray_machines(live, count))
-        folder = machines[0].state.root.parent
-        here, port = machines[0].here, free_port()
-        live.options = (
-            "--advertise", here, "--ray-port", str(port), "--node-state", f"{folder}/{{node}}",
-            "--timeout", "200",
-        )  # fmt: skip
-        owned.enter_context(live)
-        live.ray_token = live.state.ray_token.read_text()
-        yield live, f"{here}:{port}", machines
-
-
 def logs_of_ray() -> str:
     """All that Ray has written down of the session that began last."""
     logs = Path("/tmp/ray/session_latest/logs")
@@ -76,15 +39,11 @@ def logs_of_ray() -> str:
 
 
 def test_a_cluster_on_ray_from_its_first_machine_to_its_last(tmp_path: Path) -> None:
-    with on_ray(tmp_path, 1) as (live, address, (beta,)):
+    with on_ray(1) as (live, (beta,)):
         wrong = ("--token", "ab" * 32, "--advertise", beta.there)
-        refused = beta.cli("cluster", "join", address, "--engine", "ray", *wrong, code=1)
+        refused = beta.cli("cluster", "join", live.address, "--engine", "ray", *wrong, code=1)
         assert "token is missing or incorrect" in refused.stderr
-        began_s = time.monotonic()
-        beta.start_ray(address, live.ray_token)
-        live.wait_for(lambda: beta.name in nodes(live), f"{beta.name} to join")
-        wait_for_state(live, beta.name, "ready")
-        print(f"a machine joined within {time.monotonic() - began_s:.1f} s")
+        print(f"a machine joined within {beta.join_cluster(live):.1f} s")
         assert beta.agents() == 1
         assert "gpj1." not in logs_of_ray()
         live.wait_for(lambda: not live.listing("cluster", "token", "--list"), "its token to be revoked")
@@ -108,7 +67,7 @@ def test_a_cluster_on_ray_from_its_first_machine_to_its_last(tmp_path: Path) -> 
         assert "its agent runs on" in live.cli("cluster", "status").stdout
         assert nodes(live)[beta.name]["state"] == "ready"
 
-        beta.start_ray(address, live.ray_token)
+        beta.start_ray(live.address, live.ray_token)
         live.wait_for(lambda: _states(live).count("running") == 2, "the new actor to adopt the agent")
         assert beta.supervisor_pid() == supervisor
         assert nodes(live)[beta.name]["state"] == "ready"
@@ -123,27 +82,25 @@ def test_a_cluster_on_ray_from_its_first_machine_to_its_last(tmp_path: Path) -> 
         wait_for_state(live, beta.name, "ready")
 
         live.remove(apps.names)
-        port = address.rpartition(":")[2]
+        port = live.address.rpartition(":")[2]
         live.cli("cluster", "down", timeout_s=240.0)
         assert beta.agents() == 0
         live.wait_for(lambda: not pids_that_mention(f"gcs_server_port={port}"), "Ray's head to end")
 
 
 def test_the_head_of_ray_may_die_and_nobody_notices(tmp_path: Path) -> None:
-    with on_ray(tmp_path, 1) as (live, address, (beta,)):
-        beta.start_ray(address, live.ray_token, "--serve", "0.0.0.0:8090")
-        live.wait_for(lambda: beta.name in nodes(live), f"{beta.name} to join")
-        wait_for_state(live, beta.name, "ready")
+    with on_ray(1) as (live, (beta,)):
+        beta.join_cluster(live, "--serve", "0.0.0.0:8090")
         live.wait_for(
             lambda: (nodes(live)[beta.name]["router"] or {}).get("address") == "0.0.0.0:8090", "its own router"
         )
         supervisor = beta.supervisor_pid()
-        port = address.rpartition(":")[2]
+        port = live.address.rpartition(":")[2]
         (gcs,) = pids_that_mention(f"gcs_server_port={port}")
         os.kill(gcs, signal.SIGKILL)
         live.wait_for(lambda: pids_that_mention(f"gcs_server_port={port}"), "a new head")
         beta.stop_ray()
-        beta.start_ray(address, live.ray_token)
+        beta.start_ray(live.address, live.ray_token)
         live.wait_for(lambda: _states(live).count("running") == 2, "the agent to be kept again", 200.0)
         assert beta.supervisor_pid() == supervisor
         assert nodes(live)[beta.name]["state"] == "ready"

@@ -1,0 +1,50 @@
+"""A light server for a cluster on Ray: answers after as much work as it is asked for, and says from which copy.
+
+on the first machine, which the others reach at 10.0.0.1
+    glowplug cluster up --engine ray --advertise 10.0.0.1
+on each other machine, with the content of the first one's ray-token
+    glowplug cluster join 10.0.0.1:6379 --engine ray --token TOKEN
+then
+    glowplug deploy examples/ray/app.py
+    curl 'localhost:8080/light/web/?seconds=0.5'            # on any of them: each has a router
+
+A caller for whom no copy has room waits for another one, which starts wherever there is room for it. The image
+is the machines' own Python, which must be the same on all. `make demo-cluster` does all of this on one machine.
+"""
+
+import os
+
+import glowplug as gp
+
+PROGRAM = """
+import http.server, json, time, urllib.parse
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        asked = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        time.sleep(min(float(asked.get("seconds", ["0"])[0]), 60.0))
+        with open("/run/glowplug/env.json") as file:
+            copy = json.load(file)["replica_id"]
+        body = json.dumps({"sum": sum(range(1000)), "replica": copy}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
+"""
+
+app = gp.App("light")
+
+
+@app.server(
+    cpus=0.5,
+    memory="128MiB",
+    max_replicas=int(os.environ.get("GLOWPLUG_DEMO_REPLICAS", "6")),
+    target_concurrency=1,
+    scaledown_window_s=float(os.environ.get("GLOWPLUG_DEMO_WINDOW_S", "30")),
+    parked_window_s=0,
+)
+def web():
+    return ["python3", "-c", PROGRAM]
