@@ -1,11 +1,12 @@
-"""The demo of clusters: three machines on a real Ray, an app deployed once, and a machine that dies under load.
+"""The demo of clusters: three machines on a real Ray, an app deployed once, one that dies under load.
 
-The machines are network namespaces on this one, each with a raylet, an agent, a gateway and a router of its own;
-the head of Ray and the control plane are on this machine as it is, which takes no replica. A light app, or with
-``--engine vllm`` a real vLLM, starts cold on one machine; the others restore its snapshot from the region (here a
-folder). Then come more callers than one copy serves, and while they ask one machine loses its power. Prints cold
-starts by machine in the end, and exits with 1 unless every caller got the right answer, all machines took part,
-and the dead one's copies were started elsewhere. ``make demo-cluster`` installs what it needs first.
+The machines are network namespaces on this one, each with a raylet, an agent, a gateway and a router of its
+own; the head of Ray and the control plane are on this machine as it is, which takes no replica. A light app,
+or with ``--engine vllm`` a real vLLM, starts cold on one machine; the others restore its snapshot from the
+region (here a folder). Then come more callers than one copy serves, and while they ask one machine loses its
+power. Prints cold starts by machine in the end, and exits with 1 unless every caller got the right answer,
+all machines took part, and the dead one's copies were started elsewhere. ``make demo-cluster`` installs what
+it needs first.
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ class Demo:
         """The whole story."""
         self.chapter("Three machines join a Ray cluster")
         for machine in self._machines:
-            self.tell(f"{machine.name} is ready {machine.join_cluster(self._live):.1f} s after `cluster join`")
+            took_s = machine.join_cluster(self._live)
+            self.tell(f"{machine.name} is ready {took_s:.1f} s after `cluster join`")
         self._live.cli("cluster", "drain", OWN)
         self.show("cluster", "status")
         self.chapter(f"{self._engine.file.name} is deployed once")
@@ -163,13 +165,16 @@ class Demo:
         """Callers who ask again and again, from zero; a machine dies once all machines answer."""
         engine, tally, over = self._engine, Tally(), threading.Event()
         self.chapter(f"From zero: {engine.callers} callers at once, for at most {engine.replicas} copies")
-        threads = [threading.Thread(target=self.keep_asking, args=(tally, over)) for _ in range(engine.callers)]
+        caller = {"target": self.keep_asking, "args": (tally, over)}
+        threads = [threading.Thread(**caller) for _ in range(engine.callers)]
         began_s = time.monotonic()
         for thread in threads:
             thread.start()
         try:
             names = {machine.name for machine in self._machines}
-            self._live.wait_for(lambda: set(self.copies()) == names, "copies on all machines", BURST_TIMEOUT_S)
+            self._live.wait_for(
+                lambda: set(self.copies()) == names, "copies on all machines", BURST_TIMEOUT_S
+            )
             self.tell(f"after {time.monotonic() - began_s:.1f} s: {_spread(self.copies())}")
             self.kill(max(self._machines, key=lambda machine: self.copies()[machine.name]), tally)
         finally:
@@ -178,8 +183,8 @@ class Demo:
                 thread.join(REQUEST_TIMEOUT_S)
         took_s = sorted(tally.took_s)
         self.tell(
-            f"{len(took_s)} answers, {len(tally.wrong)} not right; they took {quantile(took_s, 0.5):.2f} s at p50, "
-            f"{took_s[-1]:.1f} s at most"
+            f"{len(took_s)} answers, {len(tally.wrong)} not right; "
+            f"they took {quantile(took_s, 0.5):.2f} s at p50, {took_s[-1]:.1f} s at most"
         )
         return tally
 
@@ -196,7 +201,8 @@ class Demo:
             "its copies to be started elsewhere",
             BURST_TIMEOUT_S,
         )
-        self.tell(f"after {time.monotonic() - began_s:.1f} s its copies are elsewhere: {_spread(self.copies())}")
+        took_s = time.monotonic() - began_s
+        self.tell(f"after {took_s:.1f} s its copies are elsewhere: {_spread(self.copies())}")
         answered = len(tally.took_s)
         time.sleep(AFTER_DEATH_S)
         self.expect(len(tally.took_s) > answered, "nobody was answered after the machine had died")

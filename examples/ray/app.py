@@ -1,15 +1,17 @@
-"""A light server for a cluster on Ray: answers after as much work as it is asked for, and says from which copy.
+"""A light server for a cluster on Ray: answers after as long as it is asked for, and says from which copy.
 
 on the first machine, which the others reach at 10.0.0.1
     glowplug cluster up --engine ray --advertise 10.0.0.1
-on each other machine, with the content of the first one's ray-token
-    glowplug cluster join 10.0.0.1:6379 --engine ray --token TOKEN
+    glowplug cluster token
+on each other machine
+    glowplug cluster join 10.0.0.1:8080 --engine ray --token TOKEN
 then
     glowplug deploy examples/ray/app.py
     curl 'localhost:8080/light/web/?seconds=0.5'            # on any of them: each has a router
 
-A caller for whom no copy has room waits for another one, which starts wherever there is room for it. The image
-is the machines' own Python, which must be the same on all. `make demo-cluster` does all of this on one machine.
+A caller for whom no copy has room waits for another one, which starts wherever there is room for it. The
+image is the machines' own Python, which must be the same on all. `make demo-cluster` does all of this on one
+machine.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Machines of a real Ray cluster on this one: each a network namespace with a raylet of its own, on one bridge.
+"""Machines of a real Ray cluster on this one: network namespaces on one bridge, each with its raylet.
 
 The head, and the control plane, are on this machine as it is. The others reach it at the bridge's address.
 """
@@ -35,7 +35,6 @@ class RayLive(Live):
 
     options: tuple[str, ...] = ()
     address: str = ""
-    ray_token: str = ""
 
     def __enter__(self) -> RayLive:
         try:
@@ -57,6 +56,7 @@ class RayMachine(BridgedMachine):
         shutil.rmtree(self.state.root)
         self.name = f"ray-{self.there.replace('.', '-')}"
         self.state = StateDir(folder / self.name)
+        self.environment["GLOWPLUG_STATE"] = str(self.state.root)
         self._ray: subprocess.Popen[bytes] | None = None
         self.log = folder / f"{self.name}.ray.log"
 
@@ -66,15 +66,21 @@ class RayMachine(BridgedMachine):
 
     def start_ray(self, address: str, token: str, *options: str) -> None:
         """``glowplug cluster join ADDRESS --engine ray --foreground`` here."""
+        self._start(address, "--token", token, "--advertise", self.there, *options)
+
+    def start_ray_again(self, *options: str) -> None:
+        """As the same machine of the same cluster of ours."""
+        self._start(*options)
+
+    def _start(self, *options: str) -> None:
         assert self._ray is None
         argv = [
-            *self.inside, str(GLOWPLUG), "cluster", "join", address,
-            "--engine", "ray", "--token", token, "--advertise", self.there, "--foreground", *options,
+            *self.inside, str(GLOWPLUG), "cluster", "join", "--engine", "ray", "--foreground", *options,
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self._ray = subprocess.Popen(
                 argv,
-                env=self.live.environment,
+                env={**self.live.environment, "GLOWPLUG_STATE": str(self.state.root)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -84,7 +90,8 @@ class RayMachine(BridgedMachine):
     def join_cluster(self, live: RayLive, *options: str) -> float:
         """Start Ray here, and wait until the node is ready; the seconds that it took."""
         began_s = time.monotonic()
-        self.start_ray(live.address, live.ray_token, *options)
+        token = live.cli("cluster", "token", "--ttl", "10m").stdout.strip()
+        self.start_ray(f"{self.here}:{live.url.rpartition(':')[2]}", token, *options)
         live.wait_for(lambda: self.name in nodes(live), f"{self.name} to join")
         wait_for_state(live, self.name, "ready")
         return time.monotonic() - began_s
@@ -203,7 +210,6 @@ def on_ray(
             "--timeout", "200", *options,
         )  # fmt: skip
         with live:
-            live.ray_token = live.state.ray_token.read_text()
             yield live, machines
 
 

@@ -7,12 +7,17 @@ import importlib.util
 import json
 import os
 import signal
+import socket
+import ssl
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,7 +28,10 @@ from tests.e2e.live import Live
 from tests.e2e.ray_machines import RayLive, on_ray, pids_that_mention, ray_head, ray_machines
 from tests.ports import free_port
 
-from glowplug.engine.ray.head import head_command
+from glowplug.engine.ray.head import head_command, split_address
+from glowplug.engine.ray.settings import RaySettings
+from glowplug.identity.tokens import JoinToken
+from glowplug.types.paths import IdentityDir
 
 pytestmark = [
     pytest.mark.nightly,
@@ -40,11 +48,15 @@ def logs_of_ray() -> str:
 
 def test_a_cluster_on_ray_from_its_first_machine_to_its_last(tmp_path: Path) -> None:
     with on_ray(1) as (live, (beta,)):
-        wrong = ("--token", "ab" * 32, "--advertise", beta.there)
-        refused = beta.cli("cluster", "join", live.address, "--engine", "ray", *wrong, code=1)
-        assert "token is missing or incorrect" in refused.stderr
+        wrong = ("--token", str(JoinToken.new("ab" * 32)), "--advertise", beta.there)
+        control = f"{beta.here}:{live.url.rpartition(':')[2]}"
+        refused = beta.cli("cluster", "join", control, "--engine", "ray", *wrong, code=1)
+        assert "join token is over, was revoked, or is of another cluster" in refused.stderr
         print(f"a machine joined within {beta.join_cluster(live):.1f} s")
         assert beta.agents() == 1
+        assert not _lets_in(live.address, None)
+        assert not _lets_in(live.address, beta.state.identity), "a node's certificate opens no Ray"
+        assert _lets_in(live.address, beta.state.identity.engine)
         assert "gpj1." not in logs_of_ray()
         live.wait_for(lambda: not live.listing("cluster", "token", "--list"), "its token to be revoked")
 
@@ -67,7 +79,7 @@ def test_a_cluster_on_ray_from_its_first_machine_to_its_last(tmp_path: Path) -> 
         assert "its agent runs on" in live.cli("cluster", "status").stdout
         assert nodes(live)[beta.name]["state"] == "ready"
 
-        beta.start_ray(live.address, live.ray_token)
+        beta.start_ray_again()
         live.wait_for(lambda: _states(live).count("running") == 2, "the new actor to adopt the agent")
         assert beta.supervisor_pid() == supervisor
         assert nodes(live)[beta.name]["state"] == "ready"
@@ -92,7 +104,7 @@ def test_the_head_of_ray_may_die_and_nobody_notices(tmp_path: Path) -> None:
     with on_ray(1) as (live, (beta,)):
         beta.join_cluster(live, "--serve", "0.0.0.0:8090")
         live.wait_for(
-            lambda: (nodes(live)[beta.name]["router"] or {}).get("address") == "0.0.0.0:8090", "its own router"
+            lambda: (nodes(live)[beta.name]["router"] or {}).get("address") == "0.0.0.0:8090", "its router"
         )
         supervisor = beta.supervisor_pid()
         port = live.address.rpartition(":")[2]
@@ -100,7 +112,7 @@ def test_the_head_of_ray_may_die_and_nobody_notices(tmp_path: Path) -> None:
         os.kill(gcs, signal.SIGKILL)
         live.wait_for(lambda: pids_that_mention(f"gcs_server_port={port}"), "a new head")
         beta.stop_ray()
-        beta.start_ray(live.address, live.ray_token)
+        beta.start_ray_again()
         live.wait_for(lambda: _states(live).count("running") == 2, "the agent to be kept again", 200.0)
         assert beta.supervisor_pid() == supervisor
         assert nodes(live)[beta.name]["state"] == "ready"
@@ -110,6 +122,27 @@ def test_the_head_of_ray_may_die_and_nobody_notices(tmp_path: Path) -> None:
         live.wait_for(lambda: _states(live) == ["pending", "running"], "it to be listed as released")
         assert "released" in live.cli("cluster", "status").stdout
         assert beta.agents() == 0
+
+
+def test_the_planner_asks_ray_for_machines_and_gives_them_back(tmp_path: Path) -> None:
+    with on_ray(1) as (live, (beta,)):
+        beta.join_cluster(live)
+        own = socket.gethostname()
+        _plan(live, tmp_path, floor=2)
+        assert _asked_of_ray(live) == [{"CPU": 1.0}] * 2
+        planned = live.listing("pool", "status")["machines"]
+        assert {one["address"]: one["state"] for one in planned} == {own: "ready", beta.name: "ready"}
+
+        _plan(live, tmp_path, floor=0)
+        live.wait_for(lambda: beta.agents() == 0, "its agent to end")
+        assert _asked_of_ray(live) == []
+        assert set(nodes(live)) == {"here"}
+
+        # Ray would add nothing for what an idle machine holds: that one is taken again.
+        _plan(live, tmp_path, floor=2)
+        live.wait_for(lambda: beta.name in nodes(live), f"{beta.name} to be taken again")
+        wait_for_state(live, beta.name, "ready")
+        assert beta.agents() == 1
 
 
 def test_a_ray_cluster_that_is_there_already_and_encrypts_is_left_as_it_is(tmp_path: Path) -> None:
@@ -170,6 +203,65 @@ def rays_own_tls(folder: Path, *addresses: str) -> dict[str, str]:
         "RAY_USE_TLS": "1", "RAY_TLS_SERVER_CERT": str(pem), "RAY_TLS_SERVER_KEY": str(key_pem),
         "RAY_TLS_CA_CERT": str(pem),
     }  # fmt: skip
+
+
+def _lets_in(address: str, shown: IdentityDir | None) -> bool:
+    """Whether Ray's head talks to who shows this certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    if shown is not None:
+        context.load_cert_chain(str(shown.node_certificate), str(shown.node_key))
+    try:
+        with (
+            socket.create_connection(split_address(address), 30) as plain,
+            context.wrap_socket(plain) as connection,
+        ):
+            return connection.recv(1) != b""  # HTTP/2's first frame, or the refusal of our certificate
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def _plan(live: Live, folder: Path, floor: int) -> None:
+    """``glowplug pool run``, for as long as it takes to ask and to give back."""
+    file = folder / "pool.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "version": 1,
+                "horizon": {"periods": 6, "first_s": 15, "last_s": 600, "length_s": 900},
+                "budget_usd_per_h": 10.0,
+                "pools": [
+                    {
+                        "cloud": "ray", "region": "here", "machine": "any", "purchase": "on_demand",
+                        "quota": 2, "gpu": "cpu", "gpus": 1, "price_usd_per_h": 1.0, "lead_time_s": 1.0,
+                        "interruptions_per_h": 0.0, "min_rental_s": 0.0,
+                    }
+                ],
+                "demand": [{"gpu": "cpu", "floor": floor}],
+                "run": {
+                    "fleet": "test", "every_s": 3.0, "release_after_s": 0.0, "drain_s": 0.0,
+                    "providers": {"ray": {"kind": "engine", "machines": {"any": {"cpus": 1.0}}}},
+                },
+            }
+        )
+    )  # fmt: skip
+    live.cli("pool", "run", str(file), "--steps", "10")
+
+
+def _asked_of_ray(live: Live) -> object:
+    """What Ray's autoscaler is to have room for, as Ray has it."""
+    settings = RaySettings.load(live.state)
+    settings.prepare(environment := dict(live.environment), live.state)
+    script = (
+        "import ray, sys; from ray.experimental.internal_kv import _internal_kv_get as get; "
+        "ray.init(address=sys.argv[1], log_to_driver=False); "
+        "print(get(b'autoscaler_resource_request').decode())"
+    )
+    argv = [sys.executable, "-c", script, settings.address]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _names(live: Live) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is wanted of an engine in a process of its own: two files, either side of which may die at any point."""
+"""What is wanted of an engine in a process of its own: two files, whose either side may die at any point."""
 
 from __future__ import annotations
 

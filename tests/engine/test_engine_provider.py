@@ -1,4 +1,4 @@
-"""An engine's machines as a provider of the pools: what is ordered is asked for, and what is there is claimed."""
+"""An engine's machines as a provider of the pools: what is ordered is asked for, what is there is claimed."""
 
 from __future__ import annotations
 
@@ -160,7 +160,9 @@ def test_a_machine_that_the_engine_has_lost_is_not_listed_until_it_is_back(
     assert listed(provider) == before
 
 
-def test_a_machine_is_fit_when_its_agent_has_joined(engine: RecordingEngine, provider: EngineProvider) -> None:
+def test_a_machine_is_fit_when_its_agent_has_joined(
+    engine: RecordingEngine, provider: EngineProvider
+) -> None:
     engine.give("beta")
     engine.give("gamma", state=MachineState.PENDING, why="its agent has not joined yet")
     assert provider.inspect("beta/1", "beta", "cpu", 1, CALL_S).is_fit

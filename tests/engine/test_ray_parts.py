@@ -19,11 +19,14 @@ from glowplug.engine import embedded
 from glowplug.engine.launch import Commands
 from glowplug.engine.ray import head
 from glowplug.engine.ray.agent import AgentSettings, JoinOrder
+from glowplug.engine.ray.base import make_base
 from glowplug.engine.ray.deadline import DeadlineThread
 from glowplug.engine.ray.keeper import AgentKeeper
-from glowplug.engine.ray.settings import RaySettings, joining_environment, ray_token
+from glowplug.engine.ray.settings import RaySettings, base_environment, joining_environment, ray_token
+from glowplug.identity.engine_join import read_base
 from glowplug.engine.record import Role, is_supervised
 from glowplug.identity.files import replace_file
+from glowplug.types.clock import SystemClock
 from glowplug.types.cluster import MembershipRecord
 from glowplug.types.errors import Conflict, InvalidInput, NotFound, SystemUnfit, Unavailable
 from glowplug.types.paths import StateDir
@@ -237,9 +240,28 @@ def test_a_cluster_of_ours_has_a_token_and_another_ones_environment_is_left_alon
     RaySettings(address="10.0.0.1:6379", starts_head=True).prepare(ours, state)
     assert ours["RAY_AUTH_TOKEN_PATH"] == str(file)
     assert (ours["RAY_AUTH_MODE"], ours["PATH"], "RAY_AUTH_TOKEN" in ours) == ("token", "/bin", False)
+    assert ours["RAY_USE_TLS"] == "1"
     others = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "other"}
     RaySettings(address="auto", starts_head=False).prepare(others, state)
     assert others == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "other"}
+
+
+def test_a_machine_of_a_cluster_of_ours_is_certified_before_rays_head_is_started(state: StateDir) -> None:
+    state.create()
+    settings = RaySettings(address="10.0.0.1:6379", starts_head=True)
+    make_base(state, settings, SystemClock())
+    base = read_base(state.identity.engine)
+    assert (base.address, base.host) == ("10.0.0.1:6379", "10.0.0.1")
+    assert base.token == ray_token(state).read_text()
+    files = state.identity.engine
+    told = base_environment(files, base.token, None)
+    settings.prepare(own := {}, state)
+    for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):
+        assert own[name] == told[name]
+        assert Path(told[name]).read_text().startswith("-----BEGIN")
+    authority = files.authority_certificate.read_text()
+    make_base(state, settings.model_copy(update={"address": "10.0.0.9:6379"}), SystemClock())
+    assert files.authority_certificate.read_text() == authority, "machines that joined go on"
 
 
 def test_ray_is_started_where_it_was_said_and_its_token_is_no_argument(

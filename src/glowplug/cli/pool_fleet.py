@@ -87,8 +87,7 @@ def _engine(session: Session) -> Engine:
     if record is None or record.engine is None:
         raise NotFound(
             f"No engine runs beside a control plane on {session.state.root}.",
-            remedy="Start one with `glowplug cluster up --engine ..`; for machines that joined by hand a provider "
-            "of kind `own` lists them.",
+            remedy="`glowplug cluster up --engine ..` starts one; kind `own` is for machines joined by hand.",
         )
     return EngineBeside(
         record.engine, session.state, ControlApi(record.url, session.find_token()), SystemClock()

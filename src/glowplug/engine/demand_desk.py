@@ -1,8 +1,8 @@
 """What is wanted of an engine that has a process of its own: handed over in two files of the state directory.
 
-Who plans (``glowplug pool run``) writes down all that it wants (``run/engine-demand.json``); the engine's process
-does it and writes down how that went (``run/engine-answer.json``). Both are replaced whole, so either side may
-die at any point, and what was wanted last is done by who comes after.
+Who plans (``glowplug pool run``) writes down all that it wants (``run/engine-demand.json``); the engine's
+process does it and writes down how that went (``run/engine-answer.json``). Both are replaced whole, so either
+side may die at any point, and what was wanted last is done by who comes after.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AGAIN_S = 30.0
 
 
 class DemandRecord(BaseModel):
-    """``demands``: all that is wanted from now on. ``released``: machines (their ids) to let go of first, once.
+    """``demands``: all that is wanted from now on. ``released``: ids of machines to let go of first, once.
 
     ``id`` is new each time.
     """

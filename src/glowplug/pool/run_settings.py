@@ -78,7 +78,9 @@ class EngineEntry(_Part):
     machines: dict[Name, EngineMachine] = Field(min_length=1, max_length=1_000)
 
 
-ProviderEntry = Annotated[SimulatedEntry | OwnEntry | SkyPilotEntry | EngineEntry, Field(discriminator="kind")]
+ProviderEntry = Annotated[
+    SimulatedEntry | OwnEntry | SkyPilotEntry | EngineEntry, Field(discriminator="kind")
+]
 
 
 class RunSettings(_Part):

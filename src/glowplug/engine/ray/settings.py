@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from glowplug.engine.record import write_atomically
 from glowplug.types.cluster import Labels
 from glowplug.types.errors import NotFound, SystemUnfit
-from glowplug.types.paths import DEFAULT_STATE_DIR, StateDir
+from glowplug.types.paths import DEFAULT_STATE_DIR, IdentityDir, StateDir
 
 NAMESPACE = "glowplug"
 DEFAULT_RAY_PORT = 6379
@@ -77,6 +77,7 @@ class RaySettings(BaseModel):
             environment[_MODE] = "token"
             environment[_TOKEN_PATH] = str(ray_token(state))
             environment.setdefault(_DRAIN, "0")
+            environment.update(_tls(state.identity.engine))
 
 
 def ray_token(state: StateDir) -> Path:
@@ -99,3 +100,17 @@ def joining_environment(token: str | None, serve: str | None = None) -> dict[str
     if token is None:
         return {_MODE: os.environ.get(_MODE, "token"), **told}
     return {_MODE: "token", _TOKEN: token, **told}
+
+
+def base_environment(files: IdentityDir, token: str, serve: str | None) -> dict[str, str]:
+    """As :func:`joining_environment`, for a cluster of ours, with the certificates in ``files``."""
+    return joining_environment(token, serve) | _tls(files)
+
+
+def _tls(files: IdentityDir) -> dict[str, str]:
+    return {
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_SERVER_CERT": str(files.node_certificate),
+        "RAY_TLS_SERVER_KEY": str(files.node_key),
+        "RAY_TLS_CA_CERT": str(files.authority_certificate),
+    }
