@@ -160,6 +160,23 @@ def test_a_machine_that_the_engine_has_lost_is_not_listed_until_it_is_back(
     assert listed(provider) == before
 
 
+def test_machines_that_a_cluster_of_fixed_size_has_lost_can_be_given_up(
+    engine: RecordingEngine, provider: EngineProvider
+) -> None:
+    for number in (1, 2):
+        provider.request(order(number), CALL_S)
+    engine.give("beta", "gamma")
+    machines = {seen.address: seen.machine for seen in listed(provider).values()}
+    engine.most = 0
+    for node in ("beta", "gamma"):
+        engine.give(node, state=MachineState.GONE)
+    assert listed(provider) == {}
+    for machine in machines.values():
+        provider.terminate(machine, CALL_S)
+    assert engine.wanted == []
+    assert engine.released == []
+
+
 def test_a_machine_is_fit_when_its_agent_has_joined(
     engine: RecordingEngine, provider: EngineProvider
 ) -> None:

@@ -8,6 +8,7 @@ Which order has which machine lies in a file.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ from glowplug.pool.providers.port import MachineState as Seen
 from glowplug.pool.providers.port import Order, RequestRefused, Sighting, Supplier, Verdict
 from glowplug.pool.run_settings import EngineEntry, EngineMachine
 from glowplug.types.errors import Conflict, InvalidInput, NotFound, ResourceExhausted, SystemUnfit
+
+log = logging.getLogger(__name__)
 
 _AT_WORK = (MachineState.RUNNING, MachineState.DRAINING)
 _PENDING = "pending/"
@@ -85,7 +88,7 @@ class EngineProvider:
                 self._ask()
             except ResourceExhausted as error:
                 self._save(before)
-                self._ask()
+                self._ask_again()
                 raise RequestRefused(
                     f"{order.pool}: no machine more with {_words(shape, claim)}: {error.message}",
                     remedy=error.remedy,
@@ -98,7 +101,7 @@ class EngineProvider:
         """
         with self._lock:
             if self._claims:
-                self._ask()
+                self._ask_again()
             by_node = _by_node(self._engine.machines())
             self._assign(by_node)
             ours = [claim for claim in self._claims if claim.fleet == fleet]
@@ -131,13 +134,20 @@ class EngineProvider:
     def _ask(self) -> None:
         self._engine.ask([_demand(self._shape_of(claim.machine), claim) for claim in self._claims])
 
+    def _ask_again(self) -> None:
+        """For what was granted once. What is beyond the engine by now is lost, and not listed any more."""
+        try:
+            self._ask()
+        except ResourceExhausted as error:
+            log.warning("the engine %s no longer has what was ordered: %s", self._engine.name, error)
+
     def _let_go(self, claim: _Claim) -> None:
         """Asked for less first: were the machine let go first, the engine would look for another."""
         kept = [one for one in self._claims if one is not claim]
         before = self._claims
         self._claims = kept
         try:
-            self._ask()
+            self._ask_again()
             if claim.node is not None:
                 self._release(claim.node)
         except BaseException:
