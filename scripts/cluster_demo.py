@@ -101,9 +101,7 @@ class Tally:
 class Demo:
     """One run. ``problems`` is what did not hold."""
 
-    def __init__(
-        self, live: RayLive, machines: list[RayMachine], engine: Engine, console: Console
-    ) -> None:
+    def __init__(self, live: RayLive, machines: list[RayMachine], engine: Engine, console: Console) -> None:
         self._live = live
         self._machines = machines
         self._engine = engine

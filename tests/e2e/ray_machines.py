@@ -131,11 +131,7 @@ class RayMachine(BridgedMachine):
 
     def kill_agent(self) -> None:
         """kill -9 of its supervisor: agent, gateway and router end with it. Returns when all are gone."""
-        gone = [
-            pid
-            for module in _MODULES_OF_A_NODE
-            for pid in _pids_of(module, self.state)
-        ]
+        gone = [pid for module in _MODULES_OF_A_NODE for pid in _pids_of(module, self.state)]
         os.kill(gone[0], signal.SIGKILL)
         for pid in gone:
             assert wait_for_exit(pid, 60), f"{pid} outlived its supervisor"
@@ -197,9 +193,7 @@ def ray_machines(live: Live, count: int) -> Iterator[list[RayMachine]]:
 
 
 @contextlib.contextmanager
-def on_ray(
-    count: int, *options: str, **environment: str
-) -> Iterator[tuple[RayLive, list[RayMachine]]]:
+def on_ray(count: int, *options: str, **environment: str) -> Iterator[tuple[RayLive, list[RayMachine]]]:
     """A Ray cluster of ours, with so many machines that have not joined."""
     live = RayLive(**environment)
     with ray_machines(live, count) as machines:

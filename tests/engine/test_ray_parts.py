@@ -23,8 +23,8 @@ from glowplug.engine.ray.base import make_base
 from glowplug.engine.ray.deadline import DeadlineThread
 from glowplug.engine.ray.keeper import AgentKeeper
 from glowplug.engine.ray.settings import RaySettings, base_environment, joining_environment, ray_token
-from glowplug.identity.engine_join import read_base
 from glowplug.engine.record import Role, is_supervised
+from glowplug.identity.engine_join import read_base
 from glowplug.identity.files import replace_file
 from glowplug.types.clock import SystemClock
 from glowplug.types.cluster import MembershipRecord
