@@ -1,4 +1,4 @@
-"""A light server for a cluster on Ray: answers after as long as it is asked for, and says from which copy.
+"""A light server for a cluster on Ray, which answers after as long as it is asked for.
 
 on the first machine, which the others reach at 10.0.0.1
     glowplug cluster up --engine ray --advertise 10.0.0.1
@@ -8,6 +8,7 @@ on each other machine
 then
     glowplug deploy examples/ray/app.py
     curl 'localhost:8080/light/web/?seconds=0.5'            # on any of them: each has a router
+    curl localhost:8080/light/web/copy                      # which copy has answered
 
 A caller for whom no copy has room waits for another one, which starts wherever there is room for it. The
 image is the machines' own Python, which must be the same on all. `make demo-cluster` does all of this on one
@@ -23,11 +24,14 @@ import http.server, json, time, urllib.parse
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        asked = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
-        time.sleep(min(float(asked.get("seconds", ["0"])[0]), 60.0))
-        with open("/run/glowplug/env.json") as file:
-            copy = json.load(file)["replica_id"]
-        body = json.dumps({"sum": sum(range(1000)), "replica": copy}).encode()
+        url = urllib.parse.urlsplit(self.path)
+        seconds = urllib.parse.parse_qs(url.query).get("seconds", ["0"])[0]
+        time.sleep(min(float(seconds), 60.0))
+        answer = {"sum": sum(range(1000))}
+        if url.path == "/copy":
+            with open("/run/glowplug/env.json") as file:
+                answer["replica"] = json.load(file)["replica_id"]
+        body = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -23,6 +23,7 @@ from tests.e2e.live import GLOWPLUG, Live
 from tests.ports import free_port
 
 from glowplug.engine.processes import wait_for_exit
+from glowplug.identity.tokens import JoinToken
 from glowplug.types.paths import StateDir
 
 _MODULES_OF_A_NODE = (
@@ -94,7 +95,9 @@ class RayMachine(BridgedMachine):
         self.start_ray(f"{self.here}:{live.url.rpartition(':')[2]}", token, *options)
         live.wait_for(lambda: self.name in nodes(live), f"{self.name} to join")
         wait_for_state(live, self.name, "ready")
-        return time.monotonic() - began_s
+        took_s = time.monotonic() - began_s
+        live.cli("cluster", "token", "--revoke", JoinToken.parse(token).id)
+        return took_s
 
     def start_ray_again_if_it_ended(self, address: str, token: str) -> None:
         """As its init system would."""
