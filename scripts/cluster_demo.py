@@ -107,6 +107,8 @@ class Demo:
         self._machines = machines
         self._engine = engine
         self._console = console
+        # Nobody else's on this machine: in the end nothing of it may be left.
+        self.app = live.new_name(engine.app)
         self.problems: list[str] = []
 
     def tell(self, words: str) -> None:
@@ -131,8 +133,8 @@ class Demo:
         self._live.cli("cluster", "drain", OWN)
         self.show("cluster", "status")
         self.chapter(f"{self._engine.file.name} is deployed once")
-        self._live.apps.add(self._engine.app)
-        self._live.cli("deploy", str(self._engine.file), timeout_s=START_TIMEOUT_S)
+        deploy = ("deploy", str(self._engine.file), "--name", self.app)
+        self._live.cli(*deploy, timeout_s=START_TIMEOUT_S)
         self.start_everywhere()
         tally = self.burst()
         self.expect(not tally.wrong, f"{len(tally.wrong)} answers were not right: {tally.wrong[:3]}")
@@ -145,19 +147,19 @@ class Demo:
             began_s = time.monotonic()
             wrong = self.ask()
             self.expect(not wrong, f"{machine.name}: {wrong}")
-            record = self._live.cold_starts(self._engine.app)[0]
+            record = self._live.cold_starts(self.app)[0]
             took_s = time.monotonic() - began_s
             self.tell(f"{record.node}: first answer after {took_s:.2f} s, {record.path.value}")
             self.expect(record.node == machine.name, f"it was started on {record.node}, not {machine.name}")
             if number == 0:
-                self._live.wait_for_snapshot(self._engine.app, START_TIMEOUT_S)
+                self._live.wait_for_snapshot(self.app, START_TIMEOUT_S)
                 self._live.wait_for(
-                    lambda: any(one.is_in_region for one in self._live.snapshots(self._engine.app)),
+                    lambda: any(one.is_in_region for one in self._live.snapshots(self.app)),
                     "its snapshot to be in the region",
                     START_TIMEOUT_S,
                 )
                 self.tell("its snapshot is in the region")
-            self._live.rest(self._engine.app)
+            self._live.rest(self.app)
         self.only(*self._machines)
 
     def burst(self) -> Tally:
@@ -226,7 +228,7 @@ class Demo:
     def table(self) -> None:
         """Cold starts by machine."""
         self.chapter("Cold starts, by machine")
-        records = self._live.cold_starts(self._engine.app)
+        records = self._live.cold_starts(self.app)
         by_machine: dict[tuple[str, str], list[ColdStartRecord]] = {}
         for record in records:
             by_machine.setdefault((record.node, record.path.value), []).append(record)
@@ -256,7 +258,7 @@ class Demo:
     def ask(self) -> str:
         """Once; empty if the answer is right, else what came instead."""
         asked = self._engine.request()
-        url = f"{self._live.url}/{self._engine.app}/{self._engine.server}/{asked.pop('url')}"
+        url = f"{self._live.url}/{self.app}/{self._engine.server}/{asked.pop('url')}"
         try:
             answer = httpx.request(**asked, url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False)
             if answer.status_code == httpx.codes.OK and self._engine.is_right(answer.json()):
@@ -268,7 +270,7 @@ class Demo:
     def copies(self) -> Counter[str]:
         """Ready ones by machine; a lost machine has none."""
         lost = {name for name, node in nodes(self._live).items() if node["state"] == "lost"}
-        ready = (str(view.node) for view in self._live.ready(self._engine.app))
+        ready = (str(view.node) for view in self._live.ready(self.app))
         return Counter(node for node in ready if node not in lost)
 
     def only(self, *machines: RayMachine) -> None:
@@ -307,7 +309,7 @@ def run(engine: Engine, console: Console) -> list[str]:
             try:
                 demo.run()
             finally:
-                live.remove({engine.app})
+                live.remove({demo.app})
                 console.print("Stopping everything", highlight=False)
                 live.cli("cluster", "down", timeout_s=240.0)
         return demo.problems
