@@ -33,6 +33,9 @@ from glowplug.engine.ray.settings import RaySettings
 from glowplug.identity.tokens import JoinToken
 from glowplug.types.paths import IdentityDir
 
+_CPUS = float(os.cpu_count() or 1)
+"""A whole machine's: of less two would fit one."""
+
 pytestmark = [
     pytest.mark.nightly,
     pytest.mark.timeout(900),
@@ -129,7 +132,7 @@ def test_the_planner_asks_ray_for_machines_and_gives_them_back(tmp_path: Path) -
         beta.join_cluster(live)
         own = socket.gethostname()
         _plan(live, tmp_path, floor=2)
-        assert _asked_of_ray(live) == [{"CPU": 1.0}] * 2
+        assert _asked_of_ray(live) == [{"CPU": _CPUS}] * 2
         planned = live.listing("pool", "status")["machines"]
         assert {one["address"]: one["state"] for one in planned} == {own: "ready", beta.name: "ready"}
 
@@ -241,7 +244,7 @@ def _plan(live: Live, folder: Path, floor: int) -> None:
                 "demand": [{"gpu": "cpu", "floor": floor}],
                 "run": {
                     "fleet": "test", "every_s": 3.0, "release_after_s": 0.0, "drain_s": 0.0,
-                    "providers": {"ray": {"kind": "engine", "machines": {"any": {"cpus": 1.0}}}},
+                    "providers": {"ray": {"kind": "engine", "machines": {"any": {"cpus": _CPUS}}}},
                 },
             }
         )
