@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from glowplug.engine.port import Demand, Machine
+from glowplug.engine.port import Demand, Machine, MachineState
 from glowplug.types.errors import ResourceExhausted
+
+USABLE = (MachineState.RUNNING, MachineState.PENDING)
 
 
 def check_fits(machines: Sequence[Machine], demands: Sequence[Demand], remedy: str) -> None:
-    """First fit, the largest first. Raises ResourceExhausted, with this remedy, for one without room."""
-    for demand, left in _without_room(machines, demands):
+    """First fit, the largest first, on those that are or will be running.
+
+    Raises ResourceExhausted, with this remedy, for one without room.
+    """
+    usable = [machine for machine in machines if machine.state in USABLE]
+    for demand, left in _without_room(usable, demands):
         fit = demand.count - left
         raise ResourceExhausted(
-            f"Of {demand.count} times {_words(demand)}, {fit} fit {len(machines)} machines.", remedy=remedy
+            f"Of {demand.count} times {_words(demand)}, {fit} fit {len(usable)} machines.", remedy=remedy
         )
 
 

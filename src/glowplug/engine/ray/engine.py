@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from glowplug.control.messages import NodeStatus
 from glowplug.engine.control_api import ControlApi
 from glowplug.engine.counts import EngineCounts
-from glowplug.engine.fitting import check_fits, holds, left_over
+from glowplug.engine.fitting import USABLE, check_fits, holds, left_over
 from glowplug.engine.port import Demand, Machine, MachineState
 from glowplug.engine.ray import names
 from glowplug.engine.ray.agent import AgentReport, AgentSettings, JoinOrder
@@ -148,7 +148,7 @@ class RayEngine:
         """Let released machines have agents again where the others do not hold what is wanted; Ray would add
         none for what idle ones hold. Returns all that are or will be of use.
         """
-        there = [one for one in machines if one.state in (MachineState.RUNNING, MachineState.PENDING)]
+        there = [one for one in machines if one.state in USABLE]
         usable = [one for one in there if one.id not in self._released]
         for machine in there:
             left = left_over(usable, demands)
