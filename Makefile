@@ -10,13 +10,14 @@ KILLS ?= 200
 SEQUENCES ?= 100
 MINUTES ?= 60
 SECONDS ?= 60
+ENGINE ?= light
 IMAGE_RUNS ?= 9
 BENCH_ENGINES ?= vllm sglang vllm-compile torch
 BENCH_ARGS ?= --cold 3 --restores 100 --host 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup engine engines services ray root demo demo-images lint test test-gpu nightly kubernetes faults fuzz \
+.PHONY: help setup engine engines services ray root demo demo-images demo-cluster lint test test-gpu nightly kubernetes faults fuzz \
 	soak bench bench-images bench-snapshots bench-cluster clean
 
 help: ## Show this help
@@ -47,6 +48,9 @@ root: engine ## ... and a root filesystem with both, several GB, for the demo an
 
 demo-images: root ## Start that vLLM on two nodes with empty caches, through nginx and an S3 server
 	@$(BIN)/python scripts/lazy_demo.py
+
+demo-cluster: $(if $(filter vllm,$(ENGINE)),engine) ray ## Three machines on a real Ray, a burst, one that dies (ENGINE=vllm: with vLLM)
+	@$(BIN)/python scripts/cluster_demo.py --engine $(ENGINE)
 
 lint: setup ## Style, types and import contracts
 	$(BIN)/ruff check .

@@ -37,6 +37,8 @@ app = gp.App("chat")
         warmup=[gp.Request("POST", "/v1/chat/completions", json={**QUESTION, "max_tokens": 16})],
         canary=[gp.Request("POST", "/v1/chat/completions", json=QUESTION)],
     ),
+    max_replicas=int(os.environ.get("GLOWPLUG_DEMO_REPLICAS", "1")),
+    target_concurrency=4,  # as --max-num-seqs below
     scaledown_window_s=float(os.environ.get("GLOWPLUG_DEMO_WINDOW_S", "3")),
     parked_window_s=0,  # straight to zero: it shows what a snapshot does
 )

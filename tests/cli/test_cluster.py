@@ -135,6 +135,7 @@ def test_a_machine_that_joins_says_what_is_wrong_before_it_asks(
         (("--address", "ray://10.0.0.1:10001"), "HOST:PORT"),
         (("--address", "auto", "--node-state", "here"), "--node-state /var/lib"),
         (("--address", "auto", "--only", "Not Ours=x"), "NAME=VALUE"),
+        (("--address", "auto", "--serve", "nowhere"), "HOST:PORT"),
     ],
 )
 def test_up_on_ray_says_what_it_wants_to_know(
@@ -156,9 +157,20 @@ def test_without_ray_its_commands_say_how_to_get_it(
 
 
 def test_of_a_ray_node_nothing_else_is_said_when_it_joins(glowplug: Glowplug) -> None:
-    for words in ((), ("10.0.0.1:6379", "--name", "beta"), ("10.0.0.1:6379", "--label", "zone=east")):
+    for words in (
+        ("--advertise", "10.0.0.2"), ("10.0.0.1:6379", "--name", "beta"), ("10.0.0.1:6379", "--label", "a=b"),
+    ):  # fmt: skip
         result = glowplug("cluster", "join", *words, "--engine", "ray")
         assert (result.exit_code, "--engine ray" in result.stderr) == (1, True), result.stderr
+
+
+def test_a_machine_that_was_in_no_ray_cluster_of_ours_is_told_how_to_get_in(
+    glowplug: Glowplug, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glowplug.engine.ray.head.check_installed", lambda: None)
+    for words, said in (((), "cluster up --engine ray"), (("a:1", "--token", "gpj1.x"), "no join token")):
+        result = glowplug("cluster", "join", *words, "--engine", "ray")
+        assert (result.exit_code, said in result.stderr) == (1, True), result.stderr
 
 
 def test_down_where_nothing_runs_does_nothing(glowplug: Glowplug) -> None:

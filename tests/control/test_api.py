@@ -75,6 +75,7 @@ def test_another_user_of_this_machine_needs_the_token() -> None:
 
 @pytest.mark.parametrize(("kind", "method", "path", "needs_none"), [
     ("http", "POST", "/api/v1/nodes/join", True), ("http", "POST", "/api/v1/nodes/renew", True),
+    ("http", "POST", "/api/v1/engine/join", True), ("http", "GET", "/api/v1/engine/join", False),
     ("http", "GET", "/api/v1/nodes/join", False), ("http", "POST", "/api/v1/nodes/join/", False),
     ("http", "POST", "/api/v1/nodes/beta/drain", False), ("websocket", "GET", "/api/v1/nodes/join", False),
     ("http", "POST", "/api/v1/join-tokens", False), ("http", "DELETE", "/api/v1/nodes/renew", False),

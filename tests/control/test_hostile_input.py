@@ -133,7 +133,7 @@ MALFORMED_JOINS: list[bytes] = [
 async def test_a_malformed_request_to_join_is_refused_logged_and_counted(
     control: Control, beta: SecondNode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for path in ("/api/v1/nodes/join", "/api/v1/nodes/renew"):
+    for path in ("/api/v1/nodes/join", "/api/v1/nodes/renew", "/api/v1/engine/join"):
         for body in MALFORMED_JOINS:
             answer = await control.client.post(path, content=body, headers=JSON)
             assert (answer.status_code, answer.json()["code"]) == (400, "invalid_input"), body[:40]

@@ -5,9 +5,12 @@ The first machine is a usual :class:`~tests.e2e.live.Live` that listens on all a
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,10 +22,12 @@ from typing import Any, TypeVar
 
 from tests.e2e import leftovers
 from tests.e2e.live import GLOWPLUG, UP_TIMEOUT_S, Live
+from tests.faults.victims import Machine as Processes
 
 from glowplug.types.paths import StateDir
 
 GATEWAY_PORT = 7443
+_DEAD_WITHIN_S = 20.0
 _Machine = TypeVar("_Machine", bound="SecondMachine")
 
 
@@ -59,6 +64,16 @@ class SecondMachine:
 
     def mend(self) -> None:
         ip("link", "set", self.cable, "up")
+
+    def switch_off(self) -> None:
+        """As a power cut: whatever runs on it is gone at once, and nobody is told."""
+        self.cut()
+        deadline_s = time.monotonic() + _DEAD_WITHIN_S
+        while pids := self._pids():
+            assert time.monotonic() < deadline_s, f"on {self.name} {pids} do not die"
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     @property
     def inside(self) -> list[str]:
@@ -109,6 +124,14 @@ class SecondMachine:
             if words[1:3] == ["-m", module] and str(self.state.root) in words:
                 return int(process.name)
         raise AssertionError(f"no {module} runs on {self.name} (logs: {self.state.logs})")
+
+    def _pids(self) -> list[int]:
+        root = str(self.state.root)
+        machine = Processes.look(self.state.root)
+        replicas = [path.name for path in self.state.replicas.glob("*")]
+        inside = machine.sandbox(replicas) if replicas else []
+        ours = [one for one in machine.processes if any(root in word for word in one.argv)]
+        return sorted({process.pid for process in [*inside, *ours]} - {os.getpid()})
 
 
 def nodes(live: Live) -> dict[str, dict[str, Any]]:

@@ -20,8 +20,12 @@ MANIFEST = Path(__file__).parents[2] / "deploy" / "kuberay" / "raycluster.yaml"
 def cluster() -> dict[str, Any]:
     documents = {one["kind"]: one for one in yaml.safe_load_all(MANIFEST.read_text())}
     assert documents["RayCluster"]["apiVersion"] == "ray.io/v1"
+    (served,) = documents["Service"]["spec"]["ports"]
     claim = documents["PersistentVolumeClaim"]["metadata"]["name"]
     spec: dict[str, Any] = documents["RayCluster"]["spec"]
+    for group in spec["workerGroupSpecs"]:
+        ports = {port["name"]: port["containerPort"] for port in container(group)["ports"]}
+        assert served["targetPort"] in ports
     (volume,) = spec["headGroupSpec"]["template"]["spec"]["volumes"]
     assert volume["persistentVolumeClaim"]["claimName"] == claim
     assert documents["RayCluster"]["metadata"]["name"] == "glowplug"
@@ -48,6 +52,12 @@ def test_the_head_starts_glowplug_with_options_that_this_version_has(cluster: di
     assert given["advertise"] == "glowplug-head-svc", "KubeRay's service of a cluster of this name"
     ports = {port["containerPort"] for port in head["ports"]}
     assert {DEFAULT_RAY_PORT, 8080} <= ports
+    routers = int(given["serve"].rpartition(":")[2])
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        named = {port["name"]: port["containerPort"] for port in container(group)["ports"]}
+        assert group["rayStartParams"]["metrics-export-port"] == str(named["metrics"])
+        assert named["metrics"] not in (8080, routers), "KubeRay's own default is Glowplug's port"
+        assert group is cluster["headGroupSpec"] or named["router"] == routers
 
 
 def test_every_worker_may_do_what_an_agent_does_and_is_chosen(cluster: dict[str, Any]) -> None:

@@ -186,8 +186,9 @@ class TestRayEngine(EngineContract):
         assert (machine.agents(), machine.supervisor_pid()) == (1, before)
 
     def test_what_the_autoscaler_is_to_have_room_for_is_in_rays_hands(self, site: OnRay) -> None:
-        import ray
         from ray.experimental.internal_kv import _internal_kv_get
+
+        import ray
 
         site.running()
         site.engine.ask([Demand(count=2, cpus=0.5)])

@@ -143,9 +143,10 @@ def test_a_new_actor_adopts_the_agent_that_the_old_one_left(site: Site) -> None:
 
 def test_an_actor_of_other_settings_is_made_anew_and_its_agent_goes_on(site: Site) -> None:
     site.reconcile(2)
-    site.restart(gateway_port=7444)
+    site.restart(gateway_port=7444, serve="0.0.0.0:80")
     site.reconcile(2)
-    assert site.ray.actors[ONE.id].settings.gateway_port == 7444
+    settings = site.ray.actors[ONE.id].settings
+    assert (settings.gateway_port, settings.serve) == (7444, "0.0.0.0:80")
     assert site.ray.joined.count(ONE.id) == 1
 
 
@@ -287,6 +288,30 @@ def test_all_are_ended_at_once_and_who_was_not_is_told(site: Site) -> None:
     assert site.control.joined == {NAME_TWO: "ready"}
 
 
+def test_a_machine_that_was_given_back_is_taken_again_before_another_is_asked_for(site: Site) -> None:
+    site.reconcile(2)
+    site.engine.release(ONE.id)
+    assert site.states()[NAME_ONE] == "pending"
+    site.engine.ask([Demand(2, cpus=4.0)])
+    assert site.states()[NAME_ONE] == "pending", "the other two hold that"
+    site.restart()
+    site.reconcile(2)
+    site.engine.ask([Demand(3, cpus=4.0)])
+    assert site.states(3)[NAME_ONE] == "running"
+    assert site.ray.joined.count(ONE.id) == 2
+    assert len(site.ray.bundles) == 3
+
+
+def test_a_machine_that_was_removed_by_hand_stays_out_whatever_is_wanted(site: Site) -> None:
+    site.reconcile(2)
+    site.control.remove(NAME_ONE, force=True)
+    site.reconcile()
+    site.engine.release(ONE.id)
+    with pytest.raises(ResourceExhausted):
+        site.engine.ask([Demand(3, cpus=4.0)])
+    assert site.states(3)[NAME_ONE] == "pending"
+
+
 # -- more of them --------------------------------------------------------------------------------------------
 
 
@@ -313,7 +338,7 @@ def test_a_cluster_without_an_autoscaler_says_what_it_does_not_hold(site: Site) 
 
 def test_an_unreadable_list_of_released_machines_is_an_empty_one(tmp_path: Path) -> None:
     file = tmp_path / "released.json"
-    for content in ("", "{", "7"):
+    for content in ("", "{", "7", '["a"]'):
         file.write_text(content)
         assert "a" not in Released(file)
     Released(file).add("a")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from glowplug.engine import embedded
 from glowplug.engine.launch import Commands
 from glowplug.engine.ray import head
 from glowplug.engine.ray.agent import AgentSettings, JoinOrder
+from glowplug.engine.ray.base import make_base
 from glowplug.engine.ray.deadline import DeadlineThread
 from glowplug.engine.ray.keeper import AgentKeeper
-from glowplug.engine.ray.settings import RaySettings, joining_environment, ray_token
+from glowplug.engine.ray.settings import RaySettings, base_environment, joining_environment, ray_token
 from glowplug.engine.record import Role, is_supervised
+from glowplug.identity.engine_join import read_base
 from glowplug.identity.files import replace_file
+from glowplug.types.clock import SystemClock
 from glowplug.types.cluster import MembershipRecord
 from glowplug.types.errors import Conflict, InvalidInput, NotFound, SystemUnfit, Unavailable
 from glowplug.types.paths import StateDir
@@ -82,7 +86,7 @@ def test_a_machine_joins_with_a_token_that_no_listing_of_processes_shows(
     (start,) = starts(state)
     assert json.loads(start["order"]) == {
         "token": TOKEN, "control_url": "http://10.0.0.1:8080", "name": "ray-one", "advertise": "10.0.0.2",
-        "gateway_port": 7443, "labels": {},
+        "gateway_port": 7443, "labels": {}, "serve": None,
     }  # fmt: skip
     assert not any(TOKEN in word for word in (*start["argv"], *start["environment"].values()))
     assert not {"RAY_AUTH_TOKEN", "OMP_NUM_THREADS"} & start["environment"].keys()
@@ -90,6 +94,20 @@ def test_a_machine_joins_with_a_token_that_no_listing_of_processes_shows(
     assert start["environment"]["HOME"] != "/elsewhere", "what the machine says itself counts"
     assert TOKEN not in repr(JoinOrder(TOKEN))
     assert keeper.report().problem is None
+
+
+def test_where_a_router_listens_is_said_by_the_machine_itself_or_else_by_the_control_plane(
+    state: StateDir, settings: AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = AgentKeeper(replace(settings, serve="0.0.0.0:8081"), starter=STARTER, look_s=0.05)
+    try:
+        for number, (own, serve) in enumerate({"": "0.0.0.0:8081", "off": "off"}.items(), 1):
+            monkeypatch.setenv("GLOWPLUG_SERVE", own)
+            keeper.join(JoinOrder(TOKEN))
+            eventually(lambda number=number: len(starts(state)) == number)
+            assert json.loads(starts(state)[-1]["order"])["serve"] == serve
+    finally:
+        keeper.close()
 
 
 def test_why_a_machine_could_not_join_is_told(state: StateDir, keeper: AgentKeeper) -> None:
@@ -222,9 +240,28 @@ def test_a_cluster_of_ours_has_a_token_and_another_ones_environment_is_left_alon
     RaySettings(address="10.0.0.1:6379", starts_head=True).prepare(ours, state)
     assert ours["RAY_AUTH_TOKEN_PATH"] == str(file)
     assert (ours["RAY_AUTH_MODE"], ours["PATH"], "RAY_AUTH_TOKEN" in ours) == ("token", "/bin", False)
+    assert ours["RAY_USE_TLS"] == "1"
     others = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "other"}
     RaySettings(address="auto", starts_head=False).prepare(others, state)
     assert others == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "other"}
+
+
+def test_a_machine_of_a_cluster_of_ours_is_certified_before_rays_head_is_started(state: StateDir) -> None:
+    state.create()
+    settings = RaySettings(address="10.0.0.1:6379", starts_head=True)
+    make_base(state, settings, SystemClock())
+    base = read_base(state.identity.engine)
+    assert (base.address, base.host) == ("10.0.0.1:6379", "10.0.0.1")
+    assert base.token == ray_token(state).read_text()
+    files = state.identity.engine
+    told = base_environment(files, base.token, None)
+    settings.prepare(own := {}, state)
+    for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):
+        assert own[name] == told[name]
+        assert Path(told[name]).read_text().startswith("-----BEGIN")
+    authority = files.authority_certificate.read_text()
+    make_base(state, settings.model_copy(update={"address": "10.0.0.9:6379"}), SystemClock())
+    assert files.authority_certificate.read_text() == authority, "machines that joined go on"
 
 
 def test_ray_is_started_where_it_was_said_and_its_token_is_no_argument(
@@ -236,6 +273,8 @@ def test_ray_is_started_where_it_was_said_and_its_token_is_no_argument(
     assert {"--address=10.0.0.1:6400", "--node-ip-address=10.0.0.2"} < set(joining)
     assert "--block" not in joining
     assert joining_environment("t").items() >= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t"}.items()
+    assert joining_environment("t", "off")["GLOWPLUG_SERVE"] == "off"
+    assert "GLOWPLUG_SERVE" not in joining_environment("t")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     told = joining_environment(None)
     assert (told["RAY_AUTH_MODE"], "RAY_AUTH_TOKEN" in told) == ("disabled", False)

@@ -86,12 +86,12 @@ def join(
         str | None,
         typer.Option(
             envvar="GLOWPLUG_JOIN_TOKEN",
-            help="A token of `glowplug cluster token`; with --engine ray, Ray's own.",
+            help="A token of `glowplug cluster token`; with --engine ray of an existing cluster, Ray's own.",
         ),
     ] = None,
     engine: Annotated[
         EngineName | None,
-        typer.Option(help="Become a node of the Ray cluster at ADDRESS; its engine does the rest."),
+        typer.Option(help="Become a node of the Ray cluster there; its engine does the rest."),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="What the node is called (default: made of the host name).")
@@ -130,12 +130,12 @@ def join(
     if engine is not None:
         from glowplug.cli.cluster_engine import join_ray
 
-        if address is None or name or listen or label:
+        if name or listen or label or (address is None and (token or advertise)):
             raise InvalidInput(
-                "Of a Ray node only its address is said when it joins.",
-                remedy="glowplug cluster join HOST:PORT --engine ray [--token TOKEN] [--advertise HOST]",
+                "Of a Ray node only its address, and its router's, is said when it joins.",
+                remedy="cluster join HOST:PORT --engine ray [--token TOKEN] [--advertise HOST] [--serve ..]",
             )
-        join_ray(session, address, token, advertise, blocks=foreground)
+        join_ray(session, address, token, advertise, serve, blocks=foreground)
         return
     if (address is None) != (token is None):
         raise InvalidInput(

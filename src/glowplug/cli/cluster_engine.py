@@ -58,6 +58,13 @@ def up(
     gateway_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the machines' gateways; 0 takes a free one.")
     ] = settings.DEFAULT_GATEWAY_PORT,
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where the machines' routers take requests for any app (127.0.0.1:8080); off: none.",
+        ),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", "-f", help="Stay here and show the logs; for systemd, containers.")
     ] = False,
@@ -66,7 +73,10 @@ def up(
     ] = on_ray.START_TIMEOUT_S,
 ) -> None:
     """Start the control plane here, and an agent on every machine of a Ray cluster."""
+    from glowplug.engine.join import router_address  # loads cryptography: a tenth of a second
+
     session = session_of(context)
+    router_address(serve)
     if not Path(node_state).is_absolute():
         raise InvalidInput(f"{node_state!r} is not absolute.", remedy="Write --node-state /var/lib/..")
     if address is None and advertise is None:
@@ -84,6 +94,7 @@ def up(
             only=parse_assignments(only or []),
             node_state=node_state,
             gateway_port=gateway_port,
+            serve=serve,
         )
     except ValidationError as error:
         raise InvalidInput(
@@ -125,15 +136,41 @@ def down(
 
 
 def join_ray(
-    session: Session, address: str, token: str | None, advertise: str | None, *, blocks: bool
+    session: Session,
+    address: str | None,
+    token: str | None,
+    advertise: str | None,
+    serve: str | None,
+    *,
+    blocks: bool,
 ) -> None:
-    """Make this machine a node of the Ray cluster at ``address``; its agent is the engine's business."""
+    """Make this machine a node of a Ray cluster; its agent is the engine's business.
+
+    With a join token ``address`` is the control plane's, else it is Ray's own, and the token, too. Without an
+    address the machine is again of the cluster that it joined with a join token.
+    """
+    from glowplug.engine.join import router_address
+    from glowplug.engine.ray.base import join_base
+    from glowplug.identity.engine_join import read_base
+    from glowplug.identity.tokens import PREFIX
+
     head.check_installed()
-    command = head.join_command(address, advertise, blocks=blocks)
-    environment = os.environ | settings.joining_environment(token)
+    router_address(serve)
+    files = session.state.identity.engine
+    if address is not None and not (token or "").startswith(PREFIX):
+        command = head.join_command(address, advertise, blocks=blocks)
+        environment = os.environ | settings.joining_environment(token, serve)
+    else:
+        if address is not None:
+            base = join_base(session.state, address, token or "", advertise)
+        else:
+            base = read_base(files)
+        address = base.address
+        command = head.join_command(address, base.host, blocks=blocks)
+        environment = os.environ | settings.base_environment(files, base.token, serve)
     if blocks:
         os.execve(command[0], command, environment)  # noqa: S606 - what it becomes is spelled out
-    remedy = "Is that Ray's address, and --token (or RAY_AUTH_TOKEN_PATH) the token of its head?"
+    remedy = "Is Ray's head at that address, and has it been started anew since this machine joined?"
     with tempfile.TemporaryFile("w+") as said:  # no pipe: what `ray start` leaves running would hold it open
         try:
             done = subprocess.run(
@@ -152,5 +189,6 @@ def _announce(session: Session, where: embedded.Address, wanted: settings.RaySet
         f"Glowplug answers at {where.url} (state: {session.state.root})", soft_wrap=True, markup=False
     )
     if wanted.starts_head:
-        session.say(f"Ray's head is at {wanted.address}, its token in {session.state.ray_token}.")
-        session.say(f"On another machine: glowplug cluster join {wanted.address} --engine ray --token TOKEN")
+        session.say(f"Ray's head is at {wanted.address}; `glowplug cluster token` makes tokens to join with.")
+        here = f"{wanted.advertise}:{where.port}"
+        session.say(f"On another machine: glowplug cluster join {here} --engine ray --token TOKEN")

@@ -25,6 +25,7 @@ from glowplug.types.clock import SystemClock
 from glowplug.types.errors import InvalidInput, NotFound, Unavailable
 
 if TYPE_CHECKING:
+    from glowplug.engine.port import Engine
     from glowplug.pool.planner.ledger import LedgerView
     from glowplug.pool.planner.workforce import Work
 
@@ -43,6 +44,7 @@ def run(
     """Keep machines ready: plan every few seconds, ask for machines and give them back, within the budget."""
     session = session_of(context)
     with pool_extra():
+        from glowplug.engine.engine_provider import engine_supplier
         from glowplug.pool.plan_file import read_plan_file
         from glowplug.pool.planner.inputs import FileInputs
         from glowplug.pool.planner.ledger import Ledger
@@ -67,12 +69,29 @@ def run(
             plan_file,
             folder,
             ledger,
-            suppliers(plan_file, folder, clock.wall),
+            suppliers(plan_file, folder, clock.wall, engine_supplier(folder, partial(_engine, session))),
             inputs,
             clock,
             workforce=Nodes(session) if plan_file.run.watch_nodes else None,
         )
         loop.run(ended, steps)
+
+
+def _engine(session: Session) -> Engine:
+    """The one beside the control plane of this state directory. Raises NotFound."""
+    from glowplug.engine.control_api import ControlApi
+    from glowplug.engine.engine_beside import EngineBeside
+    from glowplug.engine.record import is_supervised, read_record
+
+    record = read_record(session.state) if is_supervised(session.state) else None
+    if record is None or record.engine is None:
+        raise NotFound(
+            f"No engine runs beside a control plane on {session.state.root}.",
+            remedy="`glowplug cluster up --engine ..` starts one; kind `own` is for machines joined by hand.",
+        )
+    return EngineBeside(
+        record.engine, session.state, ControlApi(record.url, session.find_token()), SystemClock()
+    )
 
 
 class Nodes:

@@ -25,7 +25,7 @@ from glowplug.types.errors import SystemUnfit, Unauthorized
 
 _TOKEN_BYTES = 32
 # A machine that joins has no API token yet: these bring proofs of their own, checked where they lead.
-_OPEN_PATHS = frozenset({"/api/v1/nodes/join", "/api/v1/nodes/renew"})
+_OPEN_PATHS = frozenset({"/api/v1/nodes/join", "/api/v1/nodes/renew", "/api/v1/engine/join"})
 _FORWARDING = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
 
 

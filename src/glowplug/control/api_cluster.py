@@ -9,7 +9,14 @@ from fastapi import APIRouter, Query
 
 from glowplug.control.messages import NodeStatus
 from glowplug.control.plane import ControlPlane
-from glowplug.types.cluster import CertificateAnswer, JoinRequest, JoinTokenView, RenewalRequest
+from glowplug.types.cluster import (
+    CertificateAnswer,
+    EngineJoinRequest,
+    JoinRequest,
+    JoinTokenView,
+    RenewalRequest,
+    SealedAnswer,
+)
 from glowplug.types.errors import GlowplugError
 
 log = logging.getLogger(__name__)
@@ -54,6 +61,16 @@ def _add_joining(routes: APIRouter, plane: ControlPlane) -> None:
             return await plane.membership.join(request)
         except GlowplugError as error:
             log.warning("a machine that calls itself %r may not join: %s", request.name[:48], error)
+            plane.refused_joins.inc()
+            raise
+
+    @routes.post("/engine/join")
+    async def join_engine(request: EngineJoinRequest) -> SealedAnswer:
+        """The way into the engine's own cluster. Needs no API token, as joining."""
+        try:
+            return await plane.membership.let_into_engine(request)
+        except GlowplugError as error:
+            log.warning("the machine at %r may not join the engine's cluster: %s", request.host[:48], error)
             plane.refused_joins.inc()
             raise
 

@@ -22,7 +22,15 @@ from glowplug.identity.contexts import (
 from glowplug.identity.files import replace_file
 from glowplug.identity.tokens import JoinToken, is_proven
 from glowplug.types.clock import Clock
-from glowplug.types.cluster import CertificateAnswer, JoinRequest, JoinTokenView, RenewalRequest
+from glowplug.types.cluster import (
+    CertificateAnswer,
+    EngineAnswer,
+    EngineJoinRequest,
+    JoinTokenView,
+    ProvenRequest,
+    RenewalRequest,
+    SealedAnswer,
+)
 from glowplug.types.errors import Unauthorized
 from glowplug.types.paths import IdentityDir
 
@@ -70,8 +78,8 @@ class ClusterKeys:
             if token.expires_at > now
         ]
 
-    async def check_token(self, request: JoinRequest) -> None:
-        """Raises Unauthorized unless the request is proven by a token that is not over."""
+    async def check_token(self, request: ProvenRequest) -> StoredToken:
+        """The token that proves the request. Raises Unauthorized unless there is one that is not over."""
         now = self._clock.wall()
         token = next((t for t in await self._store.join_tokens() if t.id == request.token_id), None)
         if token is None or token.expires_at <= now:
@@ -86,6 +94,7 @@ class ClusterKeys:
                 remedy="Copy the whole token, and run one version of Glowplug on all machines.",
                 token_id=request.token_id,
             )
+        return token
 
     # -- certificates ----------------------------------------------------------------------------------------
 
@@ -112,6 +121,23 @@ class ClusterKeys:
         authority = await self._authority()
         issued = await asyncio.to_thread(authority.issue_to_router, name, signing_request)
         return CertificateAnswer(certificate=issued.certificate, authority=authority.certificate)
+
+    def let_into_engine(self, proof_key: str, request: EngineJoinRequest) -> SealedAnswer:
+        """The way into the cluster of the engine that we started. Blocks. Raises NotFound, InvalidInput."""
+        from glowplug.identity.authority import Authority
+        from glowplug.identity.engine_join import read_base, seal
+
+        base = read_base(self._files.engine)
+        authority = Authority.open(self._files.engine, self._clock)
+        issued = authority.issue_to_host(request.host, request.signing_request)
+        answer = EngineAnswer(
+            engine=base.engine,
+            address=base.address,
+            token=base.token,
+            certificate=issued.certificate,
+            authority=authority.certificate,
+        )
+        return seal(proof_key, request, answer)
 
     async def contexts(self) -> NodeContexts:
         """How to connect to gateways."""

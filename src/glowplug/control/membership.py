@@ -25,7 +25,14 @@ from glowplug.identity.roles import check_node_name
 from glowplug.node.address import RemoteNode
 from glowplug.node.client import NodeClient
 from glowplug.types.clock import Clock
-from glowplug.types.cluster import CertificateAnswer, JoinRequest, NodeState, RenewalRequest
+from glowplug.types.cluster import (
+    CertificateAnswer,
+    EngineJoinRequest,
+    JoinRequest,
+    NodeState,
+    RenewalRequest,
+    SealedAnswer,
+)
 from glowplug.types.errors import Conflict, GlowplugError, InvalidInput
 from glowplug.types.leader import Authority
 
@@ -149,6 +156,14 @@ class Membership:
             await self._unfollow(member.name)
             await self._follow(member, is_remembered=False)
         log.info("node %s has joined, at %s port %d", member.name, member.host, member.port)
+        return answer
+
+    async def let_into_engine(self, request: EngineJoinRequest) -> SealedAnswer:
+        """The way into the engine's cluster. Raises Unauthorized, Conflict (another version), NotFound."""
+        token = await self.keys.check_token(request)
+        self._check_version(request.glowplug)
+        answer = await asyncio.to_thread(self.keys.let_into_engine, token.proof_key, request)
+        log.info("the machine at %s may join the engine's cluster", request.host)
         return answer
 
     async def renew(self, request: RenewalRequest) -> CertificateAnswer:

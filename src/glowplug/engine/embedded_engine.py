@@ -42,7 +42,8 @@ class EmbeddedEngine:
 
     def ask(self, demands: Sequence[Demand]) -> None:
         """Raises ResourceExhausted for what the machines that have joined do not hold."""
-        check_fits(self.machines(), demands, _REMEDY)
+        running = [machine for machine in self.machines() if machine.state is MachineState.RUNNING]
+        check_fits(running, demands, _REMEDY)
 
     def drain(self, machine_id: str) -> None:
         """Place nothing new there, and move what runs there."""

@@ -13,6 +13,7 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -28,12 +29,14 @@ from glowplug.types.cluster import CertificateAnswer, MembershipRecord
 from glowplug.types.errors import Conflict, GlowplugError, InvalidInput, NotFound, Unavailable
 from glowplug.types.ids import name_from_identifier
 from glowplug.types.paths import StateDir
+from glowplug.types.replica import Message
 
 DEFAULT_LISTEN = "0.0.0.0:7443"
 DEFAULT_SERVE = "127.0.0.1:8080"
 NO_ROUTER = "off"
 _TIMEOUT_S = 15.0
 _NAME_CHARACTERS = 48
+_Answer = TypeVar("_Answer", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,14 @@ def join(state: StateDir, address: str, token: str, wanted: Wanted) -> Membershi
     url = control_url(address)
     host, port = _host_and_port(wanted.listen)
     name = check_node_name(wanted.name or _own_name())
-    serve = _router_address(wanted.serve)
+    serve = router_address(wanted.serve)
     try:
         record = MembershipRecord(
             name=name,
             control_url=url,
             listen_host=host,
             listen_port=port,
-            advertise_host=wanted.advertise or _reached_at(host, url),
+            advertise_host=wanted.advertise or own_address(host, url),
             labels=dict(wanted.labels or {}),
             serve=serve,
         )
@@ -82,7 +85,8 @@ def join(state: StateDir, address: str, token: str, wanted: Wanted) -> Membershi
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}.",
             remedy="Labels are NAME=VALUE of letters, digits, and . _ - inside.",
         ) from error
-    accept(state.identity, secret, record, _asked(url, request.model_dump(mode="json")))
+    answer = ask_control(url, "/api/v1/nodes/join", request.model_dump(mode="json"), CertificateAnswer)
+    accept(state.identity, secret, record, answer)
     return record
 
 
@@ -98,7 +102,7 @@ def joined(state: StateDir, serve: str | None = None) -> MembershipRecord:
             remedy="Give the control plane's address and a --token (`glowplug cluster token` makes one).",
         )
     if serve is not None:
-        record = record.model_copy(update={"serve": _router_address(serve)})
+        record = record.model_copy(update={"serve": router_address(serve)})
         replace_file(state.identity.membership, record.model_dump_json(indent=1))
     return record
 
@@ -133,30 +137,19 @@ def control_url(address: str) -> str:
     return url.rstrip("/")
 
 
-def _own_name() -> str:
-    """Made of the host name."""
-    return name_from_identifier(socket.gethostname())[:_NAME_CHARACTERS].strip("-")
-
-
-def _host_and_port(listen: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:]+\]|[^:\[\]]+):(?P<port>\d{1,5})", listen)
-    if match is None or not 1 <= int(match["port"]) <= 65535:
-        raise InvalidInput(
-            f"{listen!r} is no address to listen on.", remedy="Write HOST:PORT, such as 0.0.0.0:7443."
-        )
-    return match["host"].strip("[]"), int(match["port"])
-
-
-def _router_address(serve: str | None) -> str | None:
-    """As it is remembered. Raises InvalidInput."""
+def router_address(serve: str | None) -> str | None:
+    """Where a router listens, as it is remembered: None for none. Raises InvalidInput."""
     if serve is None or serve == NO_ROUTER:
         return None
     _host_and_port(serve)
     return serve
 
 
-def _reached_at(host: str, url: str) -> str:
-    """The address to listen on, if it is one; else where our packets to the control plane come from."""
+def own_address(host: str, url: str) -> str:
+    """The address to listen on, if it is one; else where our packets to the control plane come from.
+
+    Raises Unavailable when there is no way to it.
+    """
     if not _is_wildcard(host):
         return host
     parts = urlsplit(url)
@@ -173,16 +166,10 @@ def _reached_at(host: str, url: str) -> str:
         ) from error
 
 
-def _is_wildcard(host: str) -> bool:
+def ask_control(url: str, path: str, body: object, kind: type[_Answer]) -> _Answer:
+    """What a control plane answers to who joins. Raises what it refuses with, Unavailable without one."""
     try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
-def _asked(url: str, body: object) -> CertificateAnswer:
-    try:
-        answer = httpx.post(f"{url}/api/v1/nodes/join", json=body, timeout=_TIMEOUT_S)
+        answer = httpx.post(url + path, json=body, timeout=_TIMEOUT_S)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unavailable(
             f"The control plane at {url} does not answer.",
@@ -192,10 +179,31 @@ def _asked(url: str, body: object) -> CertificateAnswer:
     try:
         if answer.is_error:
             raise GlowplugError.from_dict(json.loads(answer.content))
-        return CertificateAnswer.model_validate_json(answer.content)
+        return kind.model_validate_json(answer.content)
     except (ValueError, AttributeError) as error:
         raise Unavailable(
             f"What answers at {url} is no control plane of this version.",
             remedy="Check the address, and the versions on both machines.",
             status=answer.status_code,
         ) from error
+
+
+def _own_name() -> str:
+    """Made of the host name."""
+    return name_from_identifier(socket.gethostname())[:_NAME_CHARACTERS].strip("-")
+
+
+def _host_and_port(listen: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:]+\]|[^:\[\]]+):(?P<port>\d{1,5})", listen)
+    if match is None or not 1 <= int(match["port"]) <= 65535:
+        raise InvalidInput(
+            f"{listen!r} is no address to listen on.", remedy="Write HOST:PORT, such as 0.0.0.0:7443."
+        )
+    return match["host"].strip("[]"), int(match["port"])
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

@@ -74,7 +74,10 @@ class Engine(Protocol):
         ...
 
     def ask(self, demands: Sequence[Demand]) -> None:
-        """All that is wanted from now on, in place of what was asked before; the engine adds machines."""
+        """All that is wanted from now on, in place of what was asked before; the engine adds machines.
+
+        Those that were released and are still there come first.
+        """
         ...
 
     def drain(self, machine_id: str) -> None:

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -101,6 +102,17 @@ class Authority:
         key = _key_of(signing_request)
         role = [x509.UniformResourceIdentifier(router_uri(name))]
         issued = self._issue(f"router {name}", key, role, timedelta(seconds=ROUTER_LIFE_S))
+        return Issued(_pem(issued), key_fingerprint(key))
+
+    def issue_to_host(self, host: str, signing_request: str) -> Issued:
+        """For a machine that others reach at ``host``; good as long as the authority: Ray reads it once."""
+        key = _key_of(signing_request)
+        names: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+        try:
+            names.append(x509.IPAddress(ip_address(host)))
+        except ValueError:
+            names.append(x509.DNSName(host))
+        issued = self._issue("machine", key, names, _AUTHORITY_LIFE)
         return Issued(_pem(issued), key_fingerprint(key))
 
     def ensure_control_certificate(self) -> None:

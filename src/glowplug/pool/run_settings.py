@@ -61,7 +61,26 @@ class SkyPilotEntry(_Part):
     """Shell that makes a machine ready, once it is up: installs Glowplug, joins it."""
 
 
-ProviderEntry = Annotated[SimulatedEntry | OwnEntry | SkyPilotEntry, Field(discriminator="kind")]
+class EngineMachine(_Part):
+    """What one machine of a pool has to hold at least, besides its GPUs."""
+
+    cpus: float = Field(default=0.0, ge=0, le=100_000, allow_inf_nan=False)
+    memory_bytes: int = Field(default=0, ge=0, le=1 << 50)
+
+
+class EngineEntry(_Part):
+    """Machines of the engine that the cluster stands on (``glowplug cluster up --engine``), which adds them.
+
+    ``machines``: by the ``machine`` of the pools.
+    """
+
+    kind: Literal["engine"]
+    machines: dict[Name, EngineMachine] = Field(min_length=1, max_length=1_000)
+
+
+ProviderEntry = Annotated[
+    SimulatedEntry | OwnEntry | SkyPilotEntry | EngineEntry, Field(discriminator="kind")
+]
 
 
 class RunSettings(_Part):

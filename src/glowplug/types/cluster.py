@@ -34,17 +34,14 @@ class NodeState(StrEnum):
     LOST = "lost"
 
 
-class JoinRequest(Message):
-    """A machine asks to be a node. ``proof``: HMAC of everything else under the join token's secret, so the
-    token itself never travels. ``glowplug`` is its version; ``host`` and ``port`` are where its gateway is.
+class ProvenRequest(Message):
+    """A machine at ``host`` asks for something. ``proof``: HMAC of everything else under the join token's
+    secret, so the token itself never travels. ``glowplug`` is its version.
     """
 
     token_id: str = Field(pattern=r"^[0-9a-f]{12}$")
-    name: str = Field(min_length=1, max_length=48)
     host: str = Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9._:-]+$")
-    port: int = Field(ge=1, le=65535)
     glowplug: str = Field(min_length=1, max_length=64)
-    labels: Labels = {}
     signing_request: SigningRequest
     proof: str = Field(default="", max_length=64)
 
@@ -52,6 +49,44 @@ class JoinRequest(Message):
         """The bytes that ``proof`` is of."""
         fields = self.model_dump(mode="json", exclude={"proof"})
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+class JoinRequest(ProvenRequest):
+    """It asks to be a node. ``host`` and ``port`` are where its gateway is."""
+
+    name: str = Field(min_length=1, max_length=48)
+    port: int = Field(ge=1, le=65535)
+    labels: Labels = {}
+
+
+class EngineJoinRequest(ProvenRequest):
+    """It asks for the way into the cluster of the engine, whose other machines reach it at ``host``."""
+
+
+class EngineAnswer(Message):
+    """The way in: where the engine's cluster is, its token, and a certificate of its own authority (PEM)."""
+
+    engine: str
+    address: str
+    token: str = Field(repr=False)
+    certificate: str
+    authority: str
+
+
+class SealedAnswer(Message):
+    """An :class:`EngineAnswer` for who has the join token: nonce and AES-256-GCM, in base64."""
+
+    sealed: str = Field(max_length=65_536)
+
+
+class EngineBase(Message):
+    """``identity/engine/base.json``: the cluster of the engine, and ``host``, what this machine is in it."""
+
+    version: int = 1
+    engine: str
+    address: str
+    host: str
+    token: str = Field(repr=False)
 
 
 class RenewalRequest(Message):

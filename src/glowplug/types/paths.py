@@ -54,6 +54,16 @@ class IdentityDir:
         return self.root / "router.crt"
 
     @property
+    def engine(self) -> IdentityDir:
+        """The same of the engine's own traffic, of another authority, where we started what it stands on."""
+        return IdentityDir(self.root / "engine")
+
+    @property
+    def engine_base(self) -> Path:
+        """In :attr:`engine`: where the engine's cluster is, and the token for it, mode 0600."""
+        return self.root / "base.json"
+
+    @property
     def membership(self) -> Path:
         """Which cluster this node is of, under what name, and where its gateway listens."""
         return self.root / "membership.json"
@@ -214,6 +224,16 @@ class StateDir:
     def engine_status(self) -> Path:
         """What the engine saw when it looked last."""
         return self.run / "engine.json"
+
+    @property
+    def engine_demand(self) -> Path:
+        """What whoever plans wants of the engine beside the control plane."""
+        return self.run / "engine-demand.json"
+
+    @property
+    def engine_answer(self) -> Path:
+        """How that went."""
+        return self.run / "engine-answer.json"
 
     @property
     def engine_metrics(self) -> Path:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +15,12 @@ from pathlib import Path
 from tests.e2e.bridge import Bridge, BridgedMachine
 from tests.e2e.cluster import GATEWAY_PORT, leaving_nothing
 from tests.e2e.live import UP_TIMEOUT_S, Live
-from tests.faults.victims import Machine as Processes
 
 from glowplug.types.paths import StateDir
 
 REPOSITORY = Path(__file__).parents[3]
 DISK_BYTES = 1 << 30
 _COMMAND_TIMEOUT_S = 60
-_DEAD_WITHIN_S = 20.0
 _RULES = """add table inet fault
 add chain inet fault there {{ type filter hook input priority 0; }}
 add chain inet fault back {{ type filter hook output priority 0; }}
@@ -105,16 +102,6 @@ class FaultyMachine(BridgedMachine):
     def empty_disk(self) -> None:
         self._ballast.unlink(missing_ok=True)
 
-    def switch_off(self) -> None:
-        """As a power cut: whatever runs on it is gone at once, and nobody is told."""
-        self.cut()
-        deadline_s = time.monotonic() + _DEAD_WITHIN_S
-        while pids := self._pids():
-            assert time.monotonic() < deadline_s, f"on {self.name} {pids} do not die"
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
     def switch_on(self) -> None:
         self.mend()
         self.cli("cluster", "join", "--timeout", UP_TIMEOUT_S)
@@ -123,14 +110,6 @@ class FaultyMachine(BridgedMachine):
         """One of its processes, which its supervisor starts again."""
         with contextlib.suppress(AssertionError, ProcessLookupError):  # it may be dead already
             os.kill(self.pid_of(module), signal.SIGKILL)
-
-    def _pids(self) -> list[int]:
-        root = str(self.state.root)
-        machine = Processes.look(self.state.root)
-        replicas = [path.name for path in self.state.replicas.glob("*")]
-        inside = machine.sandbox(replicas) if replicas else []
-        ours = [one for one in machine.processes if any(root in word for word in one.argv)]
-        return sorted({process.pid for process in [*inside, *ours]} - {os.getpid()})
 
 
 @contextmanager

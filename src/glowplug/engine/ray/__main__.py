@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from glowplug.engine.control_api import ControlApi
 from glowplug.engine.counts import EngineCounts
+from glowplug.engine.demand_desk import DemandDesk
 from glowplug.engine.ray.connected import ConnectedRay
 from glowplug.engine.ray.engine import RayEngine
 from glowplug.engine.ray.released import Released
@@ -50,6 +51,7 @@ class Process:
         self._cluster = ConnectedRay(settings.address)
         self._counts = EngineCounts(RayEngine.name)
         self._engine: RayEngine | None = None
+        self._desk: DemandDesk | None = None
         self._signals: list[int] = []
         self._woken = threading.Event()
         self._last_error = ""
@@ -76,6 +78,8 @@ class Process:
         now = self._clock.wall()
         try:
             machines = self._made().reconcile()
+            write_status(self._state, RayEngine.name, self._settings.address, now, machines=machines)
+            self._serve_the_desk()
         except GlowplugError as error:
             if str(error) != self._last_error:
                 log.warning("%s", error)
@@ -86,8 +90,17 @@ class Process:
             if self._last_error:
                 log.info("Ray and the control plane answer again")
             self._last_error = ""
-            write_status(self._state, RayEngine.name, self._settings.address, now, machines=machines)
         self._counts.save(self._state.engine_metrics)
+
+    def _serve_the_desk(self) -> None:
+        """What the planner wants. Its failure is no news of the machines."""
+        if self._desk is None:
+            self._desk = DemandDesk(self._state, self._made(), self._clock)
+        try:
+            self._desk.look()
+        except GlowplugError as error:
+            log.warning("what is wanted of Ray: %s", error)
+            self._counts.failed()
 
     def _made(self) -> RayEngine:
         """The engine; made late, as where others reach us may be for Ray to say."""

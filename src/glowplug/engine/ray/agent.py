@@ -10,7 +10,8 @@ from typing import Any
 class AgentSettings:
     """How the agent of one machine is kept. No secrets: Ray shows whom it gives them to.
 
-    ``environment`` are variables that the agent gets where its machine's own environment has none.
+    ``environment`` are variables that the agent gets where its machine's own environment has none. ``serve``
+    is where its router listens, HOST:PORT or ``off``, unless the machine itself says so; None is the default.
     """
 
     name: str
@@ -20,6 +21,7 @@ class AgentSettings:
     gateway_port: int
     labels: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    serve: str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from glowplug.control.messages import NodeStatus
 from glowplug.engine.control_api import ControlApi
 from glowplug.engine.counts import EngineCounts
-from glowplug.engine.fitting import check_fits
+from glowplug.engine.fitting import USABLE, check_fits, holds, left_over
 from glowplug.engine.port import Demand, Machine, MachineState
 from glowplug.engine.ray import names
 from glowplug.engine.ray.agent import AgentReport, AgentSettings, JoinOrder
@@ -106,9 +106,11 @@ class RayEngine:
 
         Raises ResourceExhausted for what such a cluster does not hold.
         """
+        with self._one_at_a_time:
+            usable = self._take_again(self.machines(), demands)
         if self._settings.starts_head:
             remedy = "Add a machine: `glowplug cluster join ADDRESS --engine ray` there."
-            check_fits(self.machines(), demands, remedy)
+            check_fits(usable, demands, remedy)
         bundles = [bundle for demand in demands for bundle in [_bundle(demand)] * demand.count]
         self._cluster.request(bundles, self._settings.only)
 
@@ -132,7 +134,7 @@ class RayEngine:
                 remedy="`glowplug cluster drain` keeps replicas off it, `glowplug cluster down` ends it all.",
             )
         with self._one_at_a_time:
-            self._released.add(machine_id)
+            self._released.add(machine_id, until_wanted=True)
             if problem := self._end([node]).get(machine_id):
                 raise problem
 
@@ -141,6 +143,21 @@ class RayEngine:
         with self._one_at_a_time:
             own = self._cluster.own_node()
             return self._end([node for node in self._nodes() if node.is_alive and node.id != own])
+
+    def _take_again(self, machines: Sequence[Machine], demands: Sequence[Demand]) -> list[Machine]:
+        """Let released machines have agents again where the others do not hold what is wanted; Ray would add
+        none for what idle ones hold. Returns all that are or will be of use.
+        """
+        there = [one for one in machines if one.state in USABLE]
+        usable = [one for one in there if one.id not in self._released]
+        for machine in there:
+            left = left_over(usable, demands)
+            if self._released.is_until_wanted(machine.id) and any(holds(machine, one) for one in left):
+                log.info("the machine %s is wanted again", machine.id)
+                self._released.take_again(machine.id)
+                self._of(machine.id).problem = None
+                usable.append(machine)
+        return usable
 
     # -- one machine -----------------------------------------------------------------------------------------
 
@@ -301,6 +318,7 @@ class RayEngine:
             gateway_port=self._settings.gateway_port,
             labels=names.labels(node),
             environment=self._environment,
+            serve=self._settings.serve,
         )
 
     def _name(self, node: RayNode, own: str, members: Mapping[str, NodeStatus]) -> str:

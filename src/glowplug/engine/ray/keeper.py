@@ -20,6 +20,7 @@ from typing import Any
 
 from glowplug.engine import embedded
 from glowplug.engine.ray.agent import AgentReport, AgentSettings, JoinOrder
+from glowplug.engine.ray.settings import SERVE_VARIABLE
 from glowplug.engine.record import Role, is_supervised, read_record
 from glowplug.identity.membership import read_membership
 from glowplug.types.errors import Conflict, DeadlineExceeded, GlowplugError
@@ -164,7 +165,8 @@ class AgentKeeper:
     def _spelled_out(self, order: JoinOrder) -> dict[str, Any]:
         settings = asdict(self._settings)
         names = ("control_url", "name", "advertise", "gateway_port", "labels")
-        return {"token": order.token, **{name: settings[name] for name in names}}
+        serve = os.environ.get(SERVE_VARIABLE) or self._settings.serve
+        return {"token": order.token, "serve": serve, **{name: settings[name] for name in names}}
 
     def _environment(self) -> dict[str, str]:
         own = {

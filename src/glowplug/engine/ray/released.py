@@ -1,4 +1,4 @@
-"""Machines that were let go, and are not to have an agent again: remembered across restarts of the engine."""
+"""Machines that were let go, and are not to have an agent: remembered across restarts of the engine."""
 
 from __future__ import annotations
 
@@ -11,25 +11,41 @@ _MOST = 10_000
 
 
 class Released:
-    """The ids of Ray nodes, in a file. An id never comes again, so none needs to be taken out."""
+    """The ids of Ray nodes, in a file, and whether they may be taken again when more machines are wanted.
+
+    Those that were removed by hand may not. An id never comes again, so none of these needs to be taken out.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._ids = self._read()
+        self._until_wanted = self._read()
 
     def __contains__(self, node_id: str) -> bool:
-        return node_id in self._ids
+        return node_id in self._until_wanted
 
-    def add(self, node_id: str) -> None:
-        """Remember it."""
-        if node_id not in self._ids:
-            self._ids = [*self._ids, node_id][-_MOST:]
-            write_atomically(self._file, json.dumps(self._ids))
+    def is_until_wanted(self, node_id: str) -> bool:
+        """Whether it was let go because nobody needed it."""
+        return self._until_wanted.get(node_id, False)
 
-    def _read(self) -> list[str]:
+    def add(self, node_id: str, *, until_wanted: bool = False) -> None:
+        """Remember it. What was removed by hand stays so."""
+        if node_id not in self._until_wanted:
+            self._until_wanted[node_id] = until_wanted
+            self._write()
+
+    def take_again(self, node_id: str) -> None:
+        """It is to have an agent again."""
+        del self._until_wanted[node_id]
+        self._write()
+
+    def _write(self) -> None:
+        newest = dict(list(self._until_wanted.items())[-_MOST:])
+        write_atomically(self._file, json.dumps(newest))
+
+    def _read(self) -> dict[str, bool]:
         try:
-            return [str(one) for one in json.loads(self._file.read_text())]
+            return {str(one): bool(wanted) for one, wanted in json.loads(self._file.read_text()).items()}
         except FileNotFoundError:
-            return []
-        except (OSError, ValueError, TypeError):
-            return []  # the worst that follows is an agent where one was: `cluster remove` ends it again
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}  # the worst that follows is an agent where one was: `cluster remove` ends it again

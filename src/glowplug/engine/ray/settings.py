@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from glowplug.engine.record import write_atomically
 from glowplug.types.cluster import Labels
 from glowplug.types.errors import NotFound, SystemUnfit
-from glowplug.types.paths import DEFAULT_STATE_DIR, StateDir
+from glowplug.types.paths import DEFAULT_STATE_DIR, IdentityDir, StateDir
 
 NAMESPACE = "glowplug"
 DEFAULT_RAY_PORT = 6379
 DEFAULT_GATEWAY_PORT = 7443
 NODE_WORD = "{node}"
+SERVE_VARIABLE = "GLOWPLUG_SERVE"
+"""Where the router of a machine listens, if that one is to differ from what `cluster up` said."""
 _TOKEN_BYTES = 32
 _MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 # Told to end, `ray start --block` waits half a minute for actors to go; ours stay to the end.
@@ -31,7 +33,8 @@ class RaySettings(BaseModel):
     ``address`` is Ray's own (its GCS). ``starts_head``: that is a process of ours. ``advertise`` is where the
     machines reach this one. ``only`` are labels of the Ray nodes that are used; without, all are.
     ``node_state`` is the state directory of an agent; ``{node}`` in it becomes the node's name, which several
-    Ray nodes of one machine need. ``gateway_port`` 0 takes a free one there.
+    Ray nodes of one machine need. ``gateway_port`` 0 takes a free one there. ``serve`` is where the machines'
+    routers listen, HOST:PORT or ``off``; None is the default of ``cluster join``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +47,7 @@ class RaySettings(BaseModel):
     only: Labels = {}
     node_state: str = str(DEFAULT_STATE_DIR)
     gateway_port: int = DEFAULT_GATEWAY_PORT
+    serve: str | None = None
 
     def save(self, state: StateDir) -> None:
         """Write it down."""
@@ -73,6 +77,7 @@ class RaySettings(BaseModel):
             environment[_MODE] = "token"
             environment[_TOKEN_PATH] = str(ray_token(state))
             environment.setdefault(_DRAIN, "0")
+            environment.update(_tls(state.identity.engine))
 
 
 def ray_token(state: StateDir) -> Path:
@@ -86,9 +91,26 @@ def ray_token(state: StateDir) -> Path:
     return state.ray_token
 
 
-def joining_environment(token: str | None) -> dict[str, str]:
-    """For ``ray start`` on a machine that joins: with this token, or what the environment says itself."""
-    ends_at_once = {_DRAIN: os.environ.get(_DRAIN, "0")}
+def joining_environment(token: str | None, serve: str | None = None) -> dict[str, str]:
+    """For ``ray start`` on a machine that joins: with this token, or what the environment says itself.
+
+    Ray hands it on to the actor, which has the agent's router ``serve`` there.
+    """
+    told = {_DRAIN: os.environ.get(_DRAIN, "0")} | ({SERVE_VARIABLE: serve} if serve else {})
     if token is None:
-        return {_MODE: os.environ.get(_MODE, "token"), **ends_at_once}
-    return {_MODE: "token", _TOKEN: token, **ends_at_once}
+        return {_MODE: os.environ.get(_MODE, "token"), **told}
+    return {_MODE: "token", _TOKEN: token, **told}
+
+
+def base_environment(files: IdentityDir, token: str, serve: str | None) -> dict[str, str]:
+    """As :func:`joining_environment`, for a cluster of ours, with the certificates in ``files``."""
+    return joining_environment(token, serve) | _tls(files)
+
+
+def _tls(files: IdentityDir) -> dict[str, str]:
+    return {
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_SERVER_CERT": str(files.node_certificate),
+        "RAY_TLS_SERVER_KEY": str(files.node_key),
+        "RAY_TLS_CA_CERT": str(files.authority_certificate),
+    }

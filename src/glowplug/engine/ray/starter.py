@@ -22,6 +22,7 @@ from typing import Any
 
 from glowplug.engine import embedded
 from glowplug.engine import join as joining
+from glowplug.engine.launch import Beside
 from glowplug.engine.record import Role, is_supervised
 from glowplug.types.cluster import MembershipRecord
 from glowplug.types.errors import GlowplugError, NotFound
@@ -39,6 +40,7 @@ class _Joining:
     advertise: str
     gateway_port: int
     labels: dict[str, str]
+    serve: str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +64,9 @@ def _started(state: StateDir, order: dict[str, Any], timeout_s: float) -> Member
     if order:
         _join(state, _Joining(**order))
     record = joining.joined(state)
-    embedded.up(state, record.listen_host, record.listen_port, role=Role.NODE, timeout_s=timeout_s)
+    where = (state, record.listen_host, record.listen_port)
+    router = Beside(record.serve) if record.serve else None
+    embedded.up(*where, role=Role.NODE, beside=router, timeout_s=timeout_s)
     return record
 
 
@@ -71,7 +75,8 @@ def _join(state: StateDir, order: _Joining) -> None:
         embedded.down(state, keep_replicas=True)
     state.create()
     port = order.gateway_port or _port_of_before(state) or _free_port()
-    wanted = joining.Wanted(order.name, f"{_ALL_ADDRESSES}:{port}", order.advertise, order.labels)
+    listen, serve = f"{_ALL_ADDRESSES}:{port}", order.serve or joining.DEFAULT_SERVE
+    wanted = joining.Wanted(order.name, listen, order.advertise, order.labels, serve)
     joining.join(state, order.control_url, order.token, wanted)
 
 

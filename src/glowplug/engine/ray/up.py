@@ -7,11 +7,13 @@ import time
 
 from glowplug.engine import embedded
 from glowplug.engine.launch import Commands
+from glowplug.engine.ray.base import make_base
 from glowplug.engine.ray.head import check_installed
-from glowplug.engine.ray.settings import RaySettings, ray_token
+from glowplug.engine.ray.settings import RaySettings
 from glowplug.engine.record import is_supervised, read_record
 from glowplug.engine.rotating_log import tail
 from glowplug.engine.status import EngineStatus, read_status
+from glowplug.types.clock import SystemClock
 from glowplug.types.errors import Conflict, DeadlineExceeded, GlowplugError, NotFound
 from glowplug.types.paths import StateDir
 
@@ -36,7 +38,7 @@ def prepare(state: StateDir, settings: RaySettings) -> None:
         return
     state.create()
     if settings.starts_head:
-        ray_token(state)
+        make_base(state, settings, SystemClock())
     settings.save(state)
     state.engine_status.unlink(missing_ok=True)
 
@@ -68,6 +70,7 @@ def down(state: StateDir, timeout_s: float = STOP_TIMEOUT_S) -> tuple[bool, dict
     cluster is left as it is, but for our actors.
     """
     did_run = embedded.down(state, timeout_s=timeout_s)
+    state.identity.engine.engine_base.unlink(missing_ok=True)  # nobody else may join what is no more
     told = read_status(state)
     if not did_run or told is None:
         return did_run, {}

@@ -11,14 +11,29 @@ from glowplug.pool.providers.own import OwnProvider
 from glowplug.pool.providers.port import Supplier
 from glowplug.pool.providers.simulated import Market, SimulatedInspector, SimulatedProvider
 from glowplug.pool.providers.skypilot import SkyPilotProvider
-from glowplug.pool.run_settings import OwnEntry, SimulatedEntry, SkyPilotEntry
+from glowplug.pool.run_settings import EngineEntry, OwnEntry, SimulatedEntry, SkyPilotEntry
 from glowplug.types.errors import InvalidInput
 
+OfEngine = Callable[[str, EngineEntry], Supplier]
+"""Makes the supplier of an entry of kind ``engine``."""
 
-def suppliers(file: PlanFile, folder: Path, wall: Callable[[], float]) -> dict[str, Supplier]:
-    """One for each of the file's ``run.providers``; what they remember lies in ``folder``.
 
-    Raises InvalidInput when a cloud has none, or when machines cost money and there is no spend limit.
+def no_engine(cloud: str, _entry: EngineEntry) -> Supplier:
+    """Where there is none. Raises InvalidInput."""
+    raise InvalidInput(
+        f"There is no engine that machines of {cloud} could come from.",
+        remedy="A provider of kind `engine` is for `glowplug pool run` beside `glowplug cluster up`.",
+    )
+
+
+def suppliers(
+    file: PlanFile, folder: Path, wall: Callable[[], float], of_engine: OfEngine = no_engine
+) -> dict[str, Supplier]:
+    """One for each of the file's ``run.providers``; what they remember lies in ``folder``. Engines are known
+    above this room: ``of_engine`` is given.
+
+    Raises InvalidInput when a cloud has none, or when machines cost money and there is no spend limit; what
+    ``of_engine`` raises.
     """
     clouds = sorted({entry.cloud for entry in file.pools})
     missing = [cloud for cloud in clouds if cloud not in file.run.providers]
@@ -38,11 +53,21 @@ def suppliers(file: PlanFile, folder: Path, wall: Callable[[], float]) -> dict[s
             "Two of run.providers are the same cloud of SkyPilot.",
             remedy="Give all its pools one `cloud`: each would send the other's machines back.",
         )
-    return {cloud: _supplier(cloud, file, folder, wall) for cloud in file.run.providers}
+    asked_of_the_engine = [entry for entry in file.run.providers.values() if isinstance(entry, EngineEntry)]
+    if len(asked_of_the_engine) > 1:
+        raise InvalidInput(
+            "Two of run.providers are of kind `engine`.",
+            remedy="Give all its pools one `cloud`: what one asks for replaces what the other did.",
+        )
+    return {cloud: _supplier(cloud, file, folder, wall, of_engine) for cloud in file.run.providers}
 
 
-def _supplier(cloud: str, file: PlanFile, folder: Path, wall: Callable[[], float]) -> Supplier:
+def _supplier(
+    cloud: str, file: PlanFile, folder: Path, wall: Callable[[], float], of_engine: OfEngine
+) -> Supplier:
     entry = file.run.providers[cloud]
+    if isinstance(entry, EngineEntry):
+        return of_engine(cloud, entry)
     if isinstance(entry, SimulatedEntry):
         market = Market(
             entry.lead_time_s, entry.lead_time_spread, entry.grant_probability, entry.interruptions_per_h,
