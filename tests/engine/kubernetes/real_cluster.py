@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from tests import needs
 from tests.engine.kubernetes.conftest import NAMESPACE
 from tests.ports import free_ports
 
@@ -24,15 +28,20 @@ from glowplug.engine.kubernetes.access import Access
 from glowplug.engine.kubernetes.api import KubernetesApi
 from glowplug.types.errors import GlowplugError
 
+CRDS = Path(__file__).parents[3] / "deploy" / "helm" / "glowplug" / "crds"
 PROGRAMS = Path(os.environ.get("GLOWPLUG_CACHE", "/var/cache/glowplug")) / "kubernetes-1.20.2"
 ADMIN, OPERATOR, AGENT = "admin-token", "operator-token", "agent-token"
 _STARTS_WITHIN_S = 120.0
 
 
 class RealCluster:
-    """Made, it runs; :meth:`close` it. Service accounts have tokens without a controller that makes them."""
+    """Made, it runs; :meth:`close` it. Service accounts have tokens without a controller that makes them.
 
-    def __init__(self, release: str) -> None:
+    ``host`` is the address that it is reached at.
+    """
+
+    def __init__(self, release: str, host: str = "127.0.0.1") -> None:
+        self._host = host
         self.folder = Path(tempfile.mkdtemp(prefix="gp-kube-", dir="/var/tmp"))
         self._etcd_port, self._peer_port, self.port = free_ports(3)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -49,7 +58,7 @@ class RealCluster:
 
     @property
     def server(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
+        return f"https://{self._host}:{self.port}"
 
     def access(self, token: str = ADMIN) -> Access:
         authority = (self.folder / "certificates" / "apiserver.crt").read_text()
@@ -90,7 +99,7 @@ class RealCluster:
             "kube-apiserver",
             str(PROGRAMS / "kube-apiserver"),
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
-            "--bind-address=127.0.0.1", f"--secure-port={self.port}", "--insecure-port=0",
+            f"--bind-address={self._host}", f"--secure-port={self.port}", "--insecure-port=0",
             f"--cert-dir={folder / 'certificates'}",
             "--service-cluster-ip-range=10.96.0.0/24",
             "--service-account-issuer=https://kubernetes.default.svc",
@@ -161,3 +170,20 @@ def applied(cluster: RealCluster, documents: list[dict[str, Any]], *, is_dry: bo
     text = yaml.safe_dump_all(documents)
     dry = ["--dry-run=server"] if is_dry else []
     return cluster.kubectl("apply", "--namespace", NAMESPACE, *dry, "-f", "-", text=text)
+
+
+@contextmanager
+def real_cluster(host: str = "127.0.0.1") -> Iterator[RealCluster]:
+    """One with our namespace and our definitions in it; gone afterwards."""
+    needs.programs("etcd")
+    if not (PROGRAMS / "kube-apiserver").exists():
+        needs.lacking("scripts/build_kube_apiserver.sh")
+    made = RealCluster("gp", host)
+    try:
+        made.kubectl("create", "namespace", NAMESPACE)
+        applied(made, [yaml.safe_load(file.read_text()) for file in sorted(CRDS.glob("*.yaml"))])
+        made.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(made.folder, ignore_errors=True)
