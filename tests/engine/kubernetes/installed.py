@@ -177,7 +177,7 @@ class Installed:
         with httpx.Client(base_url=f"http://{self.router}", timeout=120.0, trust_env=False) as http:
 
             def handed_on() -> float:
-                token = self._agent_state.token.read_text()
+                token = self._agent_state.token.read_text().strip()
                 text = http.get("/metrics", headers={"Authorization": f"Bearer {token}"}).text
                 name = "glowplug_router_handed_on_total"
                 return sum(float(one.rsplit(" ", 1)[1]) for one in text.splitlines() if one.startswith(name))

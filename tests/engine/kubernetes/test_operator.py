@@ -144,7 +144,7 @@ def attempt(kube: KubernetesApi) -> str:
 
 
 def is_due_later(kube: KubernetesApi) -> bool:
-    """For good: kmock counts no versions, so kopf takes old events for new ones, and tries some times more."""
+    """For good: kmock counts no versions, so kopf takes old events for new ones, and tries a few times."""
     before = attempt(kube)
     time.sleep(0.5)
     return "delayed" in before and attempt(kube) == before

@@ -104,6 +104,7 @@ class TestKubernetesEngine(EngineContract):
         assert set(claims(admin)) == {"glowplug-claim-h100-1"}, "the one without a machine is taken back"
         site.engine.ask([])
         assert claims(admin) == {}
+        site.engine.reconcile()
         assert (status(admin)["wanted"], status(admin)["running"], status(admin)["pending"]) == (0, 0, 0)
 
     @pytest.mark.usefixtures("gpus")
