@@ -16,8 +16,8 @@ BENCH_ARGS ?= --cold 3 --restores 100 --host 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup engine engines services ray root demo demo-images demo-kubernetes lint test test-gpu nightly kubernetes \
-	faults fuzz soak bench bench-images bench-snapshots bench-cluster clean
+.PHONY: help setup engine engines services ray root demo demo-images lint test test-gpu nightly kubernetes faults fuzz \
+	soak bench bench-images bench-snapshots bench-cluster clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,10 +40,6 @@ services: setup ## ... and runc, CRIU, PostgreSQL, nginx, an SSH server, a regis
 
 demo: engine ## A real vLLM from zero, from parked, and on a second node (DEMO_ARGS="--cycles 10")
 	@$(BIN)/python scripts/demo.py $(DEMO_ARGS)
-
-demo-kubernetes: engine ## That vLLM on a real kube-apiserver (built once, 20 minutes), its machine a network namespace
-	@nice scripts/build_kube_apiserver.sh "$${GLOWPLUG_CACHE:-/var/cache/glowplug}/kubernetes-1.20.2"
-	@PYTHONPATH=. $(BIN)/python scripts/demo_kubernetes.py
 
 root: engine ## ... and a root filesystem with both, several GB, for the demo and the benchmark of images
 	@scripts/apt_packages.sh nginx-light

@@ -26,10 +26,14 @@ GATEWAY_PORT = 7443
 _Machine = TypeVar("_Machine", bound="SecondMachine")
 
 
-class CabledNetwork:
-    """A network namespace at the end of a cable: ``here`` and ``there`` are its two ends."""
+class SecondMachine:
+    """Joined to ``live``'s cluster as ``name``. :meth:`cut` and :meth:`mend` its cable."""
 
-    def __init__(self) -> None:
+    def __init__(self, live: Live, name: str) -> None:
+        self.live = live
+        self.name = name
+        self.state = StateDir(Path(tempfile.mkdtemp(prefix="gp-e2e-", dir="/var/tmp")))
+        self.environment = {**live.environment, "GLOWPLUG_STATE": str(self.state.root)}
         self.netns = f"gpt-{secrets.token_hex(4)}"
         self.cable = f"gt{secrets.token_hex(4)}"
         # A /30 of its own in 10.213.0.0/16: several tests run at once.
@@ -61,17 +65,6 @@ class CabledNetwork:
         """What to put before a command to run it in this machine's network."""
         # Only the network is another: `ip netns exec` would hide the machine's cgroups, too.
         return ["nsenter", f"--net=/run/netns/{self.netns}"]
-
-
-class SecondMachine(CabledNetwork):
-    """Joined to ``live``'s cluster as ``name``. :meth:`cut` and :meth:`mend` its cable."""
-
-    def __init__(self, live: Live, name: str) -> None:
-        super().__init__()
-        self.live = live
-        self.name = name
-        self.state = StateDir(Path(tempfile.mkdtemp(prefix="gp-e2e-", dir="/var/tmp")))
-        self.environment = {**live.environment, "GLOWPLUG_STATE": str(self.state.root)}
 
     def cli(self, *arguments: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run ``glowplug`` on this machine."""

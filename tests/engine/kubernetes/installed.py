@@ -21,7 +21,6 @@ from typing import Any
 import httpx
 from tests import needs
 from tests.e2e import leftovers
-from tests.e2e.cluster import CabledNetwork
 from tests.engine.kubernetes.conftest import NAMESPACE, eventually
 from tests.ports import free_ports
 
@@ -93,23 +92,16 @@ def process(name: str, folder: Path, *argv: str, **environment: str) -> Iterator
 
 
 class Installed:
-    """Control plane and agent stay; operators come and go. ``folder`` has the logs.
+    """Control plane and agent stay; operators come and go. ``folder`` has the logs."""
 
-    ``network``: the machine of the agent has one of its own, at the end of a cable.
-    """
-
-    def __init__(
-        self, api: ObjectApi, folder: Path, owned: ExitStack, network: CabledNetwork | None = None
-    ) -> None:
+    def __init__(self, api: ObjectApi, folder: Path, owned: ExitStack) -> None:
         needs.root("sandboxes")
         self.api = api
         self.folder = folder
         self._owned = owned
-        self._inside = network.inside if network else []
-        here, self._there = (network.here, network.there) if network else ("127.0.0.1", "127.0.0.1")
         control_port, self._gateway_port, router_port = free_ports(3)
-        self.router = f"{self._there}:{router_port}"
-        self.url = f"http://{here}:{control_port}"
+        self.router = f"127.0.0.1:{router_port}"
+        self.url = f"http://127.0.0.1:{control_port}"
         self._control_state, self._agent_state = (
             StateDir(Path(tempfile.mkdtemp(prefix="gp-e2e-", dir="/var/tmp"))) for _ in range(2)
         )
@@ -119,7 +111,7 @@ class Installed:
             process(
                 "control", folder,
                 sys.executable, "-m", "glowplug.control", "--no-agent",
-                "--host", here, "--port", str(control_port), "--state", str(self._control_state.root),
+                "--host", "127.0.0.1", "--port", str(control_port), "--state", str(self._control_state.root),
             )
         )  # fmt: skip
         eventually(self._answers, "the control plane answers")
@@ -153,10 +145,10 @@ class Installed:
         self._owned.enter_context(
             process(
                 "agent", self.folder,
-                *self._inside, sys.executable, "-m", "glowplug.engine.kubernetes",
+                sys.executable, "-m", "glowplug.engine.kubernetes",
                 KUBECONFIG=str(kubeconfig), GLOWPLUG_STATE=str(self._agent_state.root),
-                GLOWPLUG_MACHINE=MACHINE, GLOWPLUG_CONTROL=self.url, GLOWPLUG_ADVERTISE=self._there,
-                GLOWPLUG_LISTEN=f"{self._there}:{self._gateway_port}", GLOWPLUG_SERVE=self.router,
+                GLOWPLUG_MACHINE=MACHINE, GLOWPLUG_CONTROL=self.url, GLOWPLUG_ADVERTISE="127.0.0.1",
+                GLOWPLUG_LISTEN=f"127.0.0.1:{self._gateway_port}", GLOWPLUG_SERVE=self.router,
                 GLOWPLUG_JOIN_TOKEN_FILE=str(token),
             )
         )  # fmt: skip

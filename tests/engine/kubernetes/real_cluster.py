@@ -35,13 +35,9 @@ _STARTS_WITHIN_S = 120.0
 
 
 class RealCluster:
-    """Made, it runs; :meth:`close` it. Service accounts have tokens without a controller that makes them.
+    """Made, it runs; :meth:`close` it. Service accounts have tokens without a controller that makes them."""
 
-    ``host`` is the address that it is reached at.
-    """
-
-    def __init__(self, release: str, host: str = "127.0.0.1") -> None:
-        self._host = host
+    def __init__(self, release: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="gp-kube-", dir="/var/tmp"))
         self._etcd_port, self._peer_port, self.port = free_ports(3)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -58,7 +54,7 @@ class RealCluster:
 
     @property
     def server(self) -> str:
-        return f"https://{self._host}:{self.port}"
+        return f"https://127.0.0.1:{self.port}"
 
     def access(self, token: str = ADMIN) -> Access:
         authority = (self.folder / "certificates" / "apiserver.crt").read_text()
@@ -99,7 +95,7 @@ class RealCluster:
             "kube-apiserver",
             str(PROGRAMS / "kube-apiserver"),
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
-            f"--bind-address={self._host}", f"--secure-port={self.port}", "--insecure-port=0",
+            "--bind-address=127.0.0.1", f"--secure-port={self.port}", "--insecure-port=0",
             f"--cert-dir={folder / 'certificates'}",
             "--service-cluster-ip-range=10.96.0.0/24",
             "--service-account-issuer=https://kubernetes.default.svc",
@@ -173,12 +169,12 @@ def applied(cluster: RealCluster, documents: list[dict[str, Any]], *, is_dry: bo
 
 
 @contextmanager
-def real_cluster(host: str = "127.0.0.1") -> Iterator[RealCluster]:
+def real_cluster() -> Iterator[RealCluster]:
     """One with our namespace and our definitions in it; gone afterwards."""
     needs.programs("etcd")
     if not (PROGRAMS / "kube-apiserver").exists():
         needs.lacking("scripts/build_kube_apiserver.sh")
-    made = RealCluster("gp", host)
+    made = RealCluster("gp")
     try:
         made.kubectl("create", "namespace", NAMESPACE)
         applied(made, [yaml.safe_load(file.read_text()) for file in sorted(CRDS.glob("*.yaml"))])
