@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 
 import httpx
+import pytest
 from tests.control.conftest import Control, app_spec, eventually, server_spec
 from tests.control.fake_agent import FakeAgent
 
+from glowplug.control.store import Store
 from glowplug.types.errors import Unavailable
 from glowplug.types.replica import ErrorInfo, ReplicaState
 
@@ -73,6 +76,35 @@ async def test_a_deployment_whose_caller_hangs_up_leaves_the_app_as_it_was(
     assert await second == 200
     listed = (await control.get("/api/v1/deployments")).json()
     assert [deployment["version"] for deployment in listed] == [1]
+
+
+async def test_a_caller_who_hangs_up_while_the_version_is_stored_leaves_no_store_ahead_of_the_fleet(
+    control: Control, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await control.deploy(app_spec(server_spec(env={"A": "old"})))
+    stored, may_go_on = asyncio.Event(), asyncio.Event()
+    add = Store.add_deployment
+
+    async def add_slowly(self: Store, *arguments: Any) -> Any:
+        made = await add(self, *arguments)
+        stored.set()
+        await may_go_on.wait()
+        return made
+
+    monkeypatch.setattr(Store, "add_deployment", add_slowly)
+    caller = asyncio.create_task(control.deploy(app_spec(server_spec(env={"A": "new"}))))
+    await stored.wait()
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    busy = await control.client.post("/api/v1/deployments", json={"app": app_spec()})
+    assert busy.status_code == 409, "it is not over yet"
+    may_go_on.set()
+
+    async def is_served() -> bool:
+        await control.get("/shop/web/")
+        return agent.orders[-1].server.env == {"A": "new"}
+
+    await eventually(is_served, "what the store says is active serves")
 
 
 async def test_a_failed_build_deploys_nothing_and_says_why(control: Control, agent: FakeAgent) -> None:

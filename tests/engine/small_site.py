@@ -18,17 +18,19 @@ ROOM = {"cpus": 4, "memory_bytes": 8 << 30}
 class SmallCluster:
     """All of it lives in ``loop``'s thread; these methods block."""
 
-    def __init__(self, loop: LoopThread, state: StateDir) -> None:
+    def __init__(self, loop: LoopThread, state: StateDir, *, has_agent: bool = True) -> None:
         self.loop = loop
+        self._has_agent = has_agent
         self.control: Control = loop.run(self._open(state))
 
     async def _open(self, state: StateDir) -> Control:
         self._owned = AsyncExitStack()
-        agent = FakeAgent(state.agent_socket)
-        agent.node_fields = dict(ROOM)
-        await agent.open()
-        self._owned.push_async_callback(agent.close)
-        return await self._owned.enter_async_context(running_control(state))
+        if self._has_agent:
+            agent = FakeAgent(state.agent_socket)
+            agent.node_fields = dict(ROOM)
+            await agent.open()
+            self._owned.push_async_callback(agent.close)
+        return await self._owned.enter_async_context(running_control(state, has_agent=self._has_agent))
 
     def close(self) -> None:
         self.loop.run(self._owned.aclose())
@@ -45,9 +47,9 @@ class SmallCluster:
 
         return self.loop.run(add())
 
-    def join(self, node: SecondNode) -> None:
+    def join(self, node: SecondNode, **fields: object) -> None:
         """As ``cluster join`` by hand."""
-        self.loop.run(node.join(self.control))
+        self.loop.run(node.join(self.control, **fields))
 
     def unplug(self, node: SecondNode) -> None:
         """Its gateway ends."""
@@ -82,7 +84,8 @@ class SmallCluster:
 
     def run_replica(self) -> str:
         async def run() -> str:
-            await self.control.client.post(f"/api/v1/nodes/{OWN}/drain")
+            if self._has_agent:
+                await self.control.client.post(f"/api/v1/nodes/{OWN}/drain")
             await self.control.deploy(app_spec(server_spec(scaling={"max_replicas": 4, "min_replicas": 1})))
             assert (await self.control.get("/shop/web/")).status_code == 200
             found: list[str] = await eventually(self._nodes_of_replicas, "a ready replica")

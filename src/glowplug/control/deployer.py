@@ -2,7 +2,8 @@
 
 One deployment of an app at a time: a second one is refused while the first builds, so that the first is never
 overtaken by its own later half. Nothing is stored before every image is there; storing and activating is one
-transaction. A deployment cancelled half way (its caller hung up) leaves the app as it was.
+step, which is finished once it has begun. A deployment cancelled before that (its caller hung up) leaves the
+app as it was.
 
 Images are made on the node of this machine, else on the first that is ready, which gives them their ids;
 other nodes make them from there on (:mod:`glowplug.control.image_care`).
@@ -10,9 +11,11 @@ other nodes make them from there on (:mod:`glowplug.control.image_care`).
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from typing import Any
 
 from glowplug.control.fleet import Fleet
 from glowplug.control.messages import DeployEvent, DeploymentView
@@ -72,8 +75,7 @@ class Deployer:
                 async with aclosing(self._build_all(spec, images)) as events:
                     async for event in events:
                         yield event
-                deployment = await self._store.add_deployment(spec, images, secrets, self._clock.wall())
-                await self._activate(deployment)
+                deployment = await self._finished(self._add(spec, images, secrets))
                 log.info("deployed %s", deployment.id)
         except GlowplugError as error:
             log.warning("deploying %s failed: %s", spec.name, error)
@@ -118,6 +120,22 @@ class Deployer:
         )
 
     # -- inside ------------------------------------------------------------------------------------
+
+    async def _add(self, spec: AppSpec, images: dict[str, str], secrets: dict[str, str]) -> Deployment:
+        deployment = await self._store.add_deployment(spec, images, secrets, self._clock.wall())
+        await self._activate(deployment)
+        return deployment
+
+    async def _finished(self, step: Coroutine[Any, Any, Deployment]) -> Deployment:
+        """Its result. A caller who hangs up meanwhile must not leave the store ahead of the fleet."""
+        task = asyncio.create_task(step)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.warning("deploying failed after its caller had left: %s", error)
+            raise
 
     async def _activate(self, deployment: Deployment) -> None:
         secrets = await self._store.secrets(deployment.id)

@@ -11,7 +11,9 @@ from tests.engine.kubernetes.fake_api import FakeApi
 from tests.engine.kubernetes.fake_control import FakeControl
 from tests.engine.kubernetes.mock_cluster import MockCluster
 
-from glowplug.engine.kubernetes.names import API_VERSION
+from glowplug.engine.kubernetes.app_keeper import AppKeeper
+from glowplug.engine.kubernetes.counters import OperatorCounters
+from glowplug.engine.kubernetes.names import API_VERSION, APPS
 from glowplug.types.clock import ManualClock
 
 NAMESPACE = "serving"
@@ -30,6 +32,18 @@ def app(name: str = "shop", *servers: dict[str, Any], **spec: Any) -> dict[str, 
         "metadata": {"name": name, "namespace": NAMESPACE},
         "spec": {"servers": list(servers) or [server()], **spec},
     }
+
+
+def applied(api: FakeApi, body: dict[str, Any]) -> dict[str, Any]:
+    """As `kubectl apply`: made, or changed."""
+    name = body["metadata"]["name"]
+    if (APPS, NAMESPACE, name) in api.objects:
+        return api.patch(APPS, name, {"spec": body["spec"]}, NAMESPACE)
+    return api.create(APPS, body, NAMESPACE)
+
+
+def look(api: FakeApi, name: str = "shop") -> dict[str, Any]:
+    return api.get(APPS, name, NAMESPACE)
 
 
 def condition(body: dict[str, Any], kind: str = "Ready") -> dict[str, Any]:
@@ -60,6 +74,16 @@ def control() -> FakeControl:
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
+
+
+@pytest.fixture
+def counters() -> OperatorCounters:
+    return OperatorCounters()
+
+
+@pytest.fixture
+def keeper(api: FakeApi, control: FakeControl, clock: ManualClock, counters: OperatorCounters) -> AppKeeper:
+    return AppKeeper(api, control, clock, counters)
 
 
 @pytest.fixture

@@ -1,26 +1,42 @@
 """An API server in memory: what of its behaviour our own code depends on, and nothing else.
 
 Versions and generations, the status as a subresource, label selectors, finalizers, conflicts; and it can be
-away.
+away. Calls may come from several threads.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
-from collections.abc import Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from glowplug.engine.kubernetes.object_api import Object
 from glowplug.types.errors import Conflict, GlowplugError, NotFound
 
 Key = tuple[str, str | None, str]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def alone(call: Callable[Concatenate[FakeApi, P], T]) -> Callable[Concatenate[FakeApi, P], T]:
+    """One call at a time."""
+
+    @functools.wraps(call)
+    def alone(self: FakeApi, *arguments: P.args, **named: P.kwargs) -> T:
+        with self.lock:
+            return call(self, *arguments, **named)
+
+    return alone
 
 
 class FakeApi:
     """An ObjectApi. ``away`` is raised by every call while it is set; ``writes`` are calls that change."""
 
     def __init__(self) -> None:
+        self.lock = threading.RLock()
         self.objects: dict[Key, Object] = {}
         self.away: GlowplugError | None = None
         self.writes: list[tuple[str, str, str]] = []
@@ -28,6 +44,7 @@ class FakeApi:
 
     # -- the port --------------------------------------------------------------------------------------------
 
+    @alone
     def list(self, resource: str, namespace: str | None = None, *, labels: str = "") -> list[Object]:
         self._check()
         wanted = dict(part.split("=", 1) for part in labels.split(",") if part)
@@ -39,10 +56,12 @@ class FakeApi:
             and wanted.items() <= (one["metadata"].get("labels") or {}).items()
         ]
 
+    @alone
     def get(self, resource: str, name: str, namespace: str | None = None) -> Object:
         self._check()
         return copy.deepcopy(self._at(resource, namespace, name))
 
+    @alone
     def create(self, resource: str, body: Mapping[str, Any], namespace: str | None = None) -> Object:
         self._check()
         made = copy.deepcopy(dict(body))
@@ -54,6 +73,7 @@ class FakeApi:
         made["metadata"] = {**made["metadata"], "generation": 1, "namespace": namespace}
         return copy.deepcopy(self._put((resource, namespace, name), made))
 
+    @alone
     def patch(
         self,
         resource: str,
@@ -78,6 +98,7 @@ class FakeApi:
             return self.objects.pop(key)
         return copy.deepcopy(self._put(key, changed))
 
+    @alone
     def delete(self, resource: str, name: str, namespace: str | None = None) -> None:
         self._check()
         self.writes.append(("delete", resource, name))
@@ -85,6 +106,7 @@ class FakeApi:
 
     # -- for tests -------------------------------------------------------------------------------------------
 
+    @alone
     def put(self, resource: str, body: Object, namespace: str | None = None) -> Object:
         """As somebody else makes it, status and all."""
         body = copy.deepcopy(body)

@@ -24,7 +24,7 @@ from tests.e2e import leftovers
 from tests.engine.kubernetes.conftest import NAMESPACE, eventually
 from tests.ports import free_ports
 
-from glowplug.engine.kubernetes.names import NODES, PODS, SECRETS
+from glowplug.engine.kubernetes.names import DAEMON_SETS, NODES, PODS, SECRETS
 from glowplug.engine.kubernetes.object_api import ObjectApi
 from glowplug.types.paths import StateDir
 
@@ -61,6 +61,17 @@ def word(text: str, name: str = "words") -> dict[str, Any]:
     }
 
 
+def agent_pod(api: ObjectApi) -> dict[str, Any]:
+    """As the controller of DaemonSets would make it of the chart's."""
+    template = api.list(DAEMON_SETS, NAMESPACE)[0]["spec"]["template"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "gp-agent-0", "labels": template["metadata"]["labels"]},
+        "spec": {**template["spec"], "nodeName": MACHINE},
+    }
+
+
 @contextmanager
 def process(name: str, folder: Path, *argv: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A program of ours, in the background, with its log in ``folder``; ended with the context."""
@@ -88,7 +99,8 @@ class Installed:
         self.api = api
         self.folder = folder
         self._owned = owned
-        control_port, self._gateway_port = free_ports(2)
+        control_port, self._gateway_port, router_port = free_ports(3)
+        self.router = f"127.0.0.1:{router_port}"
         self.url = f"http://127.0.0.1:{control_port}"
         self._control_state, self._agent_state = (
             StateDir(Path(tempfile.mkdtemp(prefix="gp-e2e-", dir="/var/tmp"))) for _ in range(2)
@@ -136,7 +148,8 @@ class Installed:
                 sys.executable, "-m", "glowplug.engine.kubernetes",
                 KUBECONFIG=str(kubeconfig), GLOWPLUG_STATE=str(self._agent_state.root),
                 GLOWPLUG_MACHINE=MACHINE, GLOWPLUG_CONTROL=self.url, GLOWPLUG_ADVERTISE="127.0.0.1",
-                GLOWPLUG_LISTEN=f"127.0.0.1:{self._gateway_port}", GLOWPLUG_JOIN_TOKEN_FILE=str(token),
+                GLOWPLUG_LISTEN=f"127.0.0.1:{self._gateway_port}", GLOWPLUG_SERVE=self.router,
+                GLOWPLUG_JOIN_TOKEN_FILE=str(token),
             )
         )  # fmt: skip
         eventually(lambda: self.node().get("state") == "ready", "the machine is a node")
@@ -150,6 +163,21 @@ class Installed:
         answer = self.http.get(f"/{app}/web/")
         assert answer.status_code == 200, answer.text
         return answer.text
+
+    def ask_router(self, app: str = "words") -> tuple[str, bool]:
+        """The answer through the machine's own router; whether that handed it on to the control plane."""
+        with httpx.Client(base_url=f"http://{self.router}", timeout=120.0, trust_env=False) as http:
+
+            def handed_on() -> float:
+                token = self._agent_state.token.read_text().strip()
+                text = http.get("/metrics", headers={"Authorization": f"Bearer {token}"}).text
+                name = "glowplug_router_handed_on_total"
+                return sum(float(one.rsplit(" ", 1)[1]) for one in text.splitlines() if one.startswith(name))
+
+            before = handed_on()
+            answer = http.get(f"/{app}/web/")
+            assert answer.status_code == 200, answer.text
+            return answer.text, handed_on() > before
 
     def ps(self) -> list[list[str]]:
         done = subprocess.run(

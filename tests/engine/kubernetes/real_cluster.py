@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from tests import needs
 from tests.engine.kubernetes.conftest import NAMESPACE
 from tests.ports import free_ports
 
@@ -24,6 +28,7 @@ from glowplug.engine.kubernetes.access import Access
 from glowplug.engine.kubernetes.api import KubernetesApi
 from glowplug.types.errors import GlowplugError
 
+CRDS = Path(__file__).parents[3] / "deploy" / "helm" / "glowplug" / "crds"
 PROGRAMS = Path(os.environ.get("GLOWPLUG_CACHE", "/var/cache/glowplug")) / "kubernetes-1.20.2"
 ADMIN, OPERATOR, AGENT = "admin-token", "operator-token", "agent-token"
 _STARTS_WITHIN_S = 120.0
@@ -161,3 +166,20 @@ def applied(cluster: RealCluster, documents: list[dict[str, Any]], *, is_dry: bo
     text = yaml.safe_dump_all(documents)
     dry = ["--dry-run=server"] if is_dry else []
     return cluster.kubectl("apply", "--namespace", NAMESPACE, *dry, "-f", "-", text=text)
+
+
+@contextmanager
+def real_cluster() -> Iterator[RealCluster]:
+    """One with our namespace and our definitions in it; gone afterwards."""
+    needs.programs("etcd")
+    if not (PROGRAMS / "kube-apiserver").exists():
+        needs.lacking("scripts/build_kube_apiserver.sh")
+    made = RealCluster("gp")
+    try:
+        made.kubectl("create", "namespace", NAMESPACE)
+        applied(made, [yaml.safe_load(file.read_text()) for file in sorted(CRDS.glob("*.yaml"))])
+        made.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(made.folder, ignore_errors=True)

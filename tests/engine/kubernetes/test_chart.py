@@ -33,6 +33,13 @@ EVERYTHING: dict[str, Any] = {
         "nodeSelector": {"gpu": "yes"}, "tolerations": [{"operator": "Exists"}], "runtimeClassName": "nvidia",
         "priorityClassName": "system-node-critical", "env": {"GLOWPLUG_REGION": "s3://bucket/glowplug"},
         "envFrom": [{"secretRef": {"name": "cloud"}}],
+        "router": {
+            "port": 9080, "hostPort": 80,
+            "service": {
+                "type": "LoadBalancer", "port": 80, "annotations": {"a": "b"},
+                "internalTrafficPolicy": "Local",
+            },
+        },
     },
     "networkPolicy": {"callers": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
 }  # fmt: skip
@@ -90,6 +97,8 @@ def test_everything_is_as_the_newest_api_says(
         {"control": {**NEEDED["control"], "replicas": 0}},
         {**NEEDED, "agent": {"stateDir": "relative"}},
         {**NEEDED, "agent": {"env": {"A": 1}}},
+        {**NEEDED, "agent": {"router": {"port": 0}}},
+        {**NEEDED, "agent": {"router": {"service": {"internalTrafficPolicy": "local"}}}},
         {**NEEDED, "networkPolicy": {"callers": "all"}},
     ],
 )
@@ -183,7 +192,61 @@ def test_the_service_leads_to_the_leader_only(plain: list[dict[str, Any]]) -> No
     assert control["startupProbe"]["httpGet"]["path"] == "/healthz"
 
 
+# -- routers -------------------------------------------------------------------------------------------------
+
+
+def policy_for(documents: list[dict[str, Any]], port: str) -> list[dict[str, Any]]:
+    """Who may come to this port of an agent."""
+    rules = one(documents, "NetworkPolicy", "gp-agent")["spec"]["ingress"]
+    return [peer for rule in rules if rule["ports"] == [{"port": port}] for peer in rule["from"]]
+
+
+def test_every_machine_has_a_router_and_a_service_leads_to_all(
+    plain: list[dict[str, Any]], full: list[dict[str, Any]]
+) -> None:
+    for documents, port, host_port in ((plain, 8080, None), (full, 9080, 80)):
+        (agent,) = pod_of(documents, "DaemonSet", "gp-agent")["containers"]
+        ports = {found["name"]: found for found in agent["ports"]}
+        assert (ports["router"]["containerPort"], ports["router"].get("hostPort")) == (port, host_port)
+        assert {"name": "GLOWPLUG_SERVE", "value": f"0.0.0.0:{port}"} in agent["env"]
+        service = one(documents, "Service", "gp-router")["spec"]
+        labels = one(documents, "DaemonSet", "gp-agent")["spec"]["template"]["metadata"]["labels"]
+        assert service["selector"].items() <= labels.items()
+        assert service["ports"][0]["targetPort"] == "router"
+    assert "internalTrafficPolicy" not in one(plain, "Service", "gp-router")["spec"]
+    assert one(full, "Service", "gp-router")["spec"]["internalTrafficPolicy"] == "Local"
+
+
+def test_callers_reach_routers_and_routers_reach_other_machines_gateways(
+    plain: list[dict[str, Any]], full: list[dict[str, Any]]
+) -> None:
+    assert policy_for(plain, "router") == [{"namespaceSelector": {}}]
+    assert policy_for(full, "router") == [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
+    components = [
+        peer["podSelector"]["matchLabels"][names.COMPONENT_LABEL] for peer in policy_for(plain, "gateway")
+    ]
+    assert components == ["control", "agent"]
+    nobody = render({**NEEDED, "networkPolicy": {"callers": []}})
+    assert policy_for(nobody, "router") == [], "nobody is not everybody"
+
+
+def test_machines_need_not_have_a_router() -> None:
+    without = render({**NEEDED, "agent": {"router": {"enabled": False}}})
+    assert "gp-router" not in [document["metadata"]["name"] for document in without]
+    (agent,) = pod_of(without, "DaemonSet", "gp-agent")["containers"]
+    assert {"name": "GLOWPLUG_SERVE", "value": "off"} in agent["env"]
+    assert [port["name"] for port in agent["ports"]] == ["gateway"]
+    assert policy_for(without, "router") == []
+
+
 # -- the example ---------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_values_is_taken_by_the_chart() -> None:
+    documents = render(yaml.safe_load((EXAMPLE.parent / "values.yaml").read_text()))
+    assert one(documents, "Service", "gp-router")["spec"]["type"] == "LoadBalancer"
+    for document in documents:
+        kubernetes_validate.validate(document, NEWEST, strict=True)
 
 
 def test_the_example_is_one(plain: list[dict[str, Any]]) -> None:

@@ -7,22 +7,27 @@ from typing import Any
 import pytest
 from tests.engine.kubernetes.conftest import NAMESPACE, condition
 from tests.engine.kubernetes.fake_api import FakeApi
+from tests.engine.kubernetes.fake_control import FakeControl, member
 
 from glowplug.engine.kubernetes.engine import KubernetesEngine
 from glowplug.engine.kubernetes.names import API_VERSION, DAEMON_SETS, NODES, PODS, POOLS, RELEASED_LABEL
 from glowplug.engine.kubernetes.quantities import bytes_of, count_of
 from glowplug.engine.port import Demand, Engine, MachineState
 from glowplug.types.clock import ManualClock
-from glowplug.types.errors import NotFound, ResourceExhausted
+from glowplug.types.errors import NotFound, ResourceExhausted, Unavailable
 
 GIB = 1 << 30
 
 
 @pytest.fixture
-def engine(api: FakeApi, clock: ManualClock) -> KubernetesEngine:
+def engine(api: FakeApi, control: FakeControl, clock: ManualClock) -> KubernetesEngine:
     labels = {"app.kubernetes.io/component": "agent"}
     api.put(DAEMON_SETS, {"metadata": {"name": "gp-agent", "labels": labels}}, NAMESPACE)
-    return KubernetesEngine(api, NAMESPACE, clock, image="glowplug:1")
+    return engine_on(api, control, clock)
+
+
+def engine_on(api: FakeApi, control: FakeControl, clock: ManualClock) -> KubernetesEngine:
+    return KubernetesEngine(api, NAMESPACE, control, clock, image="glowplug:1", pause=clock.advance)
 
 
 def pool(api: FakeApi, name: str = "h100", *, gpus: int = 8, chip: str | None = "H100", **spec: Any) -> None:
@@ -95,9 +100,9 @@ def test_what_state_a_machine_is_in_and_why(api: FakeApi, engine: KubernetesEngi
     assert found["d-new"] == (MachineState.PENDING, "the DaemonSet has put no agent there yet")
 
 
-def test_reconcile_needs_the_chart(api: FakeApi, clock: ManualClock) -> None:
+def test_reconcile_needs_the_chart(api: FakeApi, control: FakeControl, clock: ManualClock) -> None:
     with pytest.raises(NotFound, match="no DaemonSet"):
-        KubernetesEngine(api, NAMESPACE, clock, image="glowplug:1").reconcile()
+        engine_on(api, control, clock).reconcile()
 
 
 def test_a_machine_that_kubernetes_does_not_know(engine: KubernetesEngine) -> None:
@@ -165,12 +170,12 @@ def test_what_no_machine_could_hold_is_refused_and_changes_nothing(
 
 
 def test_a_successor_goes_on_with_what_was_asked_for(
-    api: FakeApi, engine: KubernetesEngine, clock: ManualClock
+    api: FakeApi, engine: KubernetesEngine, control: FakeControl, clock: ManualClock
 ) -> None:
     pool(api)
     engine.ask([Demand(count=2, gpus=8)])
     api.delete(PODS, "glowplug-claim-h100-0", NAMESPACE)
-    KubernetesEngine(api, NAMESPACE, clock, image="glowplug:1").reconcile()
+    engine_on(api, control, clock).reconcile()
     assert len(claims(api)) == 2
 
 
@@ -187,20 +192,77 @@ def test_a_pool_keeps_its_minimum_without_being_asked(api: FakeApi, engine: Kube
 
 
 def test_a_released_machine_has_no_agent_and_no_claim_and_is_not_asked_for_again(
-    api: FakeApi, engine: KubernetesEngine
+    api: FakeApi, engine: KubernetesEngine, control: FakeControl
 ) -> None:
     pool(api)
+    control.members = [member("n1"), member("n2")]
     engine.ask([Demand(count=2, gpus=8)])
     node(api, "n1", pool="h100")
     place(api, "glowplug-claim-h100-1", "n1")
     engine.release("n1")
     assert api.get(NODES, "n1")["metadata"]["labels"][RELEASED_LABEL] == "true"
+    assert api.written("delete", PODS)[0] == "agent-n1"
+    assert [one.name for one in control.members] == ["n2"]
     engine.reconcile()
     assert set(claims(api)) == {"glowplug-claim-h100-0"}
     assert wanted(api) == 1
     engine.release("claim/glowplug-claim-h100-0")
     engine.reconcile()
     assert claims(api) == {}
+
+
+def test_an_agent_that_does_not_end_is_said_to_and_its_machine_stays_a_node(
+    api: FakeApi, engine: KubernetesEngine, control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node(api, "n1")
+    control.members = [member("n1")]
+    deletes: list[str] = []
+    ending = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
+
+    def delete(resource: str, name: str, namespace: str | None = None) -> None:
+        deletes.append(name)
+        api.patch(resource, name, ending, namespace)
+
+    monkeypatch.setattr(api, "delete", delete)
+    api.patch(PODS, "agent-n1", {"metadata": {"finalizers": ["its/kubelet"]}}, NAMESPACE)
+    with pytest.raises(Unavailable, match="has not ended"):
+        engine.release("n1")
+    assert deletes == ["agent-n1"], "once is enough"
+    assert [one.name for one in control.members] == ["n1"]
+    (machine,) = engine.machines()
+    assert (machine.state, machine.why) == (MachineState.PENDING, "its agent is ending")
+
+
+# -- what cannot be meant ------------------------------------------------------------------------------------
+
+
+def test_a_pool_that_cannot_be_meant_is_refused_in_its_status_and_changes_nothing(
+    api: FakeApi, engine: KubernetesEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool(api)
+    engine.ask([Demand(count=2, gpus=8)])
+    there = set(claims(api))
+    api.patch(POOLS, "h100", {"spec": {"minMachines": 5}}, NAMESPACE)
+    engine.reconcile()
+    said = condition(api.get(POOLS, "h100", NAMESPACE))
+    assert (said["status"], said["reason"], said["observedGeneration"]) == ("False", "InvalidInput", 2)
+    assert "minMachines is more than maxMachines" in said["message"]
+    assert (set(claims(api)), wanted(api)) == (there, 2)
+    writes = len(api.writes)
+    engine.reconcile()
+    assert len(api.writes) == writes, "it is said once"
+    assert caplog.text.count("pool h100 is refused") == 1
+    api.patch(POOLS, "h100", {"spec": {"minMachines": 3}}, NAMESPACE)
+    engine.reconcile()
+    assert condition(api.get(POOLS, "h100", NAMESPACE))["status"] == "True"
+    assert len(claims(api)) == 3
+
+
+def test_a_status_that_somebody_broke_is_written_anew(api: FakeApi, engine: KubernetesEngine) -> None:
+    pool(api)
+    api.patch(POOLS, "h100", {"status": {"wanted": "many"}}, NAMESPACE, subresource="status")
+    engine.ask([Demand(count=1, gpus=8)])
+    assert wanted(api) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from tests.engine.kubernetes.mock_cluster import MockCluster
 
 from glowplug.engine.kubernetes import machine
 from glowplug.engine.kubernetes.machine import JOIN_DEADLINE_S, labels_of, run_machine, until_joined
+from glowplug.engine.launch import Beside
 from glowplug.engine.record import Role
 from glowplug.types.clock import ManualClock
 from glowplug.types.cluster import MembershipRecord
@@ -85,7 +86,7 @@ def test_a_machine_joins_as_the_chart_says_and_serves(
         return RECORD
 
     def run_foreground(state: StateDir, host: str, port: int, **options: object) -> int:
-        served.extend([host, port, options["role"]])
+        served.extend([host, port, options["role"], options["beside"]])
         return 7
 
     monkeypatch.setattr(machine, "join", join)
@@ -105,7 +106,39 @@ def test_a_machine_joins_as_the_chart_says_and_serves(
     assert wanted.name is not None
     assert wanted.name.startswith("ip-10-0-0-1-")
     assert (wanted.advertise, wanted.labels) == ("10.0.0.1", {"engine": "kubernetes"})
-    assert served == ["0.0.0.0", 7443, Role.NODE]
+    assert wanted.serve is None
+    assert served == ["0.0.0.0", 7443, Role.NODE, None]
     del environment["GLOWPLUG_MACHINE"]
     with pytest.raises(InvalidInput, match="GLOWPLUG_MACHINE"):
         run_machine(environment)
+
+
+@pytest.mark.parametrize(("serve", "beside"), [("0.0.0.0:8080", Beside("0.0.0.0:8080")), ("off", None)])
+def test_its_router_serves_where_the_chart_says(
+    cluster: MockCluster,
+    kubeconfig: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    serve: str,
+    beside: Beside | None,
+) -> None:
+    def join(_state: StateDir, _address: str, _token: str, wanted: machine.Wanted) -> MembershipRecord:
+        return RECORD.model_copy(update={"serve": None if wanted.serve == "off" else wanted.serve})
+
+    served: list[object] = []
+    monkeypatch.setattr(machine, "join", join)
+    monkeypatch.setattr(
+        machine.embedded, "run_foreground", lambda *_, **options: served.append(options["beside"]) or 0
+    )
+    monkeypatch.setenv("GLOWPLUG_STATE", str(tmp_path / "state"))
+    (tmp_path / "token").write_text("gpj1.x")
+    run_machine(
+        {
+            "GLOWPLUG_MACHINE": "n1",
+            "GLOWPLUG_CONTROL": "http://control:8080",
+            "GLOWPLUG_ADVERTISE": "10.0.0.1",
+            "GLOWPLUG_JOIN_TOKEN_FILE": str(tmp_path / "token"),
+            "GLOWPLUG_SERVE": serve,
+        }
+    )
+    assert served == [beside]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,19 +16,16 @@ from tests.engine.kubernetes.fake_api import FakeApi
 from tests.engine.kubernetes.fake_control import FakeControl, replica
 from tests.engine.kubernetes.mock_cluster import MockCluster
 
+from glowplug.engine.kubernetes import app_keeper
 from glowplug.engine.kubernetes.api import KubernetesApi
 from glowplug.engine.kubernetes.counters import OperatorCounters
+from glowplug.engine.kubernetes.kopf_memory import DigestStorage
 from glowplug.engine.kubernetes.names import APPS, DAEMON_SETS, FINALIZER, REPLICAS
-from glowplug.engine.kubernetes.operator import (
-    DigestStorage,
-    Operator,
-    OperatorSettings,
-    _configure,
-    forget_apps,
-)
+from glowplug.engine.kubernetes.operator import Operator, OperatorSettings, _configure, forget_apps
 from glowplug.engine.kubernetes.rounds import MAX_WAIT_S, Job, Rounds
 from glowplug.types.clock import ManualClock, SystemClock
-from glowplug.types.errors import InvalidInput, SystemUnfit, Unavailable
+from glowplug.types.errors import InvalidInput, RuntimeFailed, SystemUnfit, Unavailable
+from glowplug.types.spec import AppSpec
 
 QUICK = OperatorSettings(
     namespace=NAMESPACE, replicas_every_s=0.1, apps_every_s=0.1, nodes_every_s=0.5, pools_every_s=0.5
@@ -133,6 +131,54 @@ def test_a_control_plane_that_is_away_is_waited_for(
         eventually(lambda: condition(found(kube)).get("status") == "True", "it is deployed")
 
 
+@pytest.fixture
+def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is due again in five minutes."""
+    monkeypatch.setattr(app_keeper, "_RETRY_FIRST_S", 300.0)
+
+
+def attempt(kube: KubernetesApi) -> str:
+    """What kopf has noted of the last one."""
+    annotations = found(kube)["metadata"].get("annotations") or {}
+    return str(annotations.get("operator.glowplug.dev/deploy", ""))
+
+
+def is_due_later(kube: KubernetesApi) -> bool:
+    """For good: kmock counts no versions, so kopf takes old events for new ones, and tries a few times."""
+    before = attempt(kube)
+    time.sleep(0.5)
+    return "delayed" in before and attempt(kube) == before
+
+
+@pytest.mark.usefixtures("long_waits")
+def test_an_operator_that_was_started_again_does_not_wait_for_its_predecessors_next_attempt(
+    cluster: MockCluster, kube: KubernetesApi, control: FakeControl
+) -> None:
+    control.refusal = RuntimeFailed("The disk was busy.")
+    with running(cluster, control):
+        applied(kube)
+        eventually(lambda: is_due_later(kube), "it is due again later")
+    control.refusal = None
+    with running(cluster, control):
+        eventually(lambda: condition(found(kube)).get("status") == "True", "it is deployed")
+        eventually(lambda: not attempt(kube), "and nothing is due")
+
+
+@pytest.mark.usefixtures("long_waits")
+def test_a_corrected_app_does_not_wait_for_the_next_attempt_at_what_it_was(
+    cluster: MockCluster, kube: KubernetesApi, control: FakeControl
+) -> None:
+    control.refusal = RuntimeFailed("pip failed: no such package.")
+    with running(cluster, control):
+        applied(kube)
+        eventually(lambda: is_due_later(kube), "it is due again later")
+        control.refusal = None
+        corrected = {"servers": [server(port=9000)]}
+        kube.patch(APPS, "shop", {"spec": corrected}, NAMESPACE)
+        wanted = AppSpec.model_validate({"name": "shop", **corrected}).digest()
+        eventually(lambda: [one.spec_digest for one in control.active()] == [wanted], "it is deployed")
+
+
 @pytest.mark.nightly
 def test_a_bug_in_a_round_ends_the_operator(cluster: MockCluster, control: FakeControl) -> None:
     made = Operator(cluster.access, control, SystemClock(), QUICK)
@@ -153,7 +199,7 @@ def test_a_bug_in_a_round_ends_the_operator(cluster: MockCluster, control: FakeC
 
 
 def test_what_was_handled_is_remembered_as_a_digest() -> None:
-    storage = DigestStorage(prefix="operator.glowplug.dev", key="handled")
+    storage = DigestStorage()
     large = app("shop", *[server(f"web-{number}", env={"A": "x" * 4000}) for number in range(200)])
 
     def essence(body: dict[str, Any]) -> Any:

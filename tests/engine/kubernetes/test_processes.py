@@ -75,6 +75,7 @@ def test_from_an_empty_cluster_to_an_answer_and_back(
         assert installed.ask() == "one"
         states = lambda: [one.get("status", {}).get("state") for one in api.list(REPLICAS, NAMESPACE)]  # noqa: E731
         eventually(lambda: states() == ["ready"], "its replica is shown")
+        eventually(lambda: installed.ask_router() == ("one", False), "its machine's router leads there")
         assert httpx.get(f"http://127.0.0.1:{health}/healthz", trust_env=False).is_success
         counted = httpx.get(f"http://127.0.0.1:{metrics}/metrics", trust_env=False).text
         assert 'glowplug_operator_deployments_total{outcome="deployed"} 1.0' in counted

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
-import yaml
-from tests import needs
 from tests.engine.kubernetes.conftest import NAMESPACE, condition, eventually
-from tests.engine.kubernetes.installed import MACHINE, Installed, word
-from tests.engine.kubernetes.real_cluster import AGENT, OPERATOR, PROGRAMS, RealCluster, applied
-from tests.engine.kubernetes.test_chart import CHART, NEEDED, render
+from tests.engine.kubernetes.installed import MACHINE, TOKEN, Installed, agent_pod, word
+from tests.engine.kubernetes.real_cluster import AGENT, OPERATOR, RealCluster, applied, real_cluster
+from tests.engine.kubernetes.test_chart import NEEDED, render
 from tests.engine.kubernetes.test_schema import BAD, GOOD
 
 from glowplug.engine.kubernetes.api import KubernetesApi
-from glowplug.engine.kubernetes.names import APPS, DAEMON_SETS, REPLICAS
+from glowplug.engine.kubernetes.names import APPS, REPLICAS
 from glowplug.types.errors import GlowplugError, InvalidInput
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RealCluster]:
-    needs.programs("etcd")
-    if not (PROGRAMS / "kube-apiserver").exists():
-        needs.lacking("scripts/build_kube_apiserver.sh")
-    made = RealCluster("gp")
-    made.kubectl("create", "namespace", NAMESPACE)
-    applied(made, [yaml.safe_load(file.read_text()) for file in sorted((CHART / "crds").glob("*.yaml"))])
-    made.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    yield made
-    made.close()
-    shutil.rmtree(made.folder, ignore_errors=True)
+    with real_cluster() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -85,17 +76,6 @@ def installed(cluster: RealCluster, api: KubernetesApi) -> Iterator[Installed]:
     made.check_nothing_is_left()
 
 
-def agent_pod(api: KubernetesApi) -> dict[str, Any]:
-    """As the controller of DaemonSets would make it."""
-    template = api.list(DAEMON_SETS, NAMESPACE)[0]["spec"]["template"]
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "gp-agent-0", "labels": template["metadata"]["labels"]},
-        "spec": {**template["spec"], "nodeName": MACHINE},
-    }
-
-
 def shown(api: KubernetesApi, name: str = "words") -> dict[str, Any]:
     try:
         return api.get(APPS, name, NAMESPACE)
@@ -103,8 +83,14 @@ def shown(api: KubernetesApi, name: str = "words") -> dict[str, Any]:
         return {}
 
 
-def is_deployed(api: KubernetesApi, generation: int, name: str = "words") -> Callable[[], bool]:
+def is_deployed(
+    api: KubernetesApi,
+    generation: int,
+    name: str = "words",
+    operator: subprocess.Popen[bytes] | None = None,
+) -> Callable[[], bool]:
     def is_so() -> bool:
+        assert operator is None or operator.poll() is None, "the operator has ended: see its log"
         ready = condition(shown(api, name))
         return ready.get("status") == "True" and ready.get("observedGeneration") == generation
 
@@ -127,6 +113,7 @@ def test_an_app_is_applied_answers_and_is_shown_as_ps_shows_it(
             ),
             "its replica is shown",
         )
+        eventually(lambda: installed.ask_router() == ("one", False), "its machine's router leads there")
         head, line = cluster.kubectl("get", "replicas.glowplug.dev", "-n", NAMESPACE).splitlines()
         ps_head, ps_line = installed.ps()
         assert head.split()[1:9] == ps_head[1:9]
@@ -160,14 +147,15 @@ def test_an_operator_killed_in_the_middle_is_followed_by_one_that_finishes(
     for round_number in range(3):
         with ExitStack() as owned:
             operator = installed.operator(owned, cluster.kubeconfig(OPERATOR))
-            eventually(is_deployed(api, 2 + round_number), "what was asked before", timeout_s=120.0)
+            asked = is_deployed(api, 2 + round_number, operator=operator)
+            eventually(asked, "what was asked before", timeout_s=120.0)
             applied(cluster, [word(f"round {round_number}")])
             time.sleep(0.05 * round_number)
             operator.send_signal(signal.SIGKILL)
             operator.wait(60)
     with ExitStack() as owned:
-        installed.operator(owned, cluster.kubeconfig(OPERATOR))
-        eventually(is_deployed(api, 5), "the last change", timeout_s=120.0)
+        operator = installed.operator(owned, cluster.kubeconfig(OPERATOR))
+        eventually(is_deployed(api, 5, operator=operator), "the last change", timeout_s=120.0)
         eventually(lambda: installed.ask() == "round 2", "and answers")
         assert shown(api)["status"]["version"] == 5, "each was deployed once"
 
@@ -189,6 +177,28 @@ def test_a_cordon_drains_and_what_is_refused_says_why(
             lambda: "/no/such/folder" in condition(shown(api, "bad")).get("message", ""), f"not {refused}"
         )
         cluster.kubectl("delete", "apps.glowplug.dev", "bad", "-n", NAMESPACE, "--timeout=60s")
+
+
+def test_what_is_too_large_is_refused_and_what_serves_goes_on(
+    cluster: RealCluster, api: KubernetesApi, installed: Installed
+) -> None:
+    def variables(count: int) -> dict[str, Any]:
+        env = {f"A{number}": "x" * 120_000 for number in range(count)}
+        return {"spec": {"servers": [{**word("x")["spec"]["servers"][0], "env": env}]}}
+
+    before = installed.http.get("/api/v1/deployments", headers=BEARER).json()
+    with ExitStack() as owned:
+        installed.operator(owned, cluster.kubeconfig(OPERATOR))
+        with pytest.raises(GlowplugError, match="Kubernetes: "):
+            api.patch(APPS, "words", variables(40), NAMESPACE)
+        assert condition(shown(api))["status"] == "True", "the API server has not even taken it"
+        api.patch(APPS, "words", variables(10), NAMESPACE)
+        refused = lambda: condition(shown(api)).get("reason") == "InvalidInput"  # noqa: E731
+        eventually(refused, "it is refused", timeout_s=120.0)
+        assert "of at most 1048576" in condition(shown(api))["message"]
+        assert condition(shown(api), "Progressing")["reason"] == "Refused"
+        assert installed.ask() == "round 2"
+        assert installed.http.get("/api/v1/deployments", headers=BEARER).json() == before
 
 
 def test_a_deleted_app_is_undeployed_before_it_goes(

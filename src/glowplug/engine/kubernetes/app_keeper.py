@@ -32,7 +32,15 @@ from glowplug.engine.kubernetes.names import APPS, REDEPLOY_ANNOTATION, SECRETS
 from glowplug.engine.kubernetes.object_api import ObjectApi
 from glowplug.engine.kubernetes.objects import AppObject, AppStatusObject
 from glowplug.types.clock import Clock
-from glowplug.types.errors import Conflict, GlowplugError, InvalidInput, NotFound, Unavailable
+from glowplug.types.errors import (
+    Conflict,
+    DeadlineExceeded,
+    GlowplugError,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 from glowplug.types.spec import AppSpec
 
 log = logging.getLogger(__name__)
@@ -42,6 +50,9 @@ UNDEPLOY_DEADLINE_S = 600.0
 namespace from being deleted."""
 _RETRY_FIRST_S = 2.0
 _RETRY_MAX_S = 300.0
+_SOON_MAX_S = 30.0
+_SOON = (Unavailable, DeadlineExceeded, Overloaded, Conflict)
+"""What passes without anybody's doing: somebody does not answer, or is at it already."""
 _FINAL = (InvalidInput,)
 """Refusals that only another object changes."""
 
@@ -79,11 +90,15 @@ class AppKeeper:
             try:
                 self._keep(app, is_changed=is_changed)
             except GlowplugError as error:
+                longest_s = _SOON_MAX_S if isinstance(error, _SOON) else _RETRY_MAX_S
+                wait_s = min(longest_s, _RETRY_FIRST_S * 2.0 ** min(attempt, 30))
+                if app.is_settled and not is_changed and not isinstance(error, _FINAL):
+                    # Nothing was asked for. Said to be undone, it would be done again over a rollback.
+                    raise Retry(error, wait_s) from error
                 self._counters.deployments.labels("refused" if isinstance(error, _FINAL) else "retried").inc()
                 log.warning("app %s is not deployed: %s", app.name, error)
                 self._tell_refused(app, error)
                 if not isinstance(error, _FINAL):
-                    wait_s = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2.0 ** min(attempt, 30))
                     raise Retry(error, wait_s) from error
 
     def let_go(self, body: Mapping[str, Any], *, attempt: int = 0) -> None:
@@ -111,7 +126,7 @@ class AppKeeper:
     def _not_undeployed(self, app: FoundApp, error: GlowplugError, attempt: int) -> None:
         waited_s = self._clock.wall() - seconds(app.deleted_at) if app.deleted_at else 0.0
         if waited_s < UNDEPLOY_DEADLINE_S:
-            raise Retry(error, min(30.0, _RETRY_FIRST_S * 2.0 ** min(attempt, 30))) from error
+            raise Retry(error, min(_SOON_MAX_S, _RETRY_FIRST_S * 2.0 ** min(attempt, 30))) from error
         self._counters.abandoned.inc()
         log.error(
             "app %s goes without being undeployed: for %.0f s the control plane could not be told: %s",

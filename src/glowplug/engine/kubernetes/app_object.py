@@ -13,9 +13,12 @@ from glowplug.engine.kubernetes.conditions import DEPLOYED, PROGRESSING, found
 from glowplug.engine.kubernetes.names import APPS
 from glowplug.engine.kubernetes.object_api import Object, ObjectApi
 from glowplug.engine.kubernetes.objects import AppObject, AppStatusObject
+from glowplug.observe.waterfall import printable
 from glowplug.types.errors import Conflict, InvalidInput, NotFound
 from glowplug.types.ids import check_name
 from glowplug.types.spec import AppSpec
+
+_SHOWN_CHARACTERS = 200
 
 
 @dataclass
@@ -62,12 +65,16 @@ class FoundApp:
             written = AppObject.model_validate(self.spec)
             return written, written.app(self.name)
         except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            raise InvalidInput(
-                f"spec{'.' if where else ''}{where}: {problem['msg']}.",
-                remedy="Correct it and apply it again.",
-            ) from error
+            raise malformed(error) from error
+
+
+def malformed(error: ValidationError) -> InvalidInput:
+    """What is wrong with an object's spec, and where: the first thing only."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = printable(".".join(["spec", *(str(part)[:_SHOWN_CHARACTERS] for part in problem["loc"])]))
+    return InvalidInput(
+        f"{where}: {problem['msg'][:_SHOWN_CHARACTERS]}.", remedy="Correct it and apply it again."
+    )
 
 
 def write_status(

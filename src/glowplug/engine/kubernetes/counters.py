@@ -39,6 +39,11 @@ class OperatorCounters:
             ["outcome"],
             registry=self.registry,
         )
+        self.reminders = Counter(
+            "glowplug_operator_reminders",
+            "Times that an App which nobody attended to was told of again.",
+            registry=self.registry,
+        )
         self.abandoned = Counter(
             "glowplug_operator_abandoned_apps",
             "Apps that went while the control plane could not be told to undeploy them.",

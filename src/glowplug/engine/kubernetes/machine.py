@@ -1,7 +1,7 @@
 """What the DaemonSet runs on each machine: ``python -m glowplug.engine.kubernetes``.
 
-The machine joins, each time that its pod starts, as its address is another one each time; then agent and
-gateway run in the foreground until the pod ends. What it is told comes from the environment that the chart
+The machine joins, each time that its pod starts, as its address is another one each time; then agent, gateway
+and router run in the foreground until the pod ends. What it is told comes from the environment that the chart
 sets. A control plane that is away is waited for: in a pod that has just begun there is nothing yet that could
 serve.
 """
@@ -19,6 +19,7 @@ from glowplug.engine.join import Wanted, join
 from glowplug.engine.kubernetes.access import find_access
 from glowplug.engine.kubernetes.api import KubernetesApi
 from glowplug.engine.kubernetes.names import ENGINE_LABEL, NODES, node_name
+from glowplug.engine.launch import Beside
 from glowplug.engine.record import Role
 from glowplug.types.cluster import MembershipRecord
 from glowplug.types.errors import Conflict, GlowplugError, InvalidInput, NotFound
@@ -40,9 +41,12 @@ def run_machine(environment: Mapping[str, str]) -> int:
 
     def announce(_address: embedded.Address) -> None:
         log.info("this machine is node %s of the cluster at %s", record.name, record.control_url)
+        if record.serve is not None:
+            log.info("its router serves all apps at %s", record.serve)
 
     where = (state, record.listen_host, record.listen_port)
-    return embedded.run_foreground(*where, on_ready=announce, role=Role.NODE)
+    router = Beside(record.serve) if record.serve else None
+    return embedded.run_foreground(*where, on_ready=announce, role=Role.NODE, beside=router)
 
 
 def _joined(state: StateDir, environment: Mapping[str, str]) -> MembershipRecord:
@@ -54,6 +58,7 @@ def _joined(state: StateDir, environment: Mapping[str, str]) -> MembershipRecord
         listen=environment.get("GLOWPLUG_LISTEN", "0.0.0.0:7443"),
         advertise=_given(environment, "GLOWPLUG_ADVERTISE"),
         labels={ENGINE_LABEL: "kubernetes", **labels_of(machine)},
+        serve=environment.get("GLOWPLUG_SERVE"),
     )
 
     def attempt() -> MembershipRecord:

@@ -6,9 +6,9 @@ refuses what we would refuse. A specification of an app is that of ``glowplug de
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from glowplug.types.spec import AppSpec, ServerSpec, Spec
@@ -126,6 +126,12 @@ class PoolObject(Written):
     machine: MachineObject
     min_machines: int = Field(default=0, ge=0, le=10_000)
     max_machines: int = Field(default=8, ge=0, le=10_000)
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if self.min_machines > self.max_machines:
+            raise ValueError("minMachines is more than maxMachines")
+        return self
 
 
 class PoolStatusObject(Told):

@@ -1,32 +1,33 @@
 """The operator: kopf tells of Apps, and of when to try again; what is done about them is ``app_keeper.py``.
 
-kopf keeps what it has to remember in annotations (a digest of what it has handled, no copy of it:
-specifications can be larger than annotations may be), so an operator that was killed goes on where it was.
-Beside it one thread makes the rounds. The loss of the API server ends nothing: both try again for as long as
-it takes.
+kopf keeps what it has to remember in annotations (``kopf_memory.py``), so an operator that was killed is
+succeeded by one that knows what is left to do, and does it at once. Beside it one thread makes the rounds,
+and sees to it that no App is forgotten (``attention.py``). The loss of the API server ends nothing: both try
+again for as long as it takes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import kopf
 
 from glowplug.engine.kubernetes.access import Access
 from glowplug.engine.kubernetes.api import KubernetesApi
 from glowplug.engine.kubernetes.app_keeper import AppKeeper, Retry
+from glowplug.engine.kubernetes.attention import Attention
 from glowplug.engine.kubernetes.control_port import Control
 from glowplug.engine.kubernetes.counters import OperatorCounters
 from glowplug.engine.kubernetes.engine import KubernetesEngine
 from glowplug.engine.kubernetes.handover import Handover
 from glowplug.engine.kubernetes.join_secret import JoinSecret
-from glowplug.engine.kubernetes.names import APPS, FINALIZER, GROUP, REDEPLOY_ANNOTATION, VERSION
+from glowplug.engine.kubernetes.kopf_memory import AttemptStorage, DigestStorage
+from glowplug.engine.kubernetes.names import APPS, FINALIZER, GROUP, VERSION
 from glowplug.engine.kubernetes.node_keeper import NodeKeeper
 from glowplug.engine.kubernetes.object_api import ObjectApi
 from glowplug.engine.kubernetes.replica_mirror import ReplicaMirror
@@ -36,11 +37,13 @@ from glowplug.types.errors import GlowplugError, SystemUnfit
 
 log = logging.getLogger(__name__)
 
-_STORED_BELOW = f"operator.{GROUP}"
 _WORKERS = 16
 _WATCH_S = 300  # whole: the API server reads no fractions
 _SILENCE_S = 30.0
 _UNSAID_S = 5.0
+_AFTER_A_BUG_S = 15.0
+_PAUSES_S = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 15.0)
+"""In which kopf lets an App alone after an error of its own with it; the last one again and again."""
 DOUBT_AFTER_S = 15.0
 """A control plane that is succeeded answers within five seconds: nothing is said about that."""
 
@@ -71,9 +74,10 @@ class Operator:
         self._control = control
         self._api = KubernetesApi(access, on_write=self.counters.wrote)
         self._apps = AppKeeper(self._api, control, clock, self.counters)
+        self._attention = Attention(self._api, clock, self.counters)
         self._mirror = ReplicaMirror(self._api, settings.namespace, clock, self.counters)
         self._nodes = NodeKeeper(self._api, settings.namespace, control)
-        self._engine = KubernetesEngine(self._api, settings.namespace, clock, image=settings.image)
+        self._engine = KubernetesEngine(self._api, settings.namespace, control, clock, image=settings.image)
         self._answered_at_s = clock.monotonic()
         self._stop = threading.Event()
         self._rounds = Rounds(list(self._jobs()), clock, self.counters)
@@ -126,6 +130,7 @@ class Operator:
 
     def _refresh_apps(self) -> None:
         bodies = self._api.list(APPS, self._settings.namespace)
+        self._attention.look(bodies)
         try:
             deployments, status = self._control.deployments(), self._control.status()
         except GlowplugError as error:
@@ -158,33 +163,35 @@ class Operator:
         @kopf.on.resume(**where, id="deploy")
         @kopf.on.create(**where, id="deploy")
         @kopf.on.update(**where, id="deploy")
-        def deploy(body: kopf.Body, reason: str, retry: int, **_: Any) -> None:
-            with _Retried():
+        def deploy(body: kopf.Body, name: str, reason: str, retry: int, **_: Any) -> None:
+            with self._attended(name):
                 self._apps.keep(dict(body), is_changed=reason != kopf.Reason.RESUME, attempt=retry)
 
         @kopf.on.delete(**where, id="undeploy")
-        def undeploy(body: kopf.Body, retry: int, **_: Any) -> None:
-            with _Retried():
+        def undeploy(body: kopf.Body, name: str, retry: int, **_: Any) -> None:
+            with self._attended(name):
                 self._apps.let_go(dict(body), attempt=retry)
 
         return registry
 
+    @contextmanager
+    def _attended(self, name: str) -> Iterator[None]:
+        """Says in kopf's words when to try again."""
+        try:
+            with self._attention.paid_to(name):
+                yield
+        except (Retry, GlowplugError) as error:
+            # An error of ours comes from the API server: what is to be said cannot be said.
+            after_s = error.after_s if isinstance(error, Retry) else _UNSAID_S
+            self._attention.again(name, after_s)
+            raise kopf.TemporaryError(str(error), delay=after_s) from error
+        except Exception:
+            self._attention.again(name, _AFTER_A_BUG_S)
+            raise
+
     def _end_with_rounds(self) -> None:
         self._rounds.is_over.wait()
         self._stop.set()
-
-
-class _Retried:
-    """Says in kopf's words when to try again."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Retry):
-            raise kopf.TemporaryError(str(error), delay=error.after_s) from error
-        if isinstance(error, GlowplugError):  # of the API server: what is to be said cannot be said
-            raise kopf.TemporaryError(str(error), delay=_UNSAID_S) from error
 
 
 class Backoffs:
@@ -198,26 +205,17 @@ class Backoffs:
             wait_s = min(wait_s * 2, 15.0)
 
 
-class DigestStorage(kopf.AnnotationsDiffBaseStorage):
-    """What was handled last, as a digest of all that a deployment depends on."""
-
-    def build(self, *, body: kopf.Body, extra_fields: Iterable[Any] | None = None) -> kopf.BodyEssence:
-        """Another digest is a change."""
-        annotations = body.get("metadata", {}).get("annotations") or {}
-        handled = {"spec": dict(body.get("spec") or {}), "redeploy": annotations.get(REDEPLOY_ANNOTATION)}
-        digest = hashlib.sha256(json.dumps(handled, sort_keys=True).encode()).hexdigest()
-        return cast("kopf.BodyEssence", {"spec": {"digest": digest}})
-
-
 def _configure(settings: kopf.OperatorSettings) -> None:
     settings.persistence.finalizer = FINALIZER
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=_STORED_BELOW)
-    settings.persistence.diffbase_storage = DigestStorage(prefix=_STORED_BELOW, key="handled")
+    settings.persistence.progress_storage = AttemptStorage()
+    settings.persistence.diffbase_storage = DigestStorage()
     settings.posting.loggers = True
     settings.posting.level = logging.WARNING
     # The chart installs what we watch before us: nobody has to look for more, nor needs a right to.
     settings.scanning.disabled = True
     settings.execution.max_workers = _WORKERS
+    settings.execution.default_backoff = _AFTER_A_BUG_S
+    settings.queueing.error_delays = _PAUSES_S
     settings.watching.server_timeout = _WATCH_S
     settings.watching.client_timeout = _WATCH_S + _SILENCE_S
     settings.watching.connect_timeout = _SILENCE_S

@@ -71,7 +71,7 @@ def wanted_machines(pools: Mapping[str, PoolObject], demands: Sequence[Demand]) 
         if not fitting:
             raise ResourceExhausted(
                 f"No pool has machines with {_words(share)}.",
-                remedy="Make a Pool of such machines: kubectl get pools.glowplug.dev.",
+                remedy="Make a Pool of such machines (kubectl get pools.glowplug.dev): their nodes join.",
             )
         fitting.sort(key=lambda one: _size(one.pool.machine))
         unmet += not any(one.take(share) for one in fitting)
