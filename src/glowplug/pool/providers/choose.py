@@ -7,6 +7,8 @@ from pathlib import Path
 
 from glowplug.pool.plan_file import PlanFile
 from glowplug.pool.providers.health import ShellInspector
+from glowplug.pool.providers.hosted import HostedInspector, HostedProvider
+from glowplug.pool.providers.namespaces import NamespaceHosts
 from glowplug.pool.providers.own import OwnProvider
 from glowplug.pool.providers.port import Supplier
 from glowplug.pool.providers.simulated import Market, SimulatedInspector, SimulatedProvider
@@ -18,7 +20,8 @@ from glowplug.types.errors import InvalidInput
 def suppliers(file: PlanFile, folder: Path, wall: Callable[[], float]) -> dict[str, Supplier]:
     """One for each of the file's ``run.providers``; what they remember lies in ``folder``.
 
-    Raises InvalidInput when a cloud has none, or when machines cost money and there is no spend limit.
+    Raises InvalidInput when a cloud has none, when machines cost money and there is no spend limit, or when
+    machines on paper are to become nodes.
     """
     clouds = sorted({entry.cloud for entry in file.pools})
     missing = [cloud for cloud in clouds if cloud not in file.run.providers]
@@ -31,6 +34,16 @@ def suppliers(file: PlanFile, folder: Path, wall: Callable[[], float]) -> dict[s
         raise InvalidInput(
             "Machines that cost money are rented within a limit only.",
             remedy="Set budget_usd_per_h: requests and grants together never cost more.",
+        )
+    on_paper = [
+        cloud
+        for cloud, entry in file.run.providers.items()
+        if isinstance(entry, SimulatedEntry) and entry.network is None
+    ]
+    if file.run.join is not None and on_paper:
+        raise InvalidInput(
+            f"Machines of {', '.join(on_paper)} exist on paper only: they cannot become nodes.",
+            remedy="Give the provider a `network`, or leave run.join out.",
         )
     through_sky = [entry.cloud for entry in file.run.providers.values() if isinstance(entry, SkyPilotEntry)]
     if len(set(through_sky)) < len(through_sky):
@@ -51,9 +64,13 @@ def _supplier(cloud: str, file: PlanFile, folder: Path, wall: Callable[[], float
         paper = SimulatedProvider(
             cloud, wall, market, seed=entry.seed, file=folder / f"simulated-{cloud}.json"
         )
-        return Supplier(paper, SimulatedInspector(paper))
+        if entry.network is None:
+            return Supplier(paper, SimulatedInspector(paper))
+        hosts = NamespaceHosts(folder / f"m-{cloud}", entry.network)
+        inspector = HostedInspector(paper, hosts)
+        return Supplier(HostedProvider(paper, hosts), inspector, hosts.shell_of, {"simulated": "yes"})
     if isinstance(entry, OwnEntry):
         own = OwnProvider(cloud, entry, folder / f"own-{cloud}.json")
-        return Supplier(own, ShellInspector(own.shell_of))
+        return Supplier(own, ShellInspector(own.shell_of), own.shell_of)
     sky = SkyPilotProvider(cloud, entry, folder / f"skypilot-{cloud}.json")
-    return Supplier(sky, ShellInspector(sky.shell_of))
+    return Supplier(sky, ShellInspector(sky.shell_of), sky.shell_of)
