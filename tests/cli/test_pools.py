@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from fastapi import Response
 
-from glowplug.cli.pool_fleet import Nodes, read_metrics
+from glowplug.cli.pool_fleet import read_metrics
+from glowplug.cli.pool_nodes import Nodes
 from glowplug.cli.session import Session
 from glowplug.types.errors import Unavailable
 from glowplug.types.paths import StateDir
@@ -150,15 +151,16 @@ def test_what_nodes_of_the_control_plane_do_is_what_they_are_worth(
         "name": "box-1", "agent_pid": 1, "version": "0", "cpus": 2, "cpus_used": 0, "memory_bytes": 1,
         "memory_used_bytes": 0, "runtime": "runsc", "replicas": 3,
     }  # fmt: skip
-    control.status = {
-        "version": "0", "uptime_s": 1.0, "apps": [],
-        "nodes": [
-            {"name": "box-1", "is_reachable": True, "view": view}, {"name": "box-2", "is_reachable": False},
-        ],
-    }  # fmt: skip
+    control.nodes = [
+        {"name": "box-1", "is_reachable": True, "view": view, "state": "ready", "replicas": 1},
+        {"name": "box-2", "is_reachable": False, "state": "lost", "replicas": 2},
+        {"name": "box-3", "is_reachable": True, "state": "draining", "replicas": 4},
+    ]
     session = Session(StateDir(tmp_path), url=control.url)
     work = Nodes(session).look()
-    assert (work.worth, work.heard) == ({"box-1": 3.0}, frozenset({"box-1"}))
+    assert work.worth == {"box-1": 3.0, "box-2": 2.0, "box-3": 4.0}
+    assert (work.heard, work.drained) == (frozenset({"box-1", "box-3"}), frozenset({"box-3"}))
+    assert work.listed == frozenset(work.worth)
     control.raw_answer = Response("glowplug_held_requests 1.0\n")
     assert read_metrics(session) == "glowplug_held_requests 1.0\n"
     control.raw_answer = Response("no", 503)

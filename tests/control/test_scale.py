@@ -140,7 +140,7 @@ async def test_a_touched_server_does_not_wait_for_a_pass_over_all() -> None:
     fleet.activate("shop", [version(f"s{n}") for n in range(200)])
     nothing = cast(Any, None)
     reconciler = Reconciler(
-        fleet, [], nothing, nothing, nothing, clock=ManualClock(), timings=Timings(tick_s=60.0)
+        fleet, [], nothing, nothing, nothing, nothing, clock=ManualClock(), timings=Timings(tick_s=60.0)
     )
     looked: list[str] = []
 

@@ -71,6 +71,7 @@ def reconciler_of(fleet: Fleet, *nodes: StubNode) -> Reconciler:
         cast(Any, StubPlacer(list(nodes))),
         cast(Any, SimpleNamespace(ensure=_is_there)),
         cast(Any, None),  # there are no routers on nodes
+        cast(Any, None),  # and nobody evicts
         clock=ManualClock(),
         timings=Timings(tick_s=0.02),
     )

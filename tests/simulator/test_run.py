@@ -39,6 +39,7 @@ def test_one_request_that_wakes_everything_by_hand(tmp_path: Path) -> None:
     assert found.bound_usd == pytest.approx(5.0 * 3.6 / 3_600)
     assert found.wanted_gpu_s == pytest.approx(177.0)
     assert found.starts == {"region": 1}
+    assert found.place_waits_s == pytest.approx([100.0])
 
 
 def test_a_buffer_makes_the_same_request_wait_for_the_replica_only(tmp_path: Path) -> None:

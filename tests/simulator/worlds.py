@@ -56,17 +56,21 @@ def made_up(per_s: float = 0.3, **changes: Any) -> dict[str, Any]:
 
 
 def scenario(folder: Path, apps: Sequence[dict[str, Any]], **changes: Any) -> Scenario:
+    return Scenario(ScenarioFile.model_validate(scenario_data(apps, **changes)), folder)
+
+
+def scenario_data(apps: Sequence[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """A scenario file, before it is checked."""
     pools = changes.pop("pools", [POOL])
     plan = {
         "version": 1, "pools": pools, "demand": [{"gpu": "L4", "expected_peak": 2}],
         "horizon": {"periods": 12, "first_s": 30, "length_s": 3_600},
         "run": {"every_s": 30, "health_check": False, "release_after_s": 60},
     }  # fmt: skip
-    file = {
+    return {
         "version": 1, "starts_at": "2023-11-14T22:13:20", "hours": 0.5, "plan": plan, "apps": list(apps),
         "market": {"default": {"lead_time_s": {0.5: LEAD_S}}}, "policies": list(EVERY_POLICY), **changes,
     }  # fmt: skip
-    return Scenario(ScenarioFile.model_validate(file), folder)
 
 
 def policy(kind: str, **numbers: Any) -> Policy:

@@ -28,6 +28,7 @@ from glowplug.cli import (
     lifecycle,
     pool_fleet,  # noqa: F401 - adds its commands to those of pools
     pool_simulate,  # noqa: F401 - adds its command to those of pools
+    pool_story,  # noqa: F401 - adds its command to those of pools
     pools,
     recipes,
     replicas,

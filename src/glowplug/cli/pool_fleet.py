@@ -27,7 +27,6 @@ from glowplug.types.errors import InvalidInput, NotFound, Unavailable
 if TYPE_CHECKING:
     from glowplug.engine.port import Engine
     from glowplug.pool.planner.ledger import LedgerView
-    from glowplug.pool.planner.workforce import Work
 
 _METRICS_S = 5.0
 _STYLES = {"ready": "green", "draining": "yellow", "returning": "red"}
@@ -44,6 +43,7 @@ def run(
     """Keep machines ready: plan every few seconds, ask for machines and give them back, within the budget."""
     session = session_of(context)
     with pool_extra():
+        from glowplug.cli.pool_nodes import Nodes
         from glowplug.engine.engine_provider import engine_supplier
         from glowplug.pool.plan_file import read_plan_file
         from glowplug.pool.planner.inputs import FileInputs
@@ -72,7 +72,7 @@ def run(
             suppliers(plan_file, folder, clock.wall, engine_supplier(folder, partial(_engine, session))),
             inputs,
             clock,
-            workforce=Nodes(session) if plan_file.run.watch_nodes else None,
+            workforce=Nodes(session) if plan_file.run.watches_nodes else None,
         )
         loop.run(ended, steps)
 
@@ -92,24 +92,6 @@ def _engine(session: Session) -> Engine:
     return EngineBeside(
         record.engine, session.state, ControlApi(record.url, session.find_token()), SystemClock()
     )
-
-
-class Nodes:
-    """The nodes of the control plane: what runs on them is what they are worth."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def look(self) -> Work:
-        """Replicas on each node. Raises GlowplugError."""
-        from glowplug.pool.planner.workforce import Work
-
-        with self._session.client(_METRICS_S) as client:
-            nodes = client.status().nodes
-        return Work(
-            {node.name: float(node.view.replicas) for node in nodes if node.view is not None},
-            frozenset(node.name for node in nodes if node.is_reachable),
-        )
 
 
 def read_metrics(session: Session) -> str:
@@ -207,19 +189,20 @@ def _print_machines(session: Session, view: LedgerView, now_s: float) -> None:
         [
             held.machine, str(held.pool), f"{held.gpus} x {held.gpu}", f"{held.usd_per_h:.2f}",
             Text(held.standing.value, _STYLES.get(held.standing.value, "")), format_age(now_s - held.since_s),
-            held.address, held.why,
+            held.address, held.node, held.why,
         ]
         for held in sorted(view.state.machines.values(), key=lambda held: (held.pool, held.machine))
     ]  # fmt: skip
     rows += [
         [
             order.id, str(order.pool), f"{order.gpus} x {order.gpu}", f"{order.usd_per_h:.2f}",
-            "asked for" if order.is_awaited else "cancelled", format_age(now_s - order.asked_at_s), "", "",
+            "asked for" if order.is_awaited else "cancelled", format_age(now_s - order.asked_at_s),
+            "", "", "",
         ]
         for order in view.state.orders.values()
     ]  # fmt: skip
     session.out.print()
-    columns = ["MACHINE", "POOL", "GPUS", "USD/H", "STATE", "SINCE", "ADDRESS", "WHY"]
+    columns = ["MACHINE", "POOL", "GPUS", "USD/H", "STATE", "SINCE", "ADDRESS", "NODE", "WHY"]
     print_table(session, columns, rows, "No machine, and none asked for.")
     if view.state.scarcity:
         session.out.print()
@@ -243,7 +226,7 @@ def _as_json(view: LedgerView, now_s: float) -> dict[str, Any]:
             {
                 "machine": held.machine, "pool": str(held.pool), "gpu": held.gpu, "gpus": held.gpus,
                 "usd_per_h": held.usd_per_h, "state": held.standing.value, "since_s": held.since_s,
-                "address": held.address, "order": held.order, "why": held.why,
+                "address": held.address, "node": held.node, "order": held.order, "why": held.why,
             }
             for held in state.machines.values()
         ],

@@ -3,8 +3,9 @@
 A GPU has one replica at a time that is awake. Where all of a kind are taken, the agent refuses to wake or to
 start another; then one that nobody uses goes down a step: parked, its device memory lies on the host and
 comes back by one copy; where that cannot be, it is stopped. It is the one whose absence costs callers least:
-recent requests a second times how long the next of them will wait. A server in use is never interrupted, and
-``min_replicas`` stay up.
+recent requests a second times how long the next of them will wait, over what its GPUs are worth to others,
+where the pools' planner says what that is. A server in use is never interrupted, and ``min_replicas`` stay
+up.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from glowplug.control.chips import is_alike
 from glowplug.control.fleet import Fleet
-from glowplug.control.heat import keep_value, wake_cost_s
+from glowplug.control.heat import keep_value, wake_cost_s, weights
 from glowplug.control.replica_entry import Replica
+from glowplug.control.scarcity import ScarcityPrices
 from glowplug.control.target import Target
 from glowplug.types.clock import Clock
 from glowplug.types.errors import GlowplugError
@@ -58,8 +61,15 @@ class _Holder:
 class GpuTurns:
     """Makes room on GPUs. ``step_down`` begins to park a replica, or to stop it."""
 
-    def __init__(self, fleet: Fleet, clock: Clock, step_down: Callable[[Target, Replica], None]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        prices: ScarcityPrices,
+        clock: Clock,
+        step_down: Callable[[Target, Replica], None],
+    ) -> None:
         self._fleet = fleet
+        self._prices = prices
         self._clock = clock
         self._step_down = step_down
 
@@ -75,12 +85,24 @@ class GpuTurns:
         holders = self._holders(node, for_target)
         idle = [holder for holder in holders if holder.is_idle]
         if idle and not any(holder.is_leaving for holder in holders):
-            chosen = min(idle, key=lambda holder: (holder.value, holder.target.last_activity_s or 0.0))
+            chosen = self._least_valuable(idle)
             log.warning("replica %s gives its GPU to %s", chosen.replica.id, for_target.name)
             chosen.target.counters.heat_steps["made_way"] += 1
             chosen.target.rest()
             self._step_down(chosen.target, chosen.replica)
         return bool(holders)
+
+    def _least_valuable(self, idle: list[_Holder]) -> _Holder:
+        """By what each saves its callers, for what it occupies; of equal ones who is idle for longest."""
+        usd_per_h = [self._prices.of(holder.target.version.spec.resources) for holder in idle]
+        weighed = [
+            (holder.value / weight, holder.target.last_activity_s or 0.0)
+            for holder, weight in zip(idle, weights(usd_per_h), strict=True)
+        ]
+        chosen = idle[weighed.index(min(weighed))]
+        if None not in usd_per_h:
+            chosen.target.counters.heat_steps["priced"] += 1
+        return chosen
 
     def was_freed(self, node: str) -> None:
         """A GPU of the node is free: who waits for one tries at once."""
@@ -98,13 +120,7 @@ class GpuTurns:
         return [
             _Holder(target, replica)
             for target in self._fleet.targets()
-            if target is not for_target and _is_alike(target.version.spec.resources.gpu_chip, chip)
+            if target is not for_target and is_alike(target.version.spec.resources.gpu_chip, chip)
             for replica in target.replicas.values()
             if replica.node == node and replica.view.state is not ReplicaState.PARKED
         ]
-
-
-def _is_alike(one: str, other: str) -> bool:
-    """Whether these may name one chip: ``H100`` and ``H100-80GB`` do."""
-    words, others = set(one.lower().split("-")), set(other.lower().split("-"))
-    return bool(one and other) and (words <= others or others <= words)

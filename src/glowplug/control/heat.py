@@ -6,6 +6,7 @@ its own: so that a simulation says what this code does, and not what it was beli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from glowplug.types.replica import ReplicaView, Stage, StartPath
@@ -45,6 +46,15 @@ def wake_cost_s(spec: ServerSpec, view: ReplicaView) -> float:
 def keep_value(*, requests_per_s: float, cost_s: float) -> float:
     """What it is worth to leave a GPU with who has it: seconds of waiting that it saves callers a second."""
     return requests_per_s * cost_s
+
+
+def weights(usd_per_h: Sequence[float | None]) -> list[float]:
+    """What values that are compared are weighed by: what the room of each is worth, if all is known.
+
+    A weighed value beside one that is not says nothing: without one price all weigh the same.
+    """
+    known = [usd for usd in usd_per_h if usd is not None]
+    return known if len(known) == len(usd_per_h) else [1.0] * len(usd_per_h)
 
 
 def has_cooled(scaling: Scaling, parked_s: float) -> bool:

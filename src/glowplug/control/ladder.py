@@ -2,8 +2,9 @@
 
 A replica that is not needed goes down one step at a time: after ``scaledown_window_s`` it is parked, after
 ``parked_window_s`` more it is stopped. Where a node's memory is short, or has no room for what is to start,
-one replica at a time goes down a step sooner: the one idle for longest first. A server that somebody is
-using, or that has no more than its ``min_replicas``, is left alone. Up it goes at once: parked replicas are
+one replica at a time goes down a step sooner: the one idle for longest first, in proportion to what the room
+is worth that it starts in again, where the pools' planner says that. A server that somebody is using, or that
+has no more than its ``min_replicas``, is left alone. Up it goes at once: parked replicas are
 woken before any is started, those in memory first. Servers with GPUs take turns
 (:mod:`glowplug.control.gpu_turns`).
 
@@ -19,10 +20,11 @@ from dataclasses import dataclass
 
 from glowplug.control.fleet import Fleet
 from glowplug.control.gpu_turns import GpuTurns, says_no_gpu
-from glowplug.control.heat import StepDown, has_cooled, step_down, wake_order
+from glowplug.control.heat import StepDown, has_cooled, step_down, wake_order, weights
 from glowplug.control.node_link import NodeLink
 from glowplug.control.replica_entry import Replica
 from glowplug.control.routers import Routers
+from glowplug.control.scarcity import ScarcityPrices
 from glowplug.control.target import Target
 from glowplug.control.timings import Timings
 from glowplug.types.clock import Clock
@@ -49,13 +51,13 @@ class _Candidate:
     replica: Replica
     idle_s: float
 
-    @property
-    def order(self) -> tuple[bool, float]:
-        """First who frees memory by it, then who has been idle for longest.
+    def order(self, weight: float) -> tuple[bool, float]:
+        """First who frees memory by it, then who has been idle for longest, for its weight.
 
-        Not what the step costs the next caller, as with GPUs: to be woken is much the same for all.
+        Not what the step costs the next caller, as with GPUs: to be woken is much the same for all. But who
+        is stopped at last starts again on GPUs that others wait for: ``weight`` is what these are worth.
         """
-        return (self.replica.is_push_out_asked or self.replica.view.is_pushed_out, -self.idle_s)
+        return (self.replica.is_push_out_asked or self.replica.view.is_pushed_out, -self.idle_s / weight)
 
 
 class HeatLadder:
@@ -66,6 +68,7 @@ class HeatLadder:
         fleet: Fleet,
         links: Sequence[NodeLink],
         routers: Routers,
+        prices: ScarcityPrices,
         *,
         clock: Clock,
         timings: Timings,
@@ -78,7 +81,8 @@ class HeatLadder:
         self._timings = timings
         self._call = call
         self._next_step_at_s: dict[str, float] = {}
-        self._turns = GpuTurns(fleet, clock, self.step_down)
+        self._prices = prices
+        self._turns = GpuTurns(fleet, prices, clock, self.step_down)
 
     # -- up --------------------------------------------------------------------------------------------------
 
@@ -219,7 +223,15 @@ class HeatLadder:
         candidates = [c for c in self._candidates(node, now_s) if c.target is not for_target]
         if candidates:
             self._next_step_at_s[node] = now_s + self._timings.relief_step_s
-            self._relieve(link, min(candidates, key=lambda candidate: candidate.order))
+            self._relieve(link, self._least_valuable(candidates))
+
+    def _least_valuable(self, candidates: list[_Candidate]) -> _Candidate:
+        usd_per_h = [self._prices.of(candidate.target.version.spec.resources) for candidate in candidates]
+        pairs = zip(candidates, weights(usd_per_h), strict=True)
+        chosen = min(pairs, key=lambda pair: pair[0].order(pair[1]))[0]
+        if None not in usd_per_h:
+            chosen.target.counters.heat_steps["priced"] += 1
+        return chosen
 
     def _relieve(self, link: NodeLink, candidate: _Candidate) -> None:
         target, replica = candidate.target, candidate.replica

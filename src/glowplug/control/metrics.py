@@ -46,8 +46,9 @@ class FleetCollector(Collector):
         replicas = GaugeMetricFamily("glowplug_replicas", "Replicas by state.", labels=(*labels, "state"))
         heat = CounterMetricFamily(
             "glowplug_heat_steps",
-            "Steps on the heat ladder: parked, pushed_out, woken, not_woken, cooled (parked to stopped), and "
-            "made_way (one of them, to give a GPU to another server).",
+            "Steps on the heat ladder: parked, pushed_out, woken, not_woken, cooled (parked to stopped), "
+            "made_way (one of them, to give a GPU to another server), and priced (one that scarcity prices "
+            "chose).",
             labels=(*labels, "step"),
         )
         for target in self._fleet.targets():

@@ -33,6 +33,7 @@ from glowplug.control.placer import Placer
 from glowplug.control.reconciler import Reconciler
 from glowplug.control.router import Router
 from glowplug.control.routers import Routers
+from glowplug.control.scarcity import ScarcityPrices
 from glowplug.control.server_heat import server_heats
 from glowplug.control.store import Store
 from glowplug.control.target import Target
@@ -56,7 +57,8 @@ _LOOK_WAIT_S = 2.0
 class ControlPlane:
     """Owns everything between the database and the agents. Use as an async context manager, once we lead.
 
-    Without ``agent_socket`` the machine that we run on is no node: those that join do all the work.
+    Without ``agent_socket`` the machine that we run on is no node: those that join do all the work. ``pools``
+    is where the planner of this machine, if one runs, says what GPUs are worth.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class ControlPlane:
         leadership: Leadership,
         agent_socket: Path | None,
         identity: IdentityDir,
+        pools: Path,
         own: OwnNode | None = None,
         clock: Clock | None = None,
         timings: Timings | None = None,
@@ -114,6 +117,7 @@ class ControlPlane:
             self.placer,
             self.images,
             self.routers,
+            ScarcityPrices(pools, self._clock),
             clock=self._clock,
             timings=self._timings,
         )

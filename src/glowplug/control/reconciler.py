@@ -23,6 +23,7 @@ from glowplug.control.node_link import NodeLink
 from glowplug.control.placer import Placer
 from glowplug.control.replica_entry import Replica
 from glowplug.control.routers import Routers
+from glowplug.control.scarcity import ScarcityPrices
 from glowplug.control.slices import Slices
 from glowplug.control.target import Target
 from glowplug.control.timings import Timings
@@ -49,6 +50,7 @@ class Reconciler:
         placer: Placer,
         images: ImageCare,
         routers: Routers,
+        prices: ScarcityPrices,
         *,
         clock: Clock,
         timings: Timings,
@@ -64,7 +66,9 @@ class Reconciler:
         self._new_id = new_id
         self._wake = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
-        self._ladder = HeatLadder(fleet, links, routers, clock=clock, timings=timings, call=self._call)
+        self._ladder = HeatLadder(
+            fleet, links, routers, prices, clock=clock, timings=timings, call=self._call
+        )
         self._slices = Slices()
         fleet.attention.on_paid = self._wake.set
 

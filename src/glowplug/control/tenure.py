@@ -85,6 +85,7 @@ class Tenure:
             leadership=self._leadership,
             agent_socket=self._state.agent_socket if self._has_agent else None,
             identity=self._state.identity,
+            pools=self._state.pools,
             own=self._own,
             clock=self._clock,
             timings=self._timings,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from glowplug.observe.plot import format_seconds
 from glowplug.observe.quantiles import REPORTED_QUANTILES, answered_seconds, quantile
@@ -26,17 +27,37 @@ _LEAST_WIDTH = 30
 _ROWS = 11  # every tenth, and the least
 _TICKS = (1.0, 2.0, 5.0)
 _TICK_ROOM = 8
+_NAME_COLUMNS = 12
+
+
+@dataclass(frozen=True)
+class TextCurve:
+    """One curve: its name, the character that it is drawn with, and its seconds, ascending."""
+
+    name: str
+    mark: str
+    seconds: Sequence[float]
 
 
 def cdf_text(records: list[ColdStartRecord], width: int) -> str:
     """A picture ``width`` characters wide, or one line that says that there is nothing to draw."""
-    curves = {path: answered_seconds(records, path) for path in StartPath}
-    curves = {path: seconds for path, seconds in curves.items() if seconds and seconds[0] > 0}
+    return curves_text(
+        [
+            TextCurve(path.value, _MARKS.get(path, _OTHER_MARK), answered_seconds(records, path))
+            for path in StartPath
+        ],
+        width,
+    )
+
+
+def curves_text(curves: Sequence[TextCurve], width: int) -> str:
+    """The same of any curves; those without a positive time are left out."""
+    curves = [curve for curve in curves if curve.seconds and curve.seconds[0] > 0]
     if not curves:
         return "There is no answered start to draw."
     axis = _Axis(
-        min(seconds[0] for seconds in curves.values()),
-        max(seconds[-1] for seconds in curves.values()),
+        min(curve.seconds[0] for curve in curves),
+        max(curve.seconds[-1] for curve in curves),
         max(width, _LEAST_WIDTH) - _MARGIN,
     )
     lines = [_row(curves, axis, row) for row in reversed(range(_ROWS))]
@@ -69,23 +90,23 @@ class _Axis:
         return text
 
 
-def _row(curves: dict[StartPath, list[float]], axis: _Axis, row: int) -> str:
+def _row(curves: Sequence[TextCurve], axis: _Axis, row: int) -> str:
     """One line: each curve from where it was one row lower to where it is here."""
     step = 1 / (_ROWS - 1)
     cells = [" "] * axis.columns
-    for path, seconds in curves.items():
-        here = axis.column(quantile(seconds, row * step))
-        below = axis.column(quantile(seconds, max(0, row - 1) * step))
+    for curve in curves:
+        here = axis.column(quantile(curve.seconds, row * step))
+        below = axis.column(quantile(curve.seconds, max(0, row - 1) * step))
         for column in range(min(below + 1, here), here + 1):
-            cells[column] = _MARKS.get(path, _OTHER_MARK)
+            cells[column] = curve.mark
     return f"{row * step:4.0%} ┤{''.join(cells)}"
 
 
-def _legend(curves: dict[StartPath, list[float]]) -> Sequence[str]:
-    lines = [""]
-    for path, seconds in curves.items():
+def _legend(curves: Sequence[TextCurve]) -> Sequence[str]:
+    lines, columns = [""], max(_NAME_COLUMNS, *(len(curve.name) for curve in curves))
+    for curve in curves:
         figures = "  ".join(
-            f"p{q * 100:g} {format_seconds(quantile(seconds, q))}" for q in REPORTED_QUANTILES
+            f"p{q * 100:g} {format_seconds(quantile(curve.seconds, q))}" for q in REPORTED_QUANTILES
         )
-        lines.append(f"{_MARKS.get(path, _OTHER_MARK)} {path.value:<12}  n = {len(seconds):<5} {figures}")
+        lines.append(f"{curve.mark} {curve.name:<{columns}}  n = {len(curve.seconds):<5} {figures}")
     return lines

@@ -28,7 +28,7 @@ _GRACE = 2.0
 class Holding:
     """What there is of a pool. ``locked_s``: seconds of minimum rental left, of machines up; ``waited_s``:
     how long each request under way has been waited for; ``starting_s``: the same of machines that were
-    granted and start; ``checking``: machines that are up and not yet found fit.
+    granted and start; ``checking``: machines that are up and not yet ready.
 
     ``leaving``: machines that are no longer planned with and still take quota. ``usd_per_h``, ``gpu`` and
     ``gpus`` are what its machines were rented at, for when no price is known any more.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from glowplug.types.cluster import LabelName, LabelValue
 
 Span = Annotated[float, Field(gt=0, le=2_592_000, allow_inf_nan=False)]
+_LARGEST_NETWORK, _SMALLEST_NETWORK = 16, 29
 Chance = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -17,7 +21,11 @@ class _Part(BaseModel):
 
 
 class SimulatedEntry(_Part):
-    """Machines that exist on paper only: for trying a pool file, and for tests. Nothing is rented."""
+    """Machines that exist on paper only: for trying a pool file, and for tests. Nothing is rented.
+
+    With ``network`` each machine that is up is a network namespace of this one, with an address of it: what
+    runs there is real (docs/pools.md).
+    """
 
     kind: Literal["simulated"]
     seed: int = 0
@@ -27,6 +35,14 @@ class SimulatedEntry(_Part):
     interruptions_per_h: float = Field(default=0.0, ge=0, le=1e6)
     capacity: int = Field(default=1_000_000, ge=0)
     unfit_probability: Chance = 0.0
+    network: IPv4Network | None = None
+
+    @field_validator("network")
+    @classmethod
+    def _has_room(cls, network: IPv4Network | None) -> IPv4Network | None:
+        if network is not None and not (_SMALLEST_NETWORK >= network.prefixlen >= _LARGEST_NETWORK):
+            raise ValueError(f"a network is a /{_LARGEST_NETWORK} to a /{_SMALLEST_NETWORK}")
+        return network
 
 
 class OwnMachine(_Part):
@@ -58,7 +74,22 @@ class SkyPilotEntry(_Part):
     disk_gb: int | None = Field(default=None, ge=10, le=65_536)
     image: str | None = None
     setup: str = Field(default="", max_length=100_000)
-    """Shell that makes a machine ready, once it is up: installs Glowplug, joins it."""
+    """Shell that SkyPilot runs on a machine, once it is up: installs Glowplug, for one."""
+
+
+class JoinSettings(_Part):
+    """How a machine that was found fit becomes a node, the same for every provider (docs/pools.md)."""
+
+    control: Annotated[str, Field(pattern=r"^(https?://)?[A-Za-z0-9._:\[\]-]+$", max_length=300)]
+    """HOST:PORT or URL at which machines reach the control plane."""
+    boot: str = Field(default="", max_length=100_000)
+    """Shell that runs on the machine before it joins, as the user that is logged in."""
+    labels: Annotated[dict[LabelName, LabelValue], Field(max_length=12)] = {}
+    options: tuple[Annotated[str, Field(max_length=300)], ...] = Field(default=(), max_length=40)
+    """More arguments of `glowplug cluster join`."""
+    join_s: float = Field(default=300.0, gt=0, le=3_600)
+    """Boot, joining and being listed as ready take so long at most."""
+    leave_s: float = Field(default=60.0, gt=0, le=3_600)
 
 
 class EngineMachine(_Part):
@@ -106,6 +137,8 @@ class RunSettings(_Part):
     """Forecasts are calibrated anew so often; in between their baselines move on."""
     watch_nodes: bool = False
     """Ask the control plane which machines (by their address, as its nodes are named) have replicas."""
+    join: JoinSettings | None = None
+    """Make each machine a node of the control plane before it is ready; implies ``watch_nodes``."""
     health_check: bool = True
     bad_for_s: Span = 604_800.0
     """Hardware that was found unfit is not taken for so long."""
@@ -113,6 +146,11 @@ class RunSettings(_Part):
     """A call to a provider is given up after so long."""
     providers: dict[Name, ProviderEntry] = {}
     """By the ``cloud`` of the pools."""
+
+    @property
+    def watches_nodes(self) -> bool:
+        """Whether the control plane is asked what machines do."""
+        return self.watch_nodes or self.join is not None
 
     @property
     def sooner_s(self) -> float:

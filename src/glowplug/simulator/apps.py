@@ -22,6 +22,7 @@ from glowplug.pool.forecast.offered import OfferedLoad, Trust, put_right
 from glowplug.pool.forecast.series import DemandSeries
 from glowplug.simulator.fleet import Fleet, Machine, Replica, Schedule
 from glowplug.simulator.line import RequestLine
+from glowplug.simulator.places import PlaceWaits
 from glowplug.simulator.quantile_table import draw_one
 from glowplug.simulator.scenario import App, World
 from glowplug.types.replica import ReplicaState
@@ -93,6 +94,7 @@ class AppRun:
         self._offered = OfferedLoad(self.app.wait_s)
         self.replicas: list[Replica] = []
         self.starts: Counter[str] = Counter()
+        self.places = PlaceWaits(world.counts_from_s)
         self.wanted = 0
         self.wanted_gpu_s = 0.0
         """GPU-seconds of all replicas that were wanted, in the time that counts."""
@@ -143,8 +145,9 @@ class AppRun:
         surplus = max(len(live) - self.wanted, 0)
         if self.wanted > len(live):
             self.grow(now_s)
-        elif surplus:
-            surplus -= self._shrink(live, surplus, now_s)
+        else:
+            self.places.missing(0, now_s)
+            surplus -= self._shrink(live, surplus, now_s) if surplus else 0
         self._spare(surplus)
         self._cool(now_s)
         is_quiet = not (self.replicas or self.wanted or line.in_flight or line.waiting)
@@ -165,9 +168,11 @@ class AppRun:
         while missing > 0:
             machine = self._fleet.place(self.app.entry.name, self.app.entry.gpu, self.app.entry.gpus)
             if machine is None:
-                return
+                break
             self._start(machine, now_s)
+            self.places.placed(now_s)
             missing -= 1
+        self.places.missing(max(missing, 0), now_s)
 
     def leave(self, machine: Machine, now_s: float) -> None:
         """The machine is to be given back: what is on it takes no more requests."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from scipy.stats import t as student
 
 from glowplug.pool.economics.meter import Economics
@@ -48,6 +48,8 @@ class RunResult(BaseModel):
     wanted_gpu_s: float
     """Of the replicas that the autoscaler wanted: what is rented beyond it is buffer, or did not shrink."""
     starts: dict[str, int]
+    place_waits_s: list[float] = Field(exclude=True)
+    """Of every replica that was started, how long it had waited for a machine; too many to be printed."""
     machines: dict[str, int]
     peak_gpus: int
     needed_peak_gpus: int

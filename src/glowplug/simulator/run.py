@@ -225,6 +225,7 @@ class _Run:
             usd=usd, usd_per_h=usd / world.hours, bound_usd=least.usd, work_usd=least.work_usd,
             over_bound=usd / least.usd if least.usd > 0 else 1.0,
             economics=economics, wanted_gpu_s=sum(app.wanted_gpu_s for app in apps), starts=dict(starts),
+            place_waits_s=[seconds for app in apps for seconds in app.places.seconds],
             machines={
                 "asked": counts.asked, "granted": counts.granted, "refused": counts.refused,
                 "interrupted": counts.interrupted, "given_back": counts.given_back,

@@ -35,7 +35,7 @@ from glowplug.pool.scarcity import read_prices
 from glowplug.types.clock import SystemClock
 from glowplug.types.errors import InvalidInput, NotFound, SystemUnfit, Unavailable
 
-from .world import DEMAND, POOL
+from .world import DEMAND, POOL, NoNodes
 
 CLOCK = SystemClock()
 FILE: dict[str, Any] = {
@@ -247,7 +247,7 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, changes: dict[str, Any], 
         suppliers(file, tmp_path, CLOCK.wall)
 
 
-class Nodes:
+class Nodes(NoNodes):
     """Simulated: a control plane that says what runs where, or does not answer."""
 
     def __init__(self) -> None:

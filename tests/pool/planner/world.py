@@ -20,6 +20,7 @@ from glowplug.pool.planner.observation import Answer, Observation, Outcome
 from glowplug.pool.planner.planner import Planner
 from glowplug.pool.planner.solving import PlanMaker, Solved, Solvers
 from glowplug.pool.planner.state import FleetState, HeldMachine, Standing
+from glowplug.pool.planner.workforce import NodeToken
 from glowplug.pool.program.problem import Problem
 from glowplug.pool.providers.port import RequestRefused, Sighting, Verdict
 from glowplug.pool.providers.simulated import Faults, Market, SimulatedInspector, SimulatedProvider
@@ -73,6 +74,10 @@ class World:
         self.slots: list[list[float]] = [[] for _ in self.file.demand]
         self.worth: dict[str, float] = {}
         self.heard: frozenset[str] = frozenset()
+        self.silent: frozenset[str] = frozenset()
+        self.drained: frozenset[str] = frozenset()
+        self.join_answer: Answer | None = Answer(Outcome.DONE)
+        """To machines that are to become nodes; without one the control plane does not answer."""
         self.events: list[Event] = []
         self.records: list[SupplyRecord] = []
         self.is_silent = False
@@ -127,7 +132,8 @@ class World:
         )
         return Observation(
             listings, demand, self.prices, answers["request"], answers["cancel"], answers["terminate"],
-            answers["health"], self.heard, self.worth, jumped_s=jumped_s,
+            answers["health"], self.heard, self.worth, answers["join"], self.silent, self.drained,
+            jumped_s=jumped_s,
         )  # fmt: skip
 
     def act(self, decision: Decision) -> None:
@@ -142,6 +148,9 @@ class World:
         for name in decision.check:
             verdict: Verdict = inspector.inspect(name, "", "L4", 1, 60.0)
             self._answers["health"][name] = verdict
+        for name in decision.join:
+            if self.join_answer is not None:
+                self._answers["join"][name] = self.join_answer
 
     def restart(self, state: FleetState | None = None) -> None:
         """The planner dies; another goes on from what was written down. Calls' answers die with it."""
@@ -160,7 +169,7 @@ class World:
             self._answers[what][name] = Answer(Outcome.DONE)
 
     def _forget_answers(self) -> None:
-        self._answers = {"request": {}, "cancel": {}, "terminate": {}, "health": {}}
+        self._answers = {"request": {}, "cancel": {}, "terminate": {}, "health": {}, "join": {}}
 
     # -- what there is ---------------------------------------------------------------------------------------
 
@@ -182,6 +191,22 @@ class World:
         """What the cloud takes for everything that exists, whatever the planner knows of it."""
         prices = {entry.id: entry.price_usd_per_h or 0.0 for entry in self.file.pools}
         return sum(prices.get(paper.pool, 0.0) for paper in self.cloud.existing())
+
+
+class NoNodes:
+    """A control plane that nothing joins, and that drains nothing."""
+
+    def token(self, ttl_s: float) -> NodeToken:
+        raise AssertionError("nothing is to join")
+
+    def revoke(self, token: NodeToken) -> None:
+        raise AssertionError("nothing is to join")
+
+    def drain(self, node: str, *, undo: bool) -> None:
+        raise AssertionError(f"{node} is none of ours")
+
+    def remove(self, node: str) -> None:
+        raise AssertionError(f"{node} is none of ours")
 
 
 class BrokenSolver:

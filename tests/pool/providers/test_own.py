@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.pool.planner.test_joining import Machine, Nodes
 from tests.ports import free_port
 
 from glowplug.pool.identity import PoolId, Purchase
+from glowplug.pool.planner.joining import NodeJoiner
 from glowplug.pool.providers.health import ShellInspector
 from glowplug.pool.providers.own import OwnProvider
 from glowplug.pool.providers.port import MachineState, Order, RequestRefused
-from glowplug.pool.run_settings import OwnEntry, OwnMachine
+from glowplug.pool.run_settings import JoinSettings, OwnEntry, OwnMachine
 from glowplug.types.errors import SystemUnfit, Unavailable
 
 SSHD = Path("/usr/sbin/sshd")
@@ -102,6 +104,29 @@ def test_a_machine_is_reached_checked_and_not_listed_any_more_when_it_is_gone(tm
             )
     assert own.machines("test", CALL_S) == []
     assert not ShellInspector(own.shell_of).inspect(found.machine, "127.0.0.1", "cpu", 1, CALL_S).is_fit
+
+
+@needs_sshd
+def test_a_machine_becomes_a_node_over_ssh_and_its_token_goes_in_by_standard_input(tmp_path: Path) -> None:
+    port = free_port()
+    own = OwnProvider("own", entry(tmp_path, port, "127.0.0.1"), tmp_path / "own.json")
+    own.request(order(1), CALL_S)
+    cluster, machine = Nodes(), Machine(tmp_path)
+    cluster.heard.add(order(1).id)
+    joining = JoinSettings(
+        control="10.0.0.1:8080", boot=f"PATH={tmp_path}:$PATH; GLOWPLUG_STATE={tmp_path}/state"
+    )
+    with ssh_server(tmp_path, port):
+        (found,) = own.machines("test", CALL_S)
+        shell = own.shell_of(found.machine, found.address)
+        NodeJoiner(joining, cluster).join(shell, found.order, found.pool, {})
+        NodeJoiner(joining, cluster).leave(shell, found.order)
+    labels = "--label pool=own.rack-1.box.own --label zone=own.rack-1"
+    assert machine.calls == [
+        "down token=gpj1.secret",
+        f"cluster join 10.0.0.1:8080 --name test-0123abcd-1 {labels} token=gpj1.secret",
+    ], "without its boot the machine has no glowplug that could end"
+    assert cluster.removed == [found.order]
 
 
 @needs_sshd

@@ -39,7 +39,7 @@ class _Call:
 class CallLane:
     """The calls to one provider. ``monotonic`` is the clock that deadlines are held against; a call that
     takes more than one and a half times ``deadline_s`` is left behind. ``on_end`` is called by a call's
-    thread.
+    thread. At most ``workers`` are made at once.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class CallLane:
         deadline_s: float,
         monotonic: Callable[[], float],
         on_end: Callable[[Key], None] = lambda _key: None,
+        workers: int = _WORKERS,
     ) -> None:
         self._name = name
         self._deadline_s = deadline_s
         self._monotonic = monotonic
         self._on_end = on_end
+        self._most_workers = workers
         self._changed = threading.Condition()
         self._calls: dict[Key, _Call] = {}
         self._waiting: deque[_Call] = deque()
@@ -125,7 +127,7 @@ class CallLane:
         self._staff()
 
     def _staff(self) -> None:
-        if self._waiting and self._workers < _WORKERS:
+        if self._waiting and self._workers < self._most_workers:
             self._workers += 1
             threading.Thread(target=self._work, name=f"pool-{self._name}", daemon=True).start()
 

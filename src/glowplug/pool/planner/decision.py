@@ -33,6 +33,8 @@ class EventKind(StrEnum):
 
     ASKED = "asked"
     GRANTED = "granted"
+    NOT_JOINED = "not_joined"
+    """A machine that is fit did not become a node, by its own fault."""
     REFUSED = "refused"
     GIVEN_UP = "given_up"
     UNFIT = "unfit"
@@ -66,7 +68,8 @@ class Event:
 class Decision:
     """Do this. ``requests``, ``cancellations`` (orders), ``terminations`` (machines) go to the providers.
 
-    ``check``: machines whose health is to be checked; ``ready``: machines that take work now, and
+    ``check``: machines whose health is to be checked; ``join``: those that are fit and are to become nodes;
+    ``ready``: machines that take work now, and
     ``draining``: those that take no new work; whatever is in neither takes none at all.
 
     ``supply``: what the supply log is to remember. ``left_out``: pools that may not grow, and why.
@@ -84,6 +87,7 @@ class Decision:
     cancellations: tuple[str, ...] = ()
     terminations: tuple[str, ...] = ()
     check: tuple[str, ...] = ()
+    join: tuple[str, ...] = ()
     ready: tuple[str, ...] = ()
     draining: tuple[str, ...] = ()
     scarcity: tuple[ScarcityPrice, ...] = ()

@@ -74,7 +74,7 @@ def _matured(turn: Turn, pool: PoolId, count: int) -> int:
 
 def _drain(turn: Turn, leaving: list[HeldMachine], why: str) -> None:
     for held in leaving:
-        turn.stand(held, Standing.DRAINING, why)
+        turn.stand(replace(held, is_node_drained=bool(held.node)), Standing.DRAINING, why)
         turn.tell(EventKind.DRAINING, held.machine, f"{held.pool}: {why}")
 
 

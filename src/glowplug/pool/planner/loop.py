@@ -19,14 +19,16 @@ from glowplug.pool.plan_file import PlanFile
 from glowplug.pool.planner.calls import CallLane, Ended, Key
 from glowplug.pool.planner.decision import Decision, EventKind
 from glowplug.pool.planner.inputs import Inputs, InputSource
+from glowplug.pool.planner.joining import NodeJoiner
 from glowplug.pool.planner.ledger import Ledger
+from glowplug.pool.planner.machine_calls import MachineCalls
 from glowplug.pool.planner.metrics import PoolMetrics
 from glowplug.pool.planner.observation import Answer, Observation, Outcome
 from glowplug.pool.planner.planner import Planner
 from glowplug.pool.planner.solving import PlanMaker
-from glowplug.pool.planner.state import FleetState
+from glowplug.pool.planner.state import FleetState, HeldMachine, Standing
 from glowplug.pool.planner.workforce import Work, Workforce
-from glowplug.pool.providers.port import RequestRefused, Sighting, Supplier, Verdict
+from glowplug.pool.providers.port import RequestRefused, Sighting, Supplier
 from glowplug.pool.report import report_of
 from glowplug.pool.scarcity import publish_prices
 from glowplug.types.clock import Clock
@@ -77,12 +79,20 @@ class PlannerLoop:
             cloud: CallLane(cloud, self._settings.call_s, clock.monotonic, self._note_answer)
             for cloud in suppliers
         }
+        joining = self._settings.join
+        self._machines = MachineCalls(
+            self._settings,
+            suppliers,
+            NodeJoiner(joining, workforce) if joining is not None and workforce is not None else None,
+            clock.monotonic,
+            self._note_answer,
+            self._failed,
+        )
         self._answered = threading.Event()
         self._ticks = 0
         self._last_wall_s: float | None = None
         self._last_monotonic_s = 0.0
         self._listings: dict[str, _Listing] = {}
-        self._health: dict[str, Verdict] = {}
         self.metrics = PoolMetrics()
         self._settle_what_the_log_forgot()
         state = ledger.load()
@@ -117,6 +127,7 @@ class PlannerLoop:
         """Make no more calls; those under way end by themselves."""
         for lane in self._lanes.values():
             lane.close()
+        self._machines.close()
 
     def tick(self) -> Decision | None:
         """One step; None when prices or demand could never be read. Raises Conflict, SystemUnfit."""
@@ -129,7 +140,7 @@ class PlannerLoop:
             return None
         for problem_words in inputs.problems:
             self._failed("inputs", problem_words)
-        seen = self._look(inputs)
+        seen, work = self._look(inputs)
         decision = self._planner.step(self._clock.wall(), seen)
         self._ledger.commit(self._planner.state, decision.supply, decision.events, _report(decision))
         for event in decision.events:
@@ -137,12 +148,13 @@ class PlannerLoop:
             _log.log(level, "%s %s: %s", event.kind.value, event.subject, event.words)
         self._write_supply_log()
         self._act(decision)
+        self._tell_nodes(work)
         self._publish(decision, self._clock.monotonic() - started_s)
         return decision
 
     # -- looking ---------------------------------------------------------------------------------------------
 
-    def _look(self, inputs: Inputs) -> Observation:
+    def _look(self, inputs: Inputs) -> tuple[Observation, Work]:
         jumped_s = self._jumped_s()
         ended = {cloud: lane.collect() for cloud, lane in self._lanes.items()}
         listings, calling = self._list(ended)
@@ -150,22 +162,26 @@ class PlannerLoop:
         for cloud, calls in ended.items():
             for (what, name), call in calls.items():
                 self._take(cloud, what, name, call, answers)
-        machines = self._planner.state.machines
-        work = self._work()
-        return Observation(
+        self._machines.collect()
+        machines, work = self._planner.state.machines, self._work()
+        seen = Observation(
             listings,
             inputs.demand,
             inputs.prices,
             requested=answers["request"],
             cancelled=answers["cancel"],
             terminated=answers["terminate"],
-            health=self._taken_health(),
-            heard=frozenset(name for name, held in machines.items() if held.address in work.heard),
-            worth={name: work.worth.get(held.address, 0.0) for name, held in machines.items()},
+            health=self._machines.take_health(),
+            joined=self._machines.take_joined(),
+            heard=frozenset(name for name, held in machines.items() if held.place in work.heard),
+            silent=frozenset(name for name, held in machines.items() if _is_silent(held, work)),
+            drained=frozenset(name for name, held in machines.items() if held.place in work.drained),
+            worth={name: _worth(held, work) for name, held in machines.items()},
             calling=calling,
             waiting_slot_s=inputs.waiting_slot_s,
             jumped_s=jumped_s,
         )
+        return seen, work
 
     def _work(self) -> Work:
         if self._workforce is None:
@@ -175,7 +191,7 @@ class PlannerLoop:
         except GlowplugError as problem:
             self._failed("workforce", str(problem))
             # Nobody knows: then every machine is busy, and what drains has its time to.
-            return Work({held.address: 1.0 for held in self._planner.state.machines.values()})
+            return Work({held.place: 1.0 for held in self._planner.state.machines.values()})
 
     def _jumped_s(self) -> float:
         wall_s, monotonic_s = self._clock.wall(), self._clock.monotonic()
@@ -223,20 +239,14 @@ class PlannerLoop:
     def _take(
         self, cloud: str, what: str, name: str, call: Ended, answers: dict[str, dict[str, Answer]]
     ) -> None:
-        if what == "inspect":
-            self._health[name] = call.value if call.error is None else Verdict(False, str(call.error))
-        elif what not in answers:
+        if what not in answers:
             return  # a listing: it has been looked at
-        elif call.error is None:
+        if call.error is None:
             answers[what][name] = Answer(Outcome.DONE)
         elif isinstance(call.error, RequestRefused):
             answers[what][name] = Answer(Outcome.REFUSED, call.error.message)
         else:
             self._failed(what, f"{cloud}, {name}: {call.error}")
-
-    def _taken_health(self) -> dict[str, Verdict]:
-        taken, self._health = self._health, {}
-        return taken
 
     # -- acting ----------------------------------------------------------------------------------------------
 
@@ -250,12 +260,26 @@ class PlannerLoop:
             cloud = state.orders[name].pool.cloud
             self._call(cloud, ("cancel", name), lambda who: who.provider.cancel, name, call_s)
         for name in decision.terminations:
-            cloud = state.machines[name].pool.cloud
-            self._call(cloud, ("terminate", name), lambda who: who.provider.terminate, name, call_s)
-        for name in decision.check:
             held = state.machines[name]
-            asked = (name, held.address, held.gpu, held.gpus, call_s)
-            self._call(held.pool.cloud, ("inspect", name), lambda who: who.inspector.inspect, *asked)
+            if self._machines.has_left(held):
+                cloud = held.pool.cloud
+                self._call(cloud, ("terminate", name), lambda who: who.provider.terminate, name, call_s)
+        self._machines.act(decision, state)
+
+    def _tell_nodes(self, work: Work) -> None:
+        """Have nodes of machines that drain drained, and those used again that we had drained and keep."""
+        if self._workforce is None or work.listed is None:
+            return
+        for held in self._planner.state.machines.values():
+            is_told = held.place in work.drained
+            drains = held.standing is Standing.DRAINING
+            is_ours = held.is_node_drained and held.node in work.listed
+            if is_ours and held.standing.is_up and drains != is_told:
+                try:
+                    self._workforce.drain(held.node, undo=not drains)
+                except GlowplugError as problem:
+                    self._failed("drain", f"{held.node}: {problem}")
+                    return  # each may take its time to fail, and there is another step
 
     def _call(
         self, cloud: str, key: Key, method: Callable[[Supplier], Callable[..., Any]], *asked: Any
@@ -312,10 +336,22 @@ class PlannerLoop:
         _log.warning("%s: %s", what, words)
 
 
+def _worth(held: HeldMachine, work: Work) -> float:
+    """A node that we drain is not given back before it is known to get nothing new."""
+    worth = work.worth.get(held.place, 0.0)
+    is_listed = held.node != "" and work.listed is not None and held.node in work.listed
+    is_open = held.standing is Standing.DRAINING and is_listed and held.node not in work.drained
+    return max(worth, 1.0) if is_open else worth
+
+
+def _is_silent(held: HeldMachine, work: Work) -> bool:
+    return held.node != "" and work.listed is not None and held.node not in work.heard
+
+
 _WORRYING = frozenset(
     {
-        EventKind.GIVEN_UP, EventKind.UNFIT, EventKind.LOST, EventKind.RETURNED, EventKind.SOLVER_FAILED,
-        EventKind.CLOCK_JUMPED, EventKind.BAD_INPUT, EventKind.SILENT,
+        EventKind.GIVEN_UP, EventKind.NOT_JOINED, EventKind.UNFIT, EventKind.LOST, EventKind.RETURNED,
+        EventKind.SOLVER_FAILED, EventKind.CLOCK_JUMPED, EventKind.BAD_INPUT, EventKind.SILENT,
     }
 )  # fmt: skip
 

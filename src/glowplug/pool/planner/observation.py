@@ -39,10 +39,14 @@ class Observation:
     the calls of the last decision were made.
 
     ``requested``, ``cancelled`` by order, ``terminated`` by machine: answers to the calls that the last
-    decisions wanted. ``health``: verdicts by machine. ``heard``: machines whose own node agent was heard of,
-    whatever the provider says. ``worth``: by machine, how much would be lost if it went, in any unit (busy
-    slots, USD/h); what is not in it counts as idle. ``calling``: orders whose request is being made right now
-    and has no answer yet.
+    decisions wanted. ``health``: verdicts by machine. ``joined``: by machine, whether it has become a node,
+    or could not by its own fault. ``calling``: orders whose request is being made right now and has no answer
+    yet.
+
+    ``heard``: machines whose own node agent was heard of, whatever the provider says; ``silent``: those that
+    are nodes and were not heard of, by a control plane that answers; ``drained``: those whose nodes get no
+    new work, whoever wants that. ``worth``: by machine, how much would be lost if it went, in any unit (busy
+    slots, USD/h); what is not in it counts as idle.
 
     ``jumped_s``: by how much more the clock was set forward since the last step than time went by; a clock
     that went back is noticed by itself.
@@ -62,6 +66,9 @@ class Observation:
     health: Mapping[str, Verdict] = field(default_factory=dict)
     heard: frozenset[str] = frozenset()
     worth: Mapping[str, float] = field(default_factory=dict)
+    joined: Mapping[str, Answer] = field(default_factory=dict)
+    silent: frozenset[str] = frozenset()
+    drained: frozenset[str] = frozenset()
     calling: frozenset[str] = frozenset()
     waiting_slot_s: tuple[float, ...] = ()
     jumped_s: float = 0.0

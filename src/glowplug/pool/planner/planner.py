@@ -230,6 +230,7 @@ class Planner:
             ),
             terminations=standing(Standing.RETURNING),
             check=standing(Standing.CHECKING),
+            join=standing(Standing.JOINING),
             ready=standing(Standing.READY),
             draining=standing(Standing.DRAINING),
             scarcity=self.state.scarcity,
@@ -252,7 +253,7 @@ def _holding(turn: Turn, entry: PoolEntry) -> Holding:
         if held.standing is Standing.READY and held.ready_at_s is not None
     ]
     starting = [held.asked_at_s for held in machines if held.standing is Standing.BOOTING]
-    checking = sum(held.standing is Standing.CHECKING for held in machines)
+    checking = sum(held.standing in (Standing.CHECKING, Standing.JOINING) for held in machines)
     awaited = [order.asked_at_s for order in orders if order.is_awaited]
     kinds = [(held.usd_per_h, held.gpu, held.gpus) for held in machines if not held.is_stray]
     kinds += [(order.usd_per_h, order.gpu, order.gpus) for order in orders]

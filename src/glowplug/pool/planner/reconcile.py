@@ -18,6 +18,7 @@ from glowplug.pool.planner.turn import Turn
 from glowplug.pool.providers.port import MachineState, Sighting, Verdict
 
 MOST_SENDS = 3
+_MOST_JOINS = 3
 _OVER = (MachineState.GONE, MachineState.REFUSED)
 
 PriceOf = Callable[[PoolId], tuple[float, str, int]]
@@ -42,6 +43,7 @@ def reconcile(turn: Turn, price_of: PriceOf) -> None:
         held = turn.machines.get(machine)
         if held is not None:
             _take_verdict(turn, held, verdict)
+    _take_nodes(turn)
 
 
 def _take_answers(turn: Turn) -> None:
@@ -211,14 +213,11 @@ def _give_up_what_is_overdue(turn: Turn) -> None:
 
 def _take_verdict(turn: Turn, held: HeldMachine, verdict: Verdict) -> None:
     if verdict.is_fit:
-        if held.standing is Standing.CHECKING:
-            ready = turn.stand(held, Standing.READY)
-            turn.machines[held.machine] = replace(ready, ready_at_s=turn.now_s)
-            turn.record(held, Happened.GRANTED)
-            lead_s = turn.now_s - held.asked_at_s
-            turn.tell(
-                EventKind.GRANTED, held.machine, f"{held.pool}: ready {lead_s:.0f} s after it was asked for"
-            )
+        if held.standing is Standing.CHECKING and turn.settings.join is None:
+            _ready(turn, held)
+        elif held.standing is Standing.CHECKING:
+            joining = turn.stand(held, Standing.JOINING)
+            turn.machines[held.machine] = replace(joining, node=held.order)
         return
     if held.standing in (Standing.BOOTING, Standing.RETURNING):
         return
@@ -229,3 +228,48 @@ def _take_verdict(turn: Turn, held: HeldMachine, verdict: Verdict) -> None:
     _over_for_the_log(turn, held, why)
     turn.stand(held, Standing.RETURNING, why)
     turn.tell(EventKind.UNFIT, held.machine, f"{held.pool}: {why}")
+
+
+def _ready(turn: Turn, held: HeldMachine) -> None:
+    ready = turn.stand(held, Standing.READY)
+    turn.machines[held.machine] = replace(ready, ready_at_s=turn.now_s)
+    turn.record(held, Happened.GRANTED)
+    lead_s = turn.now_s - held.asked_at_s
+    turn.tell(EventKind.GRANTED, held.machine, f"{held.pool}: ready {lead_s:.0f} s after it was asked for")
+
+
+def _take_nodes(turn: Turn) -> None:
+    for name, answer in turn.seen.joined.items():
+        held = turn.machines.get(name)
+        if held is None or held.standing is not Standing.JOINING:
+            continue
+        if answer.outcome is Outcome.DONE:
+            _ready(turn, held)
+        else:
+            _not_joined(turn, held, answer.reason)
+    for held in list(turn.machines.values()):
+        if held.standing is Standing.JOINING and turn.settings.join is None:
+            _ready(turn, held)  # the file was changed meanwhile
+        elif held.node and held.standing.is_up:
+            _take_node(turn, held)
+
+
+def _not_joined(turn: Turn, held: HeldMachine, why: str) -> None:
+    held = turn.machines[held.machine] = replace(held, failed_joins=held.failed_joins + 1)
+    words = f"{held.pool}: attempt {held.failed_joins} of {_MOST_JOINS} to become a node: {why}"
+    turn.tell(EventKind.NOT_JOINED, held.machine, words)
+    if held.failed_joins >= _MOST_JOINS:
+        turn.send_back(held, f"it did not become a node: {why}", Happened.FAILED)
+
+
+def _take_node(turn: Turn, held: HeldMachine) -> None:
+    """What the control plane says of a machine's node, if it says anything."""
+    if held.machine in turn.seen.heard:
+        is_drained = held.standing is Standing.DRAINING or held.machine in turn.seen.drained
+        held = replace(held, silent_since_s=None, is_node_drained=held.is_node_drained and is_drained)
+    elif held.machine in turn.seen.silent and held.silent_since_s is None:
+        held = replace(held, silent_since_s=turn.now_s)
+    turn.machines[held.machine] = held
+    silent_s = 0.0 if held.silent_since_s is None else turn.now_s - held.silent_since_s
+    if held.machine in turn.seen.silent and silent_s >= turn.settings.lost_after_s:
+        _lost(turn, held, f"its node has not been heard of for {silent_s:.0f} s")

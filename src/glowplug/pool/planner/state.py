@@ -20,10 +20,12 @@ STATE_VERSION = 1
 
 
 class Standing(StrEnum):
-    """Where a machine of ours is: booting -> checking -> ready <-> draining -> returning."""
+    """Where a machine of ours is: booting -> checking (-> joining) -> ready <-> draining -> returning."""
 
     BOOTING = "booting"
     CHECKING = "checking"
+    JOINING = "joining"
+    """It is fit, and becomes a node of the control plane."""
     READY = "ready"
     DRAINING = "draining"
     RETURNING = "returning"
@@ -37,7 +39,7 @@ class Standing(StrEnum):
     @property
     def is_coming(self) -> bool:
         """Whether it is on its way to be ready."""
-        return self in (Standing.BOOTING, Standing.CHECKING)
+        return self in (Standing.BOOTING, Standing.CHECKING, Standing.JOINING)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class HeldMachine:
 
     ``since_s``: when it came to stand so. ``ready_at_s``: when it first was ready. ``missing_since_s``: since
     when its provider's listings lack it. ``is_end_confirmed``: the provider said that it ends.
+
+    ``node``: what it is called as a node, from its first attempt to join on; ``failed_joins`` failed by its
+    own fault. ``is_node_drained``: we have its node drained. ``silent_since_s``: since when the control plane
+    has not heard of its node.
     """
 
     machine: str
@@ -88,6 +94,15 @@ class HeldMachine:
     why: str = ""
     is_stray: bool = False
     is_end_confirmed: bool = False
+    node: str = ""
+    failed_joins: int = 0
+    is_node_drained: bool = False
+    silent_since_s: float | None = None
+
+    @property
+    def place(self) -> str:
+        """What the control plane calls it: the node that we made of it, or else its address."""
+        return self.node or self.address
 
 
 @dataclass(frozen=True)
@@ -201,6 +216,7 @@ def shifted(state: FleetState, jump_s: float) -> FleetState:
                 since_s=held.since_s + jump_s,
                 ready_at_s=moved(held.ready_at_s),
                 missing_since_s=moved(held.missing_since_s),
+                silent_since_s=moved(held.silent_since_s),
             )
             for name, held in state.machines.items()
         },

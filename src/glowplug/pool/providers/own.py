@@ -19,7 +19,7 @@ from glowplug.pool.identity import PoolId, Purchase
 from glowplug.pool.providers.port import MachineState, Order, RequestRefused, Sighting
 from glowplug.pool.providers.shell import LocalShell, Shell, SshShell
 from glowplug.pool.run_settings import OwnEntry, OwnMachine
-from glowplug.types.errors import SystemUnfit
+from glowplug.types.errors import NotFound, SystemUnfit
 
 _MOST_AT_ONCE = 32
 _CONNECT_S = 5.0
@@ -110,8 +110,14 @@ class OwnProvider:
     # -- machines --------------------------------------------------------------------------------------------
 
     def shell_of(self, _machine: str, address: str) -> Shell:
-        """Commands on a machine of the list."""
-        machine = self._hosts[address]
+        """Commands on a machine of the list. Raises NotFound for one that is not in it any more."""
+        machine = self._hosts.get(address)
+        if machine is None:
+            raise NotFound(
+                f"{address} is not in the list of {self.name} any more.",
+                remedy="Stop what runs there by hand: `glowplug down`.",
+                host=address,
+            )
         if machine.is_local:
             return LocalShell()
         return SshShell(

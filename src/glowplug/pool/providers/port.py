@@ -7,11 +7,13 @@ is that every order and machine carries the id that we gave it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from glowplug.pool.identity import PoolId
+from glowplug.pool.providers.shell import Shell
 from glowplug.types.errors import Unavailable
 
 
@@ -128,7 +130,13 @@ class Inspector(Protocol):
 
 @dataclass(frozen=True)
 class Supplier:
-    """Who gives machines of one cloud, and who checks them."""
+    """Who gives machines of one cloud, and who checks them.
+
+    ``shell_of``: commands on a machine, by its name and address; None where machines exist on paper only.
+    ``labels``: what is to be known of nodes that its machines become.
+    """
 
     provider: Provider
     inspector: Inspector
+    shell_of: Callable[[str, str], Shell] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)

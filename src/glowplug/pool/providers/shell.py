@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,8 +29,11 @@ class Ran:
 class Shell(Protocol):
     """Runs commands somewhere."""
 
-    def run(self, command: str, timeout_s: float) -> Ran:
-        """Run one line of POSIX shell. Raises Unavailable when it cannot be reached, DeadlineExceeded."""
+    def run(self, command: str, timeout_s: float, stdin: str = "") -> Ran:
+        """Run POSIX shell, with ``stdin`` to read: what nobody else is to see, who lists processes.
+
+        Raises Unavailable when it cannot be reached, DeadlineExceeded.
+        """
         ...
 
 
@@ -37,9 +41,9 @@ class Shell(Protocol):
 class LocalShell:
     """This machine."""
 
-    def run(self, command: str, timeout_s: float) -> Ran:
+    def run(self, command: str, timeout_s: float, stdin: str = "") -> Ran:
         """See :class:`Shell`."""
-        return _run(["sh", "-c", command], timeout_s, "this machine")
+        return run_program(["sh", "-c", command], timeout_s, "this machine", stdin)
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,9 @@ class SshShell:
     key: Path | None = None
     known_hosts: Path | None = None
 
-    def run(self, command: str, timeout_s: float) -> Ran:
+    def run(self, command: str, timeout_s: float, stdin: str = "") -> Ran:
         """See :class:`Shell`."""
-        ran = _run([*self._ssh(), self.host, "--", command], timeout_s, self.host)
+        ran = run_program([*self._ssh(), self.host, "--", command], timeout_s, self.host, stdin)
         if ran.code == _SSH_FAILED:
             raise Unavailable(
                 f"{self.host} cannot be reached by SSH: {_last_line(ran.err)}",
@@ -82,22 +86,33 @@ class SshShell:
         return command
 
 
-def _run(command: list[str], timeout_s: float, where: str) -> Ran:
+def run_program(
+    command: Sequence[str],
+    timeout_s: float,
+    where: str,
+    stdin: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Ran:
+    """Run a program here to its end, at most so long; ``where`` it works, for errors.
+
+    Raises Unavailable if there is no such program, DeadlineExceeded: then all that it started was killed.
+    """
     try:
         running = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=environment,
             start_new_session=True,
         )
     except OSError as problem:
         raise Unavailable(
-            f"{command[0]} cannot be started: {problem}.", remedy="Install OpenSSH's client."
+            f"{command[0]} cannot be started: {problem}.", remedy=f"Install {command[0]}."
         ) from problem
     with running:
         try:
-            out, err = running.communicate(timeout=timeout_s)
+            out, err = running.communicate(stdin.encode(), timeout=timeout_s)
         except subprocess.TimeoutExpired as problem:
             # All of them: what the shell started would hold its pipes open.
             os.killpg(running.pid, signal.SIGKILL)

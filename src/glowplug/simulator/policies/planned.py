@@ -46,12 +46,13 @@ class PlannedMachines:
             cancelled={} if last is None else dict.fromkeys(last.cancellations, _DONE),
             terminated={} if last is None else dict.fromkeys(last.terminations, _DONE),
             health={} if last is None else dict.fromkeys(last.check, Verdict(is_fit=True)),
+            joined={} if last is None else dict.fromkeys(last.join, _DONE),
             worth=seen.busy_gpus(),
             # A log says nothing of those who still wait.
             waiting_slot_s=seen.waiting_slot_s() if self._demand_from == "live" else (),
         )
         self._last = decision = self._planner.step(now_s, observation)
-        self.every_s = self._run.sooner_s if decision.check else self._run.every_s
+        self.every_s = self._run.sooner_s if decision.check or decision.join else self._run.every_s
         self.sources[decision.source.value] = self.sources.get(decision.source.value, 0) + 1
         return Actions(
             decision.requests,
