@@ -40,13 +40,14 @@ from glowplug.image.job import Job
 from glowplug.image.lazy import trace
 from glowplug.image.region_refs import MAX_TRACES, TRACE_KEY, Ref, ref_key, refs
 from glowplug.image.region_trees import KIND_LABEL
-from glowplug.types.errors import InvalidInput, NotFound, Unavailable
+from glowplug.types.errors import DeadlineExceeded, InvalidInput, NotFound, Unavailable
 
 __all__ = ["pull", "push", "refs", "remove"]
 
 _log = logging.getLogger(__name__)
 
 READ_TIMEOUT_S = 30.0  # of one chunk, from this machine mostly
+ANALYSIS_S = 300.0  # of an image's programs: it is advice, and others wait for the push to end
 
 
 def push(
@@ -173,15 +174,22 @@ def _import_graph(
         pass
     except InvalidInput as problem:
         _log.warning("%s is made anew: %s", folder.imports_path, problem.message)
-    job.say("looking at what its programs load", 1.0)
+    stage = "looking at what its programs load"
+    job.say(stage, 1.0)
+    until_s = job.clock.monotonic() + ANALYSIS_S
 
     def check() -> None:
-        job.check("looking at what its programs load")
+        job.check(stage)
         lease.renew()
+        if job.clock.monotonic() > until_s:
+            raise InvalidInput(
+                f"This takes more than {ANALYSIS_S:g} s: {stage}.", remedy="The image is pushed without."
+            )
 
     try:
         made = analyse(folder.tree(), table, lambda chunk: source.get(chunk, READ_TIMEOUT_S), check)
-    except (ChunkInvalid, ChunkMissing, InvalidInput, Unavailable) as problem:
+    except (ChunkInvalid, ChunkMissing, DeadlineExceeded, InvalidInput, Unavailable) as problem:
+        job.check(stage)  # cancelled, or over: no matter of the graph
         _log.warning("image %s has no import graph: %s", folder.digest[:16], problem.message)
         return None
     if not made.is_useful:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from glowplug.engine.kubernetes.counters import OperatorCounters
 from glowplug.engine.kubernetes.kopf_memory import STORED_BELOW, DigestStorage
 from glowplug.engine.kubernetes.names import APPS
 from glowplug.engine.kubernetes.object_api import Object, ObjectApi
 from glowplug.types.clock import Clock
-from glowplug.types.errors import NotFound
+from glowplug.types.errors import GlowplugError, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -100,5 +100,10 @@ class Attention:
         log.warning("app %s waits, and nobody attends to it: it is told of again", name)
         self._counters.reminders.inc()
         mark = {"metadata": {"annotations": {REMINDER_ANNOTATION: f"{self._clock.wall():.3f}"}}}
-        with suppress(NotFound):
+        try:
             self._api.patch(APPS, name, mark, body["metadata"].get("namespace"))
+        except NotFound:
+            pass
+        except GlowplugError as problem:
+            log.warning("app %s cannot be told of again: %s", name, problem)
+            self._untended_s[name] = 0.0  # no event was made: that says nothing of kopf

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import kopf
@@ -39,6 +39,10 @@ class DigestStorage(kopf.AnnotationsDiffBaseStorage):
         told = kopf.Body(cast("Any", body))
         return self.fetch(body=told) == self.build(body=told)
 
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        """As it was stored, or None: also where somebody else wrote it."""
+        return cast("kopf.BodyEssence | None", _sound(lambda: super(DigestStorage, self).fetch(body=body)))
+
 
 class AttemptStorage(kopf.AnnotationsProgressStorage):
     """Attempts of this process at this specification; others are taken for none."""
@@ -49,7 +53,7 @@ class AttemptStorage(kopf.AnnotationsProgressStorage):
 
     def fetch(self, *, key: kopf.HandlerId, body: kopf.Body) -> kopf.ProgressRecord | None:
         """As it was stored, or None."""
-        found = cast("dict[str, Any] | None", super().fetch(key=key, body=body))
+        found = _sound(lambda: super(AttemptStorage, self).fetch(key=key, body=body))
         if found is None or (found.pop(_LIFE, None), found.pop(_OF, None)) != (self._life, _digest(body)):
             return None
         return cast("kopf.ProgressRecord", found)
@@ -60,6 +64,15 @@ class AttemptStorage(kopf.AnnotationsProgressStorage):
         """With whose it is."""
         marked = cast("kopf.ProgressRecord", {**record, _LIFE: self._life, _OF: _digest(body)})
         super().store(key=key, record=marked, body=body, patch=patch)
+
+
+def _sound(fetch: Callable[[], Any]) -> dict[str, Any] | None:
+    """What an annotation holds, which anybody who may write the object may have written."""
+    try:
+        found = fetch()
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -75,6 +75,7 @@ class _Analysis:
     ) -> None:
         self._read = lru_cache(_CACHED_CHUNKS)(read)
         self._check = check
+        self._layout = lru_cache(1)(_layout)  # inodes are compared by identity
         self._chunks = {chunk.id: number for number, chunk in enumerate(table)}
         self._found = _find(tree)
         self._modules = _choose(self._found.roots)
@@ -117,8 +118,8 @@ class _Analysis:
         return Node(module.name, loads, self._spans(read) if read is not None else ())
 
     def _loads(self, source: bytes, name: str, *, is_package: bool) -> list[int]:
-        imported = dict.fromkeys(imported_by(source, name, is_package=is_package))
-        return [self._numbers[one] for one in imported if one in self._modules]
+        imported = imported_by(source, name, is_package=is_package)
+        return list(dict.fromkeys(self._numbers[one] for one in imported if one in self._modules))
 
     def _of_library(self, name: str, inode: Inode) -> Node:
         told = linked(inode.size_bytes, lambda offset, size: self._bytes(inode, offset, size))
@@ -139,11 +140,15 @@ class _Analysis:
 
     def _bytes(self, inode: Inode, offset: int, size_bytes: int) -> bytes:
         """That much of a file, or what there is. Holes read as zeros."""
+        self._check()
         end = min(offset + size_bytes, inode.size_bytes)
         if offset >= end:
             return b""
         content = bytearray(end - offset)
-        for start, chunk in _placed(inode):
+        starts, chunks = self._layout(inode)
+        first = max(0, bisect_right(starts, offset) - 1)
+        for number in range(first, bisect_left(starts, end)):
+            start, chunk = starts[number], chunks[number]
             begin, stop = max(start, offset), min(start + chunk.size_bytes, end)
             if begin < stop:
                 content[begin - offset : stop - offset] = self._read(chunk)[begin - start : stop - start]
@@ -152,14 +157,13 @@ class _Analysis:
     def _spans(self, inode: Inode, wanted: Iterable[tuple[int, int]] | None = None) -> list[tuple[int, int]]:
         """Runs of chunks of a file, or those with these bytes, in the order of their first use."""
         ranges = [(0, inode.size_bytes)] if wanted is None else list(wanted)
-        placed = list(_placed(inode))
+        starts, chunks = self._layout(inode)
         numbers: dict[int, None] = {}
-        starts = [start for start, _ in placed]
         for offset, size_bytes in ranges:
             first = max(0, bisect_right(starts, offset) - 1)
-            for start, chunk in placed[first : bisect_left(starts, offset + size_bytes)]:
-                if offset < start + chunk.size_bytes:
-                    numbers[self._chunks[chunk.id]] = None
+            for place in range(first, bisect_left(starts, offset + size_bytes)):
+                if offset < starts[place] + chunks[place].size_bytes:
+                    numbers[self._chunks[chunks[place].id]] = None
         spans: list[tuple[int, int]] = []
         for number in numbers:
             if spans and sum(spans[-1]) == number:
@@ -169,12 +173,15 @@ class _Analysis:
         return spans
 
 
-def _placed(inode: Inode) -> Iterator[tuple[int, Chunk]]:
+def _layout(inode: Inode) -> tuple[list[int], list[Chunk]]:
+    """Where each chunk of a file begins, in order, and the chunks."""
+    starts: list[int] = []
     for extent in inode.extents:
         offset = extent.offset
         for chunk in extent.chunks:
-            yield offset, chunk
+            starts.append(offset)
             offset += chunk.size_bytes
+    return starts, [chunk for extent in inode.extents for chunk in extent.chunks]
 
 
 def _find(tree: Tree) -> _Found:

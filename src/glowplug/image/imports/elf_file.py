@@ -32,6 +32,7 @@ _MAX_HEADERS, _MAX_DYNAMIC_BYTES, _MAX_STRINGS_BYTES, _MAX_INIT_BYTES = 64, 64 <
 _MAX_NAME_BYTES = 255
 _FUNCTION_BYTES = 16 << 10  # that is looked at
 _MAX_CODE_BYTES = 64 << 20  # the same of all functions of a file
+_MAX_CALLED = 1 << 17
 _TOLD_BYTES = 64 << 10  # calls are told as blocks of this size
 _REFERENCE = re.compile(rb"(?:[\xe8\xe9]|[\x48\x4c]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d])(....)", re.DOTALL)
 _RETURN = re.compile(rb"\xc3(?:\x66|\x0f\x1f|\x90|\xcc|\Z)")  # and what the next function is aligned with
@@ -169,7 +170,9 @@ def _called(
         for reference in _REFERENCE.finditer(body, 0, end.end() if end is not None else len(body)):
             (relative,) = struct.unpack("<i", reference[1])
             target = address + reference.end() + relative
-            if any(one.address <= target < one.address + one.size_bytes for one in code):
+            if len(found) < _MAX_CALLED and any(
+                one.address <= target < one.address + one.size_bytes for one in code
+            ):
                 found[target] = None
     return list(found)
 

@@ -26,7 +26,8 @@ from glowplug.types.errors import InvalidInput
 
 MAGIC = b"GPIMPORT"
 VERSION = 1
-MAX_GRAPH_BYTES = 256 << 20
+MAX_GRAPH_BYTES = 32 << 20
+MAX_NAMED_CHUNKS = 1 << 20  # by one command, counted as often as they are named
 _HEADER = struct.Struct("<8s5I")
 _NUMBER_BYTES = 4
 
@@ -60,7 +61,7 @@ class ImportGraph:
 
     @classmethod
     def of(cls, nodes: Iterable[Node]) -> ImportGraph:
-        """Of these, which are numbered in their order."""
+        """Of these, which are numbered in their order. Raises InvalidInput if they are too many."""
         names: list[str] = []
         edge_ends, edges, span_ends, spans = (array("I") for _ in range(4))
         for node in nodes:
@@ -70,6 +71,11 @@ class ImportGraph:
             for first, count in node.spans:
                 spans.extend((first, count))
             span_ends.append(len(spans) // 2)
+            if (len(edges) + len(spans)) * _NUMBER_BYTES > MAX_GRAPH_BYTES // 2:
+                raise InvalidInput(
+                    "The import graph of this image would be too large.",
+                    remedy="The image is pushed without.",
+                )
         return cls(names, edge_ends, edges, span_ends, spans)
 
     @classmethod
@@ -137,12 +143,16 @@ class ImportGraph:
         return list(seen)
 
     def chunks(self, numbers: Iterable[int]) -> array[int]:
-        """The chunks of these nodes, each once, in their order."""
+        """The chunks of these nodes, each once, in their order, up to MAX_NAMED_CHUNKS."""
         found: dict[int, None] = {}
+        named = 0
         for number in numbers:
             begin = self._span_ends[number - 1] if number else 0
             for span in range(begin, self._span_ends[number]):
                 first, count = self._spans[2 * span], self._spans[2 * span + 1]
+                named += count
+                if named > MAX_NAMED_CHUNKS:
+                    return array("I", found)
                 found.update(dict.fromkeys(range(first, first + count)))
         return array("I", found)
 

@@ -16,10 +16,13 @@ _LINE = re.compile(
     rb"^([ \t]*)(?:(async[ \t]+def|def)\b|if[ \t]+(?:typing\.)?(TYPE_CHECKING)[ \t]*:"
     # What may stand behind a function, less deep.
     rb"|(?:class|if|elif|else|try|except|finally|with|for|while)\b"
-    rb"|import[ \t]+([^\n#;]+)|from[ \t]+([.\w]+)[ \t]+import[ \t]*(\([^)]*\)|[^\n#;]*))",
+    # Never across another parenthesis: so all scans together are as long as the source.
+    rb"|import[ \t]+([^\n#;]+)"
+    rb"|from[ \t]+([.\w]{1,512})[ \t]+import[ \t]*(\((?:[^()#]++|#[^\n]*+)*+\)|[^\n#;]*))",
     re.MULTILINE,
 )
 _NAME = re.compile(rb"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+_MAX_NAME_BYTES = 512
 _COMMENT = re.compile(rb"#[^\n]*")
 
 
@@ -49,7 +52,7 @@ def _names(listed: bytes) -> Iterator[str]:
     """``a.b as c, d`` names ``a.b`` and ``d``; ``*`` names nothing."""
     for part in _COMMENT.sub(b"", listed).strip(b"() \t\r\n\\").split(b","):
         found = _NAME.match(part.strip(b" \t\r\n\\"))
-        if found is not None:
+        if found is not None and len(found[0]) <= _MAX_NAME_BYTES:
             yield found[0].decode(errors="replace")
 
 
