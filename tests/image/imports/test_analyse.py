@@ -155,3 +155,13 @@ def test_an_image_without_programs_has_none(node: Node, region: Region, tmp_path
     distribute.push(folder, "data", region, node.ssd, a_job())
     assert not folder.imports_path.exists()
     assert list((tmp_path / "region").rglob("imports.bin.zst")) == []
+
+
+def test_a_push_waits_for_no_analysis_that_takes_too_long(
+    root: Path, node: Node, region: Region, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(distribute, "ANALYSIS_S", 0.0)
+    folder = node.add_image(root)
+    assert distribute.push(folder, "app", region, node.ssd, a_job())["digest"] == folder.digest
+    assert not folder.imports_path.exists()
+    assert "takes more than 0 s" in caplog.text

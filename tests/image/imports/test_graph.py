@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.chunks.blobs import held
 
 from glowplug.chunks.table import ChunkTable
+from glowplug.image.imports import graph as graphs
 from glowplug.image.imports.command import predicted_chunks
 from glowplug.image.imports.graph import ImportGraph, Node
 from glowplug.image.index.erofs_write import write_index
@@ -94,3 +95,17 @@ def test_anything_else_is_refused(table: ChunkTable, data: bytes) -> None:
 def test_a_graph_of_another_image_is_refused(table: ChunkTable) -> None:
     with pytest.raises(InvalidInput, match="a chunk that the image does not have"):
         ImportGraph.parse(ImportGraph.of([Node("a", (), [(CHUNKS, 1)])]).encode(), table)
+
+
+def test_chunks_that_are_named_over_and_over_end_somewhere(
+    table: ChunkTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "MAX_NAMED_CHUNKS", 30)
+    graph = ImportGraph.of([Node("a", (), [(0, 10)] * 3 + [(10, 2)])])
+    assert list(graph.chunks([0])) == list(range(10))
+
+
+def test_a_graph_that_would_be_too_large_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MAX_GRAPH_BYTES", 80)
+    with pytest.raises(InvalidInput, match="too large"):
+        ImportGraph.of([Node("a", [0] * 11, [])])

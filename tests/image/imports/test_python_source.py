@@ -81,3 +81,19 @@ def test_it_finds_what_the_interpreter_loads(module: str) -> None:
     }
     assert {name for name in files if name.startswith(f"{module}.")} <= named
     assert ast.parse(files[module].read_bytes())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"from a import (\n" * 60_000,  # none is closed: each would be looked for to the end of the file
+        b"import " + b"a." * 100_000 + b"a\n",
+        b"from " + b"a." * 50_000 + b"a import " + b"b, " * 50_000 + b"b\n",
+        b"from a import (" + b"b, # )\n" * 100_000 + b")\n",
+    ],
+)
+def test_a_hostile_source_takes_no_more_time_and_names_than_it_has_bytes(source: bytes) -> None:
+    named = 0
+    for name in imported_by(source, "a.b", is_package=False):
+        named += len(name)
+    assert named < 8 * len(source)
