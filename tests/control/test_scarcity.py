@@ -92,6 +92,14 @@ def test_prices_are_read_again_and_forgotten_when_nobody_plans_any_more(tmp_path
     assert prices.of(wanted) is None
 
 
+def test_a_price_for_no_gpus_is_not_ours(tmp_path: Path) -> None:
+    clock = ManualClock(1_000_000.0)
+    publish(tmp_path, *H100, at_s=clock.wall())
+    file = tmp_path / "prices.json"
+    file.write_text(file.read_text().replace('"gpus":4', '"gpus":0'))
+    assert ScarcityPrices(tmp_path, clock).of(Resources(gpu="H100")) is None
+
+
 @pytest.mark.parametrize(
     ("usd_per_h", "weighed"),
     [([2.0, 8.0], [2.0, 8.0]), ([2.0, None], [1.0, 1.0]), ([None], [1.0]), ([], [])],

@@ -30,7 +30,7 @@ class ScarcityPrice:
 
 class _Line(BaseModel):
     gpu: str
-    gpus: int
+    gpus: int = Field(ge=1)
     gpu_usd_per_h: float = Field(allow_inf_nan=False)
     slot_usd_per_h: float = Field(allow_inf_nan=False)
 

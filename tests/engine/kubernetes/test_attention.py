@@ -15,6 +15,7 @@ from glowplug.engine.kubernetes.counters import OperatorCounters
 from glowplug.engine.kubernetes.kopf_memory import AttemptStorage, DigestStorage
 from glowplug.engine.kubernetes.names import APPS, FINALIZER, REDEPLOY_ANNOTATION
 from glowplug.types.clock import ManualClock
+from glowplug.types.errors import InvalidInput
 
 EVERY_S = 5.0
 
@@ -136,3 +137,50 @@ def test_attempts_count_for_one_process_and_one_specification() -> None:
     assert fetched(storage) == record, "as it was, or kopf writes it again and again"
     assert fetched(AttemptStorage()) is None
     assert fetched(storage, servers=[server(port=9000)]) is None
+
+
+UNSOUND = pytest.mark.parametrize("written", ["{", "[1]", "[" * 100_000], ids=["torn", "a list", "deep"])
+
+
+@UNSOUND
+def test_what_somebody_else_noted_as_handled_is_not_handled(
+    api: FakeApi, attention: Attention, clock: ManualClock, written: str
+) -> None:
+    body = app()
+    body["metadata"]["annotations"] = {"operator.glowplug.dev/handled": written}
+    api.create(APPS, body, NAMESPACE)
+    looks(api, attention, clock, 20.0)
+    assert reminder(api)
+    handled(api)
+    looks(api, attention, clock, 2 * DEAF_AFTER_S)
+
+
+@UNSOUND
+def test_what_somebody_else_noted_as_an_attempt_is_none(written: str) -> None:
+    whole: Any = app()
+    whole["metadata"]["annotations"] = {"operator.glowplug.dev/deploy": written}
+    assert AttemptStorage().fetch(key=kopf.HandlerId("deploy"), body=kopf.Body(whole)) is None
+
+
+def test_a_reminder_that_is_refused_keeps_nobody_from_theirs_and_is_no_deafness(
+    api: FakeApi,
+    attention: Attention,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    patch = api.patch
+
+    def refused(resource: str, name: str, *rest: Any, **named: Any) -> Any:
+        if name == "a-shop":
+            raise InvalidInput("metadata.annotations: too long", remedy="Correct the named fields.")
+        return patch(resource, name, *rest, **named)
+
+    monkeypatch.setattr(api, "patch", refused)
+    api.create(APPS, app("a-shop"), NAMESPACE)
+    api.create(APPS, app("shop"), NAMESPACE)
+    looks(api, attention, clock, 30.0)
+    assert reminder(api)
+    handled(api)
+    looks(api, attention, clock, 3 * DEAF_AFTER_S)
+    assert (reminder(api, "a-shop"), "app a-shop cannot be told of again" in caplog.text) == (None, True)

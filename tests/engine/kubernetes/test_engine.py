@@ -14,7 +14,7 @@ from glowplug.engine.kubernetes.names import API_VERSION, DAEMON_SETS, NODES, PO
 from glowplug.engine.kubernetes.quantities import bytes_of, count_of
 from glowplug.engine.port import Demand, Engine, MachineState
 from glowplug.types.clock import ManualClock
-from glowplug.types.errors import NotFound, ResourceExhausted, Unavailable
+from glowplug.types.errors import InvalidInput, NotFound, ResourceExhausted, Unavailable
 
 GIB = 1 << 30
 
@@ -256,6 +256,38 @@ def test_a_pool_that_cannot_be_meant_is_refused_in_its_status_and_changes_nothin
     engine.reconcile()
     assert condition(api.get(POOLS, "h100", NAMESPACE))["status"] == "True"
     assert len(claims(api)) == 3
+
+
+def test_a_pool_whose_claims_are_refused_is_told_so_and_keeps_no_other_from_its_machines(
+    api: FakeApi,
+    engine: KubernetesEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    create = api.create
+
+    def checked(resource: str, body: Any, namespace: str | None = None) -> Any:
+        if "a b" in body["spec"].get("nodeSelector", {}):
+            raise InvalidInput("spec.nodeSelector: Invalid value: a b", remedy="Correct the named fields.")
+        return create(resource, body, namespace)
+
+    monkeypatch.setattr(api, "create", checked)
+    pool(api, "a-bad", nodeSelector={"a b": "1"}, minMachines=1)
+    pool(api, minMachines=1)
+    engine.reconcile()
+    said = condition(api.get(POOLS, "a-bad", NAMESPACE))
+    assert (said["status"], said["reason"]) == ("False", "InvalidInput")
+    assert "spec.nodeSelector" in said["message"]
+    assert set(claims(api)) == {"glowplug-claim-h100-0"}
+    assert (wanted(api, "a-bad"), condition(api.get(POOLS, "h100", NAMESPACE))["status"]) == (1, "True")
+    writes = len(api.writes)
+    engine.reconcile()
+    assert len(api.writes) == writes, "it is said once"
+    assert caplog.text.count("pool a-bad: its claims are refused") == 1
+    api.patch(POOLS, "a-bad", {"spec": {"nodeSelector": {"a b": None, "a": "1"}}}, NAMESPACE)
+    engine.reconcile()
+    assert condition(api.get(POOLS, "a-bad", NAMESPACE))["status"] == "True"
+    assert len(claims(api)) == 2
 
 
 def test_a_status_that_somebody_broke_is_written_anew(api: FakeApi, engine: KubernetesEngine) -> None:

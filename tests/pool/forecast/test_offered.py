@@ -131,6 +131,20 @@ def test_how_long_a_request_takes_is_not_forgotten_in_quiet_weeks() -> None:
     assert line.load.service_s == pytest.approx(before_s, rel=0.1)
 
 
+def test_requests_that_take_longer_than_any_before_are_believed_before_ten_of_them_ended() -> None:
+    line = Line(OfferedLoad(5.0), per_s=2, service_s=1.0)
+    line.run(200, room=50)
+    line.per_s = 0
+    line.run(3_600, room=50)
+    line.per_s, line.service_s = 50, 600.0
+    line.run(1, room=50)
+    line.per_s = 0
+    assert 40 <= line.run(120, room=50) <= 50
+    line.run(600, room=50)
+    assert line.load.service_s is not None
+    assert 300 <= line.load.service_s <= 600, "what was too long while few had ended is put right"
+
+
 def test_a_control_plane_that_began_anew_is_no_flood() -> None:
     line = Line(OfferedLoad(5.0), per_s=2, service_s=4.0)
     before = line.run(200, room=50)

@@ -40,6 +40,7 @@ class Cluster:
         self.busy: dict[str, float] = {}
         self.log: list[str] = []
         self.answers = True
+        self.removes = True
         self.is_reachable = True
         self._lock = threading.Lock()
 
@@ -83,6 +84,8 @@ class Cluster:
             self.nodes[node] = not undo
 
     def remove(self, node: str) -> None:
+        if not self.removes:
+            raise Unavailable("The control plane does not answer.", remedy="Start it.")
         with self._lock:
             self.log.append("remove")
             self.nodes.pop(node, None)
@@ -181,6 +184,23 @@ def test_while_the_control_plane_is_silent_nothing_is_concluded_about_nodes(tmp_
             ticks(loop, 1)
         assert held_of(LedgerView.read(tmp_path)).machine == held.machine
     assert cluster.log == ["join"]
+
+
+def test_the_node_of_a_machine_that_its_provider_took_is_removed_and_no_other(tmp_path: Path) -> None:
+    cluster = Cluster()
+    others = {"by-hand", "test-0123abcd-x", "test-89abcdef-1"}
+    with running(tmp_path, cluster.supplier(), cluster, **JOINED) as loop:
+        held = held_of(tick_until(loop, tmp_path, is_ready))
+        cluster.nodes.update(dict.fromkeys(others, False))
+        cluster.removes = False
+        cluster.paper.take(held.machine)
+        told = 'glowplug_pool_failures_total{what="remove"}'
+        tick_until(loop, tmp_path, lambda _view: told in failures(tmp_path))
+        cluster.removes = True
+        tick_until(loop, tmp_path, lambda _view: held.node not in cluster.nodes)
+        tick_until(loop, tmp_path, is_ready)
+    assert others < set(cluster.nodes)
+    assert (cluster.log.count("remove"), cluster.log.count("down")) == (1, 0)
 
 
 def test_machines_on_paper_cannot_become_nodes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from glowplug.pool.planner.state import FleetState, HeldMachine, Standing, shift
 from glowplug.pool.planner.workforce import NodeToken, Work
 from glowplug.pool.providers.shell import Ran, Shell, run_program
 from glowplug.pool.run_settings import JoinSettings
-from glowplug.types.errors import DeadlineExceeded, Unavailable
+from glowplug.types.errors import DeadlineExceeded, NotFound, Unavailable
 
 from .world import POOL as WORLD_POOL
 from .world import STEP_S, World, file_of
@@ -133,6 +133,7 @@ class Nodes:
         self.heard: set[str] = set()
         self.live_tokens: set[str] = set()
         self.removed: list[str] = []
+        self.answers = True
 
     def look(self) -> Work:
         return Work(heard=frozenset(self.heard))
@@ -148,6 +149,8 @@ class Nodes:
         raise AssertionError("a joiner drains nothing")
 
     def remove(self, node: str) -> None:
+        if not self.answers:
+            raise Unavailable("The control plane does not answer.", remedy="Start it.")
         self.removed.append(node)
 
 
@@ -201,7 +204,7 @@ def test_what_runs_on_a_machine_that_is_no_node_is_left_alone(tmp_path: Path) ->
     nodes, machine = Nodes(), Machine(tmp_path, is_node=False)
     nodes.heard.add("fleet-1")
     joiner(nodes).join(machine, "fleet-1", POOL, {})
-    joiner(nodes).leave(machine, "fleet-1")
+    joiner(nodes).leave(lambda: machine, "fleet-1")
     assert [call.split()[0] for call in machine.calls] == ["cluster"]
 
 
@@ -270,10 +273,27 @@ def test_a_machine_leaves_the_cluster_before_it_is_stopped_and_an_error_says_wha
     tmp_path: Path,
 ) -> None:
     nodes, machine = Nodes(), Machine(tmp_path)
-    joiner(nodes).leave(machine, "fleet-1")
+    joiner(nodes).leave(lambda: machine, "fleet-1")
     assert (nodes.removed, machine.calls) == (["fleet-1"], ["down token="])
     with pytest.raises(Unavailable, match="ends with 4"):
-        joiner(nodes).leave(Machine(tmp_path, 4), "fleet-1")
+        joiner(nodes).leave(lambda: Machine(tmp_path, 4), "fleet-1")
+
+
+def test_what_runs_is_ended_without_the_control_plane_and_the_node_removed_without_the_machine(
+    tmp_path: Path,
+) -> None:
+    nodes, machine = Nodes(), Machine(tmp_path, 4)
+
+    def is_gone() -> Shell:
+        raise NotFound("The machine is not there.", remedy="It is asked for anew.")
+
+    with pytest.raises(NotFound):
+        joiner(nodes).leave(is_gone, "fleet-1")
+    assert nodes.removed == ["fleet-1"]
+    nodes.answers = False
+    with pytest.raises(Unavailable, match="control plane does not answer"):
+        joiner(nodes).leave(lambda: machine, "fleet-1")
+    assert machine.calls == ["down token="]
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.pool.program.check import violations
 
+from glowplug.pool.program import integers
 from glowplug.pool.program.assembly import assemble
 from glowplug.pool.program.highs import pass_to_highs, quiet_highs, run_highs
 from glowplug.pool.program.integers import restrict, solve_whole
-from glowplug.pool.program.parts import independent_parts
+from glowplug.pool.program.parts import Part, independent_parts
 from glowplug.pool.program.problem import Problem
+from glowplug.types.errors import DeadlineExceeded
 
 from .problems import fleet, pool_id
 
@@ -76,3 +79,22 @@ def test_a_budget_that_binds_is_kept_by_all_of_them_together() -> None:
     assert violations(found.plan) == []
     assert found.plan.solution.objective == pytest.approx(best_usd(problem), abs=CENTS_USD)
     assert found.plan.solution.objective > free.solution.objective
+
+
+def test_a_try_without_the_budget_that_finds_nothing_leaves_half_of_the_time_for_one_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = two_kinds(budget_usd_per_h=1e6)
+    solve, given_s = integers._branch_and_bound, []
+
+    def slow_at_first(part: Part, timeout_s: float, gap: float) -> Any:
+        given_s.append(timeout_s)
+        if len(given_s) == 1:
+            raise DeadlineExceeded("HiGHS had no plan.", remedy="Wait.", stage="solve")
+        return solve(part, timeout_s, gap)
+
+    monkeypatch.setattr(integers, "_branch_and_bound", slow_at_first)
+    found = solve_whole(assemble(problem), 100.0, GAP)
+    assert given_s[1:] == [50.0]
+    assert violations(found.plan) == []
+    assert found.plan.solution.objective == pytest.approx(best_usd(problem), abs=CENTS_USD)

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Network
@@ -128,6 +129,54 @@ def test_one_that_is_taken_away_or_forgotten_is_unmade_with_what_runs_there(
     paper.take(found.machine)
     (gone,) = hosted.machines("test", CALL_S)
     assert (gone.state, hosts.running()) == (MachineState.GONE, [])
+
+
+def test_one_that_cannot_be_ended_silences_no_other_and_is_tried_again(
+    hosts: NamespaceHosts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, hosted = provider(hosts)
+    hosted.request(Order("test-0123abcd-1", "test", POOL, "cpu", 1), CALL_S)
+    found = until_up(hosted)
+    hosts.start("of-another-life")
+    busy = tmp_path / "m-here" / "of-another-life" / "busy"
+    busy.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", busy], check=True)
+    try:
+        assert hosted.machines("test", CALL_S) == [found]
+        assert "of-another-life cannot be ended" in caplog.text
+        assert "of-another-life" in hosts.running()
+    finally:
+        subprocess.run(["umount", busy], check=True)
+    assert hosted.machines("test", CALL_S) == [found]
+    assert hosts.running() == [found.machine]
+
+
+def test_a_listing_that_takes_long_ends_nothing_that_came_up_meanwhile(
+    hosts: NamespaceHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, hosted = provider(hosts)
+    hosted.request(Order("test-0123abcd-1", "test", POOL, "cpu", 1), CALL_S)
+    looks, let_go = threading.Event(), threading.Event()
+    running = hosts.running
+
+    def slowly() -> list[str]:
+        looks.set()
+        assert let_go.wait(CALL_S)
+        return running()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hosts, "running", slowly)
+        first = threading.Thread(target=hosted.machines, args=("test", CALL_S))
+        first.start()
+        assert looks.wait(CALL_S)
+    try:
+        with pytest.raises(DeadlineExceeded, match="Another listing"):
+            hosted.machines("test", 0.5)  # it would be up by now
+    finally:
+        let_go.set()
+        first.join(CALL_S)
+    found = until_up(hosted)
+    assert running() == [found.machine]
 
 
 def test_what_runs_on_a_machine_does_not_outlive_a_command_that_takes_too_long(hosts: NamespaceHosts) -> None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from glowplug.engine.kubernetes.claims import Claim, Claims
 from glowplug.engine.kubernetes.conditions import READY, Statement, conditions
@@ -34,7 +35,7 @@ from glowplug.engine.kubernetes.pools import wanted_machines
 from glowplug.engine.kubernetes.quantities import bytes_of, count_of
 from glowplug.engine.port import Demand, Machine, MachineState
 from glowplug.types.clock import Clock
-from glowplug.types.errors import NotFound, Unavailable
+from glowplug.types.errors import InvalidInput, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -165,13 +166,21 @@ class KubernetesEngine:
     def _reach(
         self, pools: Sequence[FoundPool], wanted: Mapping[str, int], statement: Statement | None = None
     ) -> None:
-        """Without ``statement`` what was said stays said."""
+        """Without ``statement`` what was said stays said. A pool whose claims the API server refuses is told
+        so in its status, and keeps no other from its machines.
+        """
         claims = self._claims.all()
         for pool in pools:
             count = wanted[pool.name]
             ours = [claim for claim in claims if claim.pool == pool.name]
             running = sum(bool(claim.node) for claim in ours)
+            # What is wanted is written down before it is done: a successor finishes it.
+            noted = pool.status.model_copy(update={"wanted": count})
+            pool.tell(self._api, noted)
             said = {READY: statement or AS_WANTED} if statement or not _is_limited(pool) else {}
+            problem = self._claim(pool, count, claims)
+            if problem is not None:
+                said = {READY: Statement.of_error(problem)}
             told = conditions(
                 pool.status.conditions,
                 said,
@@ -185,9 +194,16 @@ class KubernetesEngine:
                 pending=max(0, count - running),
                 conditions=told,
             )
-            # What is wanted is written down before it is done: a successor finishes it.
-            pool.tell(self._api, status)
+            if replace(pool, status=noted).tell(self._api, status) and problem is not None:
+                log.warning("pool %s: its claims are refused: %s", pool.name, problem)
+
+    def _claim(self, pool: FoundPool, count: int, claims: list[Claim]) -> InvalidInput | None:
+        """What the API server has against it."""
+        try:
             self._claims.reach(pool.name, pool.spec, count, claims)
+        except InvalidInput as problem:
+            return problem
+        return None
 
     def _machines(self, pools: Sequence[FoundPool], claims: Sequence[Claim]) -> list[Machine]:
         # One that is ending may have its successor beside it already, which counts.

@@ -126,6 +126,9 @@ class OfferedLoad:
         self._ended = kept * self._ended + left
         if self._ended >= _FEW:
             self._service_s = self._busy_s / self._ended
+        elif self._service_s is not None:
+            # What is remembered says nothing of requests that have taken longer already.
+            self._service_s = max(self._service_s, self._busy_s / _FEW)
         arrived = left + in_flight + waiting - then_in_flight - then_waiting
         self._note(at_s, self._came[-1] + max(arrived, 0.0))
         self._last = (in_flight, waiting, ended)

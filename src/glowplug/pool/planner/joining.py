@@ -95,9 +95,19 @@ class NodeJoiner:
                 )
             self._sleep(_POLL_S)
 
-    def leave(self, shell: Shell, node: str) -> None:
-        """Take the node out of the cluster, and end what runs on the machine. Raises GlowplugError."""
-        self._workforce.remove(node)
+    def leave(self, shell_of: Callable[[], Shell], node: str) -> None:
+        """Take the node out of the cluster, and end what runs on the machine: each whether or not the other
+        can be done. Raises GlowplugError, of two the first.
+        """
+        try:
+            self._workforce.remove(node)
+        except GlowplugError:
+            with suppress(GlowplugError):
+                self._end(shell_of(), node)
+            raise
+        self._end(shell_of(), node)
+
+    def _end(self, shell: Shell, node: str) -> None:
         ran = shell.run(_LEAVE.format(root=_ROOT), self._settings.leave_s)
         if ran.code != 0:
             raise Unavailable(

@@ -149,6 +149,7 @@ class PlannerLoop:
         self._write_supply_log()
         self._act(decision)
         self._tell_nodes(work)
+        self._remove_nodes_without_a_machine(work)
         self._publish(decision, self._clock.monotonic() - started_s)
         return decision
 
@@ -280,6 +281,19 @@ class PlannerLoop:
                 except GlowplugError as problem:
                     self._failed("drain", f"{held.node}: {problem}")
                     return  # each may take its time to fail, and there is another step
+
+    def _remove_nodes_without_a_machine(self, work: Work) -> None:
+        """Of machines that ended by themselves, or could not leave, the control plane still has the nodes."""
+        if self._workforce is None or work.listed is None:
+            return
+        state = self._planner.state
+        kept = {held.node for held in state.machines.values()}
+        for node in sorted(name for name in work.listed - kept if state.is_our_node(name)):
+            try:
+                self._workforce.remove(node)
+            except GlowplugError as problem:
+                self._failed("remove", f"{node}: {problem}")
+                return  # each may take its time to fail, and there is another step
 
     def _call(
         self, cloud: str, key: Key, method: Callable[[Supplier], Callable[..., Any]], *asked: Any

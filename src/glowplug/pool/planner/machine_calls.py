@@ -80,9 +80,13 @@ class MachineCalls:
                 self._submit(held, "join", partial(self._join, self._joiner, held))
 
     def has_left(self, held: HeldMachine) -> bool:
-        """Whether the machine is no node any more, or leaving failed; if it is one, it begins to leave."""
+        """Whether the machine is no node any more, or leaving failed; if it is one, it begins to leave, once
+        it does not become one at the same time.
+        """
         if not held.node or held.machine in self._left or self._joiner is None:
             return True
+        if ("join", held.machine) in self._lanes[held.pool.cloud].open_keys:
+            return False
         self._submit(held, "leave", partial(self._leave, self._joiner, held))
         return False
 
@@ -96,7 +100,7 @@ class MachineCalls:
         joiner.join(self._shell_of(held), held.node, held.pool, labels)
 
     def _leave(self, joiner: NodeJoiner, held: HeldMachine) -> None:
-        joiner.leave(self._shell_of(held), held.node)
+        joiner.leave(partial(self._shell_of, held), held.node)
 
     def _shell_of(self, held: HeldMachine) -> Shell:
         shell_of = self._suppliers[held.pool.cloud].shell_of

@@ -207,7 +207,7 @@ class Planner:
 
     def _order(self, turn: Turn, pool: Pool, usd_per_h: float) -> None:
         turn.ordered += 1
-        name = f"{self.state.fleet}-{self.state.nonce}-{turn.ordered}"
+        name = f"{self.state.order_prefix}{turn.ordered}"
         order = OpenOrder(name, pool.id, pool.gpu, pool.gpus, usd_per_h, turn.now_s)
         turn.orders[name] = order
         turn.record(order, Happened.ASKED)

@@ -165,6 +165,16 @@ class FleetState:
     limited_since_s: dict[str, float] = field(default_factory=dict)
 
     @property
+    def order_prefix(self) -> str:
+        """What every order's id begins with, and every node's name; a number follows."""
+        return f"{self.fleet}-{self.nonce}-"
+
+    def is_our_node(self, name: str) -> bool:
+        """Whether it is, or was, the node of a machine of this ledger."""
+        number = name.removeprefix(self.order_prefix)
+        return number != name and number.isascii() and number.isdecimal()
+
+    @property
     def rented_usd_per_h(self) -> float:
         """Of every machine that exists."""
         return sum(machine.usd_per_h for machine in self.machines.values())

@@ -9,6 +9,7 @@ to do with each other, as GPU kinds without a budget, is planned one after the o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from glowplug.pool.program.highs import HighsSolver, pass_to_highs, quiet_highs,
 from glowplug.pool.program.linear import LinearProgram
 from glowplug.pool.program.parts import Part, independent_parts
 from glowplug.pool.program.plan import Plan
+from glowplug.types.errors import DeadlineExceeded
 
 WHOLE_PERIODS = 4
 _GAP = 3e-3
@@ -82,15 +84,19 @@ class _Found:
 
 
 def _best(program: LinearProgram, whole: Ints, budget: Ints, timeout_s: float, gap: float) -> _Found:
-    """The best plan without the budget, if it is within the budget: then it is the best with it, too."""
+    """The best plan without the budget, if it is within the budget: then it is the best with it, too. Half
+    of the time is kept for the case that it is not, or is not found.
+    """
     free = independent_parts(_without_rows(program, budget), whole)
     if not len(budget) or len(free) < 2:
         return _by_parts(program, independent_parts(program, whole), timeout_s, gap)
-    found = _by_parts(program, free, timeout_s / 2, gap)
-    spent = program.matrix.tocsr()[budget] @ found.values
-    if (spent <= program.row_upper[budget] + _TOLERANCE).all():
-        return found
-    left_s = max(timeout_s - found.took_s, 0.0)
+    left_s = timeout_s / 2
+    with suppress(DeadlineExceeded):
+        found = _by_parts(program, free, timeout_s / 2, gap)
+        spent = program.matrix.tocsr()[budget] @ found.values
+        if (spent <= program.row_upper[budget] + _TOLERANCE).all():
+            return found
+        left_s = max(timeout_s - found.took_s, 0.0)
     return _by_parts(program, independent_parts(program, whole), left_s, gap)
 
 
