@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import Result
 
+from glowplug.engine.ray import head
 from glowplug.types.errors import Conflict, NotFound
 
 from .conftest import Glowplug
@@ -175,3 +178,17 @@ def test_a_machine_that_was_in_no_ray_cluster_of_ours_is_told_how_to_get_in(
 
 def test_down_where_nothing_runs_does_nothing(glowplug: Glowplug) -> None:
     assert "Nothing was running" in glowplug("cluster", "down").stderr
+
+
+def test_a_join_token_of_the_environment_is_not_handed_on_to_whatever_ray_starts(
+    glowplug: Glowplug, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "environment"
+    program = f"import json, os; print(json.dumps(dict(os.environ)), file=open({str(seen)!r}, 'w'))"
+    monkeypatch.setattr(head, "check_installed", lambda: None)
+    monkeypatch.setattr(head, "join_command", lambda *_, **__: [sys.executable, "-c", program])
+    monkeypatch.setenv("GLOWPLUG_JOIN_TOKEN", "rays-own")
+    glowplug("cluster", "join", "10.0.0.1:6379", "--engine", "ray")
+    environment = json.loads(seen.read_text())
+    assert environment["RAY_AUTH_TOKEN"] == "rays-own"
+    assert "GLOWPLUG_JOIN_TOKEN" not in environment

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import Response
+from tests.ports import free_port
 
 from glowplug.cli.pool_fleet import read_metrics
 from glowplug.cli.pool_nodes import Nodes
@@ -168,3 +169,12 @@ def test_what_nodes_of_the_control_plane_do_is_what_they_are_worth(
         read_metrics(session)
     with pytest.raises(Unavailable, match="not running"):
         read_metrics(Session(StateDir(tmp_path)))
+
+
+def test_metrics_of_the_control_plane_beside_us_are_not_asked_of_a_proxy(
+    control: FakeControl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    control.raw_answer = Response("glowplug_held_requests 1.0\n")
+    assert read_metrics(Session(StateDir(tmp_path), url=control.url)) == "glowplug_held_requests 1.0\n"

@@ -11,12 +11,19 @@ import pytest
 
 from glowplug.engine import engine_beside
 from glowplug.engine.control_api import ControlApi
-from glowplug.engine.demand_desk import AGAIN_S, DemandDesk
-from glowplug.engine.engine_beside import EngineBeside
+from glowplug.engine.demand_desk import AGAIN_S, DemandDesk, read_answer
+from glowplug.engine.engine_beside import RELEASE_TIMEOUT_S, EngineBeside
 from glowplug.engine.port import Demand
 from glowplug.engine.status import write_status
 from glowplug.types.clock import ManualClock, SystemClock
-from glowplug.types.errors import DeadlineExceeded, GlowplugError, NotFound, ResourceExhausted, Unavailable
+from glowplug.types.errors import (
+    Conflict,
+    DeadlineExceeded,
+    GlowplugError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from glowplug.types.paths import StateDir
 
 from .recording_engine import RecordingEngine
@@ -37,7 +44,7 @@ class Both:
         self.tell()
 
     def restart(self) -> None:
-        self.desk = DemandDesk(self.state, self.engine, self.clock)
+        self.desk = DemandDesk(self.state, self.engine, self.clock, self.tell)
 
     def tell(self) -> None:
         now = SystemClock().wall()
@@ -117,6 +124,35 @@ def test_a_machine_is_let_go_of_once_even_if_the_engine_is_started_again(both: B
     assert both.engine.released == ["id-beta"], "it may have been taken again since"
 
 
+def test_a_machine_that_was_let_go_of_is_not_told_as_one_that_runs_once_the_release_is_over(
+    both: Both,
+) -> None:
+    both.engine.give("beta", "gamma")
+    both.tell()
+    with both.looking():
+        both.beside.release("id-beta")
+    assert [one.node for one in both.beside.machines()] == ["gamma"]
+
+
+def test_a_machine_that_has_to_stay_is_the_answer_and_the_rest_is_asked_for(both: Both) -> None:
+    both.engine.own = "own"
+    both.engine.give("own")
+    both.tell()
+    with both.looking():
+        both.beside.ask(TWO)
+        with pytest.raises(Conflict, match="It stays"):
+            both.beside.release("id-own")
+    assert both.engine.asked == [TWO, TWO]
+    both.desk.look()
+    assert both.engine.asked == [TWO, TWO], "to ask again at once helps nobody"
+    both.clock.advance(AGAIN_S)
+    both.desk.look()
+    assert both.engine.asked == [TWO, TWO, TWO]
+    answer = read_answer(both.state)
+    assert answer is not None
+    assert (answer.error or {}).get("code") == "conflict", "it is no other answer by being asked again"
+
+
 def test_a_machine_that_nobody_knows_is_said_to_be_unknown(both: Both) -> None:
     for call in (both.beside.release, both.beside.drain):
         with pytest.raises(NotFound):
@@ -135,6 +171,16 @@ def test_an_engine_that_says_nothing_is_said_to(both: Both) -> None:
     write_status(both.state, "recording", "", SystemClock().wall(), error=away)
     with pytest.raises(Unavailable, match="its head does not answer"):
         both.beside.reconcile()
+    broken = GlowplugError("The control plane failed.", remedy="Look at its log.")
+    write_status(both.state, "recording", "", SystemClock().wall(), error=broken)
+    with pytest.raises(Unavailable, match=r"could not look: The control plane failed\.") as told:
+        both.beside.machines()
+    assert told.value.remedy == "Look at its log."
+
+
+def test_an_engine_that_is_busy_with_a_release_is_not_taken_for_silent(both: Both) -> None:
+    write_status(both.state, "recording", "", SystemClock().wall() - RELEASE_TIMEOUT_S, machines=[])
+    assert both.beside.machines() == []
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"version": 2, "id": "a"})])

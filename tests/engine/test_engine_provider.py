@@ -110,6 +110,51 @@ def test_what_the_engine_can_never_have_is_refused_and_not_asked_for_any_more(
     assert list(listed(provider)) == [order(1).id]
 
 
+def test_a_request_that_the_engine_may_not_have_heard_is_made_again(
+    engine: RecordingEngine, provider: EngineProvider
+) -> None:
+    engine.is_away = True
+    with pytest.raises(Unavailable):
+        provider.request(order(1), CALL_S)
+    engine.is_away = False
+    provider.request(order(1), CALL_S)
+    assert engine.asked == [[BOX]]
+    engine.give("beta")
+    assert listed(provider)[order(1).id].address == "beta"
+    asked = len(engine.asked)
+    provider.request(order(1), CALL_S)
+    assert len(engine.asked) == asked, "it has its machine"
+
+
+def test_a_request_that_was_not_heard_may_turn_out_to_be_for_what_nobody_has(
+    engine: RecordingEngine, provider: EngineProvider
+) -> None:
+    engine.is_away = True
+    with pytest.raises(Unavailable):
+        provider.request(order(1), CALL_S)
+    engine.is_away, engine.most = False, 0
+    with pytest.raises(RequestRefused, match="Nobody has so many"):
+        provider.request(order(1), CALL_S)
+    assert engine.wanted == []
+    assert listed(provider) == {}
+
+
+def test_machines_of_a_kind_that_was_taken_out_of_the_file_can_be_given_back(
+    engine: RecordingEngine, provider: EngineProvider, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        provider.request(order(number), CALL_S)
+    engine.give("beta")
+    listed(provider)
+    less = ENTRY.model_copy(update={"machines": {"gpu-box": ENTRY.machines["gpu-box"]}})
+    after = EngineProvider("ray", less, engine, tmp_path / "engine-ray.json")
+    held = listed(after)
+    assert engine.wanted == [BOX, BOX]
+    after.cancel(order(2).id, CALL_S)
+    after.terminate(held[order(1).id].machine, CALL_S)
+    assert (engine.wanted, engine.released) == ([], ["id-beta"])
+
+
 def test_what_is_given_back_is_let_go_of_after_less_was_asked_for(
     engine: RecordingEngine, provider: EngineProvider
 ) -> None:
@@ -181,12 +226,22 @@ def test_a_machine_is_fit_when_its_agent_has_joined(
     engine: RecordingEngine, provider: EngineProvider
 ) -> None:
     engine.give("beta")
-    engine.give("gamma", state=MachineState.PENDING, why="its agent has not joined yet")
+    engine.give("gamma", state=MachineState.DRAINING, why="by hand")
     assert provider.inspect("beta/1", "beta", "cpu", 1, CALL_S).is_fit
+    verdict = provider.inspect("gamma/1", "gamma", "cpu", 1, CALL_S)
+    assert (verdict.is_fit, verdict.reason) == (False, "by hand")
+
+
+def test_a_machine_that_the_engine_says_nothing_of_at_the_moment_is_neither_fit_nor_unfit(
+    engine: RecordingEngine, provider: EngineProvider
+) -> None:
+    engine.give("gamma", state=MachineState.PENDING, why="its agent has not joined yet")
     for node in ("gamma", "nobody"):
-        verdict = provider.inspect(f"{node}/1", node, "cpu", 1, CALL_S)
-        assert not verdict.is_fit
-        assert verdict.reason
+        with pytest.raises(Unavailable, match=f"does not list {node}"):
+            provider.inspect(f"{node}/1", node, "cpu", 1, CALL_S)
+    engine.is_away = True
+    with pytest.raises(Unavailable, match="is away"):
+        provider.inspect("gamma/1", "gamma", "cpu", 1, CALL_S)
 
 
 def test_a_machine_of_which_nobody_said_what_it_has_is_refused(provider: EngineProvider) -> None:

@@ -338,8 +338,17 @@ def test_a_cluster_without_an_autoscaler_says_what_it_does_not_hold(site: Site) 
 
 def test_an_unreadable_list_of_released_machines_is_an_empty_one(tmp_path: Path) -> None:
     file = tmp_path / "released.json"
-    for content in ("", "{", "7", '["a"]'):
+    for content in ("", "{", "7", "null"):
         file.write_text(content)
         assert "a" not in Released(file)
     Released(file).add("a")
     assert "a" in Released(file)
+
+
+def test_a_list_of_released_machines_of_an_older_version_holds_those_removed_by_hand(tmp_path: Path) -> None:
+    file = tmp_path / "released.json"
+    file.write_text('["a", "b"]')
+    assert "a" in Released(file)
+    assert not Released(file).is_until_wanted("a")
+    Released(file).add("c", until_wanted=True)
+    assert {name: name in Released(file) for name in "abc"} == {"a": True, "b": True, "c": True}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -108,6 +109,20 @@ def test_where_a_router_listens_is_said_by_the_machine_itself_or_else_by_the_con
             assert json.loads(starts(state)[-1]["order"])["serve"] == serve
     finally:
         keeper.close()
+
+
+def test_an_order_of_an_actor_of_an_older_version_says_nothing_of_a_router(state: StateDir) -> None:
+    order = {
+        "control_url": "http://127.0.0.1:1", "token": "no-token", "name": "ray-one", "advertise": "127.0.0.1",
+        "gateway_port": 0, "labels": {},
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "glowplug.engine.ray.starter", "--state", str(state.root)],
+        input=json.dumps(order), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    problem = json.loads(done.stdout)["error"]
+    assert "token" in problem["message"], "it got as far as that"
+    assert done.returncode == 1
 
 
 def test_why_a_machine_could_not_join_is_told(state: StateDir, keeper: AgentKeeper) -> None:

@@ -24,6 +24,7 @@ from glowplug.types.clock import SystemClock
 from glowplug.types.cluster import JoinTokenView, NodeState
 from glowplug.types.errors import DeadlineExceeded, GlowplugError, InvalidInput
 
+JOIN_TOKEN_VARIABLE = "GLOWPLUG_JOIN_TOKEN"  # noqa: S105 - the name of a variable
 _POLL_S = 0.5
 _STYLES = {
     NodeState.READY: "green",
@@ -85,7 +86,7 @@ def join(
     token: Annotated[
         str | None,
         typer.Option(
-            envvar="GLOWPLUG_JOIN_TOKEN",
+            envvar=JOIN_TOKEN_VARIABLE,
             help="A token of `glowplug cluster token`; with --engine ray of an existing cluster, Ray's own.",
         ),
     ] = None,

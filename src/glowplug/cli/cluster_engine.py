@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from glowplug.cli.cluster import EngineName, commands
+from glowplug.cli.cluster import JOIN_TOKEN_VARIABLE, EngineName, commands
 from glowplug.cli.options import parse_assignments, session_of
 from glowplug.cli.session import Session
 from glowplug.engine import embedded
@@ -159,7 +159,7 @@ def join_ray(
     files = session.state.identity.engine
     if address is not None and not (token or "").startswith(PREFIX):
         command = head.join_command(address, advertise, blocks=blocks)
-        environment = os.environ | settings.joining_environment(token, serve)
+        told = settings.joining_environment(token, serve)
     else:
         if address is not None:
             base = join_base(session.state, address, token or "", advertise)
@@ -167,7 +167,10 @@ def join_ray(
             base = read_base(files)
         address = base.address
         command = head.join_command(address, base.host, blocks=blocks)
-        environment = os.environ | settings.base_environment(files, base.token, serve)
+        told = settings.base_environment(files, base.token, serve)
+    # Ray hands all of it on to every worker: whatever runs in one could join with the token.
+    own = {name: value for name, value in os.environ.items() if name != JOIN_TOKEN_VARIABLE}
+    environment = own | told
     if blocks:
         os.execve(command[0], command, environment)  # noqa: S606 - what it becomes is spelled out
     remedy = "Is Ray's head at that address, and has it been started anew since this machine joined?"

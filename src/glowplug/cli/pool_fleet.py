@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
 import typer
 from rich.text import Text
 
@@ -21,8 +20,9 @@ from glowplug.cli.output import Row, print_json, print_table
 from glowplug.cli.pools import commands, pool_extra, print_plan
 from glowplug.cli.session import Session
 from glowplug.cli.text import format_age
+from glowplug.cli.transport import open_transport
 from glowplug.types.clock import SystemClock
-from glowplug.types.errors import InvalidInput, NotFound, Unavailable
+from glowplug.types.errors import GlowplugError, InvalidInput, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from glowplug.engine.port import Engine
@@ -96,14 +96,13 @@ def _engine(session: Session) -> Engine:
 
 def read_metrics(session: Session) -> str:
     """The control plane's, as text. Raises Unavailable."""
-    token = session.find_token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    url = f"{session.find_url()}/metrics"
+    url, token = session.find_url(), session.find_token()
     try:
-        return httpx.get(url, headers=headers, timeout=_METRICS_S).raise_for_status().text
-    except httpx.HTTPError as problem:
+        with open_transport(url, token, _METRICS_S) as transport:
+            return transport.request("GET", "/metrics").decode(errors="replace")
+    except GlowplugError as problem:
         raise Unavailable(
-            f"The control plane does not tell its metrics: {problem}.", remedy="See `glowplug status`."
+            f"The control plane does not tell its metrics: {problem.message}", remedy=problem.remedy
         ) from problem
 
 

@@ -7,7 +7,7 @@ side may die at any point, and what was wanted last is done by who comes after.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from glowplug.engine.port import Demand, Engine
 from glowplug.engine.record import write_atomically
 from glowplug.types.clock import Clock
-from glowplug.types.errors import GlowplugError, NotFound, ResourceExhausted, Unavailable
+from glowplug.types.errors import Conflict, GlowplugError, NotFound, ResourceExhausted, Unavailable
 from glowplug.types.paths import StateDir
 
 AGAIN_S = 30.0
@@ -74,12 +74,19 @@ def read_answer(state: StateDir) -> DemandAnswer | None:
 
 
 class DemandDesk:
-    """The engine's side. :meth:`look` often, from one thread."""
+    """The engine's side. :meth:`look` often, from one thread.
 
-    def __init__(self, state: StateDir, engine: Engine, clock: Clock) -> None:
+    ``released`` is called when machines were let go of, before anybody is told so.
+    """
+
+    def __init__(
+        self, state: StateDir, engine: Engine, clock: Clock, released: Callable[[], None] = lambda: None
+    ) -> None:
         self._state = state
         self._engine = engine
         self._clock = clock
+        self._released = released
+        self._refusal: Conflict | None = None
         answer = read_answer(state)
         self._released_for = answer.id if answer is not None and answer.error is None else ""
         self._done = ""
@@ -88,7 +95,8 @@ class DemandDesk:
     def look(self) -> None:
         """Do what is wanted, if that is new, did not go well, or was long ago.
 
-        Raises what the engine does, but for what it can never have: that is an answer.
+        Raises what the engine does, but for what it can never have, and a machine that it has to keep: those
+        are answers.
         """
         record = read_demand(self._state)
         if record is None:
@@ -98,23 +106,37 @@ class DemandDesk:
             return
         try:
             self._do(record)
+        except ResourceExhausted as error:
+            self._answer(record, error)
         except GlowplugError as error:
-            self._answer(DemandAnswer(id=record.id, error=error.to_dict()))
-            if not isinstance(error, ResourceExhausted):
-                raise
+            self._answer(record, error)
+            raise
         else:
-            self._answer(DemandAnswer(id=record.id))
+            self._answer(record, self._refusal)
         self._done, self._done_at_s = record.id, self._clock.monotonic()
 
     def _do(self, record: DemandRecord) -> None:
         # Once: the same machine may have been taken again for what was wanted in the same breath.
         if record.id != self._released_for:
-            for machine in record.released:
-                with suppress(NotFound):
-                    self._engine.release(machine)
+            self._refusal = self._release(record.released)
             self._released_for = record.id
+            if record.released:
+                self._released()
         self._engine.ask(record.demands)
 
-    def _answer(self, answer: DemandAnswer) -> None:
+    def _release(self, machines: Sequence[str]) -> Conflict | None:
+        """Let go of them; why one of them stays, if one does: to ask again helps nobody."""
+        refusal = None
+        for machine in machines:
+            try:
+                self._engine.release(machine)
+            except NotFound:
+                continue
+            except Conflict as error:
+                refusal = error
+        return refusal
+
+    def _answer(self, record: DemandRecord, error: GlowplugError | None) -> None:
+        answer = DemandAnswer(id=record.id, error=None if error is None else error.to_dict())
         if answer != read_answer(self._state):
             write_atomically(self._state.engine_answer, answer.model_dump_json())

@@ -22,8 +22,10 @@ from glowplug.types.paths import StateDir
 ANSWER_TIMEOUT_S = 45.0
 RELEASE_TIMEOUT_S = 130.0
 """A release gives replicas their time to end."""
-SILENCE_S = 60.0
-"""The engine looks every two seconds; a look at machines that do not answer takes some more."""
+SILENCE_S = RELEASE_TIMEOUT_S + 30.0
+"""The engine looks every two seconds, but not while it releases; a look at machines that do not answer takes
+some more.
+"""
 _POLL_S = 0.1
 
 
@@ -50,7 +52,12 @@ class EngineBeside:
                 remedy=f"Its log is {self._state.logs / 'engine.log'}; is `glowplug cluster up` running?",
             )
         if told.error is not None:
-            raise GlowplugError.from_dict(told.error)
+            error = GlowplugError.from_dict(told.error)
+            if isinstance(error, Unavailable):
+                raise error
+            raise Unavailable(
+                f"The engine {self._name} could not look: {error.message}", remedy=error.remedy
+            ) from error
         return told.machines
 
     def reconcile(self) -> list[Machine]:

@@ -24,8 +24,15 @@ from glowplug.pool.providers.choose import OfEngine
 from glowplug.pool.providers.health import NO_GPU
 from glowplug.pool.providers.port import MachineState as Seen
 from glowplug.pool.providers.port import Order, RequestRefused, Sighting, Supplier, Verdict
-from glowplug.pool.run_settings import EngineEntry, EngineMachine
-from glowplug.types.errors import Conflict, InvalidInput, NotFound, ResourceExhausted, SystemUnfit
+from glowplug.pool.run_settings import EngineEntry
+from glowplug.types.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    ResourceExhausted,
+    SystemUnfit,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +41,9 @@ _PENDING = "pending/"
 
 
 class _Claim(BaseModel):
-    """``node`` is held for an order; None until there is one."""
+    """``node`` is held for an order; None until there is one. It is to hold ``gpus``, ``cpus`` and
+    ``memory_bytes``: what the file said when it was ordered.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,6 +54,8 @@ class _Claim(BaseModel):
     purchase: Purchase
     gpu: str
     gpus: int
+    cpus: float
+    memory_bytes: int
     node: str | None = None
 
 
@@ -69,28 +80,21 @@ class EngineProvider:
 
     def request(self, order: Order, timeout_s: float) -> None:
         """Ask for one machine more. Raises RequestRefused when the engine can never have it."""
-        shape = self._shape_of(order.pool.machine)
         with self._lock:
-            if any(claim.order == order.id for claim in self._claims):
+            claim = next((one for one in self._claims if one.order == order.id), None)
+            if claim is not None and claim.node is not None:
                 return
-            claim = _Claim(
-                order=order.id,
-                fleet=order.fleet,
-                region=order.pool.region,
-                machine=order.pool.machine,
-                purchase=order.pool.purchase,
-                gpu=order.gpu,
-                gpus=0 if order.gpu == NO_GPU else order.gpus,
-            )
-            before = self._claims
-            self._save([*before, claim])
+            if claim is None:
+                claim = self._claim_for(order)
+                self._save([*self._claims, claim])
+            # A claim of before may be one that the engine has not heard of, or never granted.
             try:
                 self._ask()
             except ResourceExhausted as error:
-                self._save(before)
+                self._save([one for one in self._claims if one is not claim])
                 self._ask_again()
                 raise RequestRefused(
-                    f"{order.pool}: no machine more with {_words(shape, claim)}: {error.message}",
+                    f"{order.pool}: no machine more with {_words(_demand(claim))}: {error.message}",
                     remedy=error.remedy,
                     order=order.id,
                 ) from error
@@ -122,17 +126,24 @@ class EngineProvider:
                 self._let_go(claim)
 
     def inspect(self, machine: str, address: str, gpu: str, gpus: int, timeout_s: float) -> Verdict:
-        """Fit is one whose agent has joined and is kept: the engine has started it, and control hears it."""
+        """Fit is one whose agent has joined and is kept: the engine has started it, and control hears it.
+
+        Raises Unavailable while the engine says nothing, or not that the machine is at work.
+        """
         with self._lock:
             found = _by_node(self._engine.machines()).get(address)
-        if found is None or found.state is not MachineState.RUNNING:
-            return Verdict(False, found.why if found else "the engine does not list it")
-        return Verdict(True)
+        if found is None:
+            raise Unavailable(
+                f"The engine {self._engine.name} does not list {address} as at work.",
+                remedy="`glowplug cluster status` tells why; it is looked at again.",
+                node=address,
+            )
+        return Verdict(True) if _is_usable(found) else Verdict(False, found.why or found.state.value)
 
     # -- what is wanted --------------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        self._engine.ask([_demand(self._shape_of(claim.machine), claim) for claim in self._claims])
+        self._engine.ask([_demand(claim) for claim in self._claims])
 
     def _ask_again(self) -> None:
         """For what was granted once. What is beyond the engine by now is lost, and not listed any more."""
@@ -169,7 +180,7 @@ class EngineProvider:
         for place, claim in enumerate(claims):
             if claim.node is not None:
                 continue
-            demand = _demand(self._shape_of(claim.machine), claim)
+            demand = _demand(claim)
             fits = next((one for one in free if _is_usable(one) and holds(one, demand)), None)
             if fits is not None:
                 free.remove(fits)
@@ -177,14 +188,26 @@ class EngineProvider:
         if claims != self._claims:
             self._save(claims)
 
-    def _shape_of(self, machine: str) -> EngineMachine:
-        try:
-            return self._entry.machines[machine]
-        except KeyError:
+    def _claim_for(self, order: Order) -> _Claim:
+        """With what the machines of its pool are to hold; the file may say something else later."""
+        machine = order.pool.machine
+        shape = self._entry.machines.get(machine)
+        if shape is None:
             raise InvalidInput(
                 f"The engine of {self.name} is not told what a machine {machine!r} has.",
                 remedy=f"Say so under run.providers.{self.name}.machines.",
-            ) from None
+            )
+        return _Claim(
+            order=order.id,
+            fleet=order.fleet,
+            region=order.pool.region,
+            machine=machine,
+            purchase=order.pool.purchase,
+            gpu=order.gpu,
+            gpus=0 if order.gpu == NO_GPU else order.gpus,
+            cpus=shape.cpus,
+            memory_bytes=shape.memory_bytes,
+        )
 
     def _sighting(self, claim: _Claim) -> Sighting:
         pool = PoolId(self.name, claim.region, claim.machine, claim.purchase)
@@ -236,8 +259,9 @@ def _is_usable(machine: Machine) -> bool:
     return machine.state is MachineState.RUNNING
 
 
-def _demand(shape: EngineMachine, claim: _Claim) -> Demand:
-    return Demand(1, shape.cpus, shape.memory_bytes, claim.gpus, claim.gpu if claim.gpus else None)
+def _demand(claim: _Claim) -> Demand:
+    gpu_chip = claim.gpu if claim.gpus else None
+    return Demand(1, claim.cpus, claim.memory_bytes, claim.gpus, gpu_chip)
 
 
 def _machine_of(claim: _Claim) -> str:
@@ -245,6 +269,6 @@ def _machine_of(claim: _Claim) -> str:
     return f"{claim.node}/{claim.order}" if claim.node else f"{_PENDING}{claim.order}"
 
 
-def _words(shape: EngineMachine, claim: _Claim) -> str:
-    gpus = f", {claim.gpus} {claim.gpu}" if claim.gpus else ""
-    return f"{shape.cpus:g} processors, {shape.memory_bytes / (1 << 30):.3g} GiB{gpus}"
+def _words(demand: Demand) -> str:
+    gpus = f", {demand.gpus} {demand.gpu_chip}" if demand.gpus else ""
+    return f"{demand.cpus:g} processors, {demand.memory_bytes / (1 << 30):.3g} GiB{gpus}"

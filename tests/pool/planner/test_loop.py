@@ -29,7 +29,7 @@ from glowplug.pool.planner.metrics import METRICS_NAME
 from glowplug.pool.planner.state import Standing
 from glowplug.pool.planner.workforce import Work, Workforce
 from glowplug.pool.providers.choose import suppliers
-from glowplug.pool.providers.port import Order, Sighting, Supplier
+from glowplug.pool.providers.port import Order, Sighting, Supplier, Verdict
 from glowplug.pool.providers.simulated import Market, SimulatedInspector, SimulatedProvider
 from glowplug.pool.scarcity import read_prices
 from glowplug.types.clock import SystemClock
@@ -182,6 +182,28 @@ def test_a_request_that_hangs_is_made_again_and_makes_one_machine(tmp_path: Path
             loop.tick()
         assert ready(LedgerView.read(tmp_path)) == 1
         assert len(cloud.paper.existing()) == 1
+
+
+class Uncertain:
+    """Simulated: an inspector that cannot tell at first."""
+
+    def __init__(self, paper: SimulatedProvider) -> None:
+        self._paper = SimulatedInspector(paper)
+        self._silences = 2
+
+    def inspect(self, machine: str, address: str, gpu: str, gpus: int, timeout_s: float) -> Verdict:
+        if self._silences:
+            self._silences -= 1
+            raise Unavailable("The engine has said nothing lately.", remedy="Wait.")
+        return self._paper.inspect(machine, address, gpu, gpus, timeout_s)
+
+
+def test_a_machine_of_which_nobody_can_tell_at_the_moment_is_looked_at_again(tmp_path: Path) -> None:
+    paper = SimulatedProvider("paper", CLOCK.wall, Market(lead_time_s=0.1))
+    with running(tmp_path, Supplier(paper, Uncertain(paper)), **ONE) as loop:
+        view = tick_until(loop, tmp_path, lambda view: ready(view) == 1)
+    assert EventKind.UNFIT not in {event.kind for event in view.events}
+    assert 'glowplug_pool_failures_total{what="inspect"} 2.0' in (tmp_path / METRICS_NAME).read_text()
 
 
 def test_the_log_of_another_life_is_settled(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from glowplug.engine.control_api import ControlApi
 from glowplug.engine.counts import EngineCounts
 from glowplug.engine.demand_desk import DemandDesk
+from glowplug.engine.port import Machine
 from glowplug.engine.ray.connected import ConnectedRay
 from glowplug.engine.ray.engine import RayEngine
 from glowplug.engine.ray.released import Released
@@ -77,8 +78,7 @@ class Process:
     def _look(self) -> None:
         now = self._clock.wall()
         try:
-            machines = self._made().reconcile()
-            write_status(self._state, RayEngine.name, self._settings.address, now, machines=machines)
+            self._tell(self._made().reconcile(), now)
             self._serve_the_desk()
         except GlowplugError as error:
             if str(error) != self._last_error:
@@ -95,12 +95,20 @@ class Process:
     def _serve_the_desk(self) -> None:
         """What the planner wants. Its failure is no news of the machines."""
         if self._desk is None:
-            self._desk = DemandDesk(self._state, self._made(), self._clock)
+            self._desk = DemandDesk(self._state, self._made(), self._clock, self._tell_anew)
         try:
             self._desk.look()
         except GlowplugError as error:
             log.warning("what is wanted of Ray: %s", error)
             self._counts.failed()
+
+    def _tell(self, machines: Sequence[Machine], now: float) -> None:
+        write_status(self._state, RayEngine.name, self._settings.address, now, machines=machines)
+
+    def _tell_anew(self) -> None:
+        """A machine that was let go of would be taken for one that runs until the next look."""
+        now = self._clock.wall()
+        self._tell(self._made().machines(), now)
 
     def _made(self) -> RayEngine:
         """The engine; made late, as where others reach us may be for Ray to say."""

@@ -44,7 +44,10 @@ class Released:
 
     def _read(self) -> dict[str, bool]:
         try:
-            return {str(one): bool(wanted) for one, wanted in json.loads(self._file.read_text()).items()}
+            told = json.loads(self._file.read_text())
+            if isinstance(told, list):  # as versions wrote it that let go by hand only
+                return dict.fromkeys(map(str, told), False)
+            return {str(one): bool(wanted) for one, wanted in told.items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, AttributeError):

@@ -34,13 +34,15 @@ _MAX_ORDER_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class _Joining:
+    """The actor that orders it may be of an older version, that knows no ``serve``."""
+
     control_url: str
     token: str
     name: str
     advertise: str
     gateway_port: int
     labels: dict[str, str]
-    serve: str | None
+    serve: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

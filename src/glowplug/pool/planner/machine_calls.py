@@ -17,7 +17,7 @@ from glowplug.pool.planner.state import FleetState, HeldMachine
 from glowplug.pool.providers.port import Supplier, Verdict
 from glowplug.pool.providers.shell import Shell
 from glowplug.pool.run_settings import RunSettings
-from glowplug.types.errors import SystemUnfit
+from glowplug.types.errors import SystemUnfit, Unavailable
 
 _AT_ONCE = 16
 
@@ -115,7 +115,7 @@ class MachineCalls:
         self._lanes[held.pool.cloud].submit((what, held.machine), call)
 
     def _take(self, cloud: str, what: str, name: str, call: Ended) -> None:
-        if what == "inspect":
+        if what == "inspect" and not isinstance(call.error, Unavailable):
             self._health[name] = call.value if call.error is None else Verdict(False, str(call.error))
         elif what == "join" and call.error is None:
             self._joined[name] = Answer(Outcome.DONE)

@@ -123,7 +123,7 @@ class Inspector(Protocol):
 
     def inspect(self, machine: str, address: str, gpu: str, gpus: int, timeout_s: float) -> Verdict:
         """A verdict within ``timeout_s``; a machine that does not answer is unfit. Blocks; never raises for
-        what is wrong with the machine.
+        what is wrong with the machine. Raises Unavailable while nobody can tell: it is asked again.
         """
         ...
 
