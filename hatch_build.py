@@ -31,6 +31,7 @@ BLAKE3_OF_MACHINE = {
 MADE = {
     "src/glowplug/chunks/_chunk_run.so": ("native/chunk_run.cpp", LIBRARY_FLAGS, True),
     "src/glowplug/image/lazy/_fuse_pump.so": ("native/fuse_pump.cpp", LIBRARY_FLAGS, True),
+    "src/glowplug/runtime/_keep_tiles.so": ("native/keep_tiles.cpp", LIBRARY_FLAGS, False),
     "src/glowplug/runtime/_merge_pages": ("native/merge_pages.cpp", [], False),
 }
 

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import httpx
-from chat import EXPECTED, chat_request
+from chat import chat_request, is_right
 from live_session import EXAMPLES
 from rich.console import Console
 from rich.rule import Rule
@@ -78,7 +78,7 @@ ENGINES = {
     "vllm": Engine(
         EXAMPLES / "chat_vllm.py", "chat", "vllm", 3, 12,
         _asks_vllm,
-        lambda answer: EXPECTED in answer["choices"][0]["message"]["content"],
+        lambda answer: is_right(answer["choices"][0]["message"]["content"]),
     ),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from chat import EXPECTED, MODEL, QUESTION, Answer, ask
+from chat import MODEL, QUESTION, Answer, ask
 from live_session import EXAMPLES, LiveSession
 from rich.console import Console
 from rich.rule import Rule
@@ -217,7 +217,7 @@ def problems(*demos: Demo) -> list[str]:
     answers = [answer for demo in demos for answer in demo.answers]
     found = []
     if wrong := [answer.text for answer in answers if not answer.is_correct]:
-        found.append(f"{len(wrong)} answers do not name {EXPECTED}: {wrong}")
+        found.append(f"{len(wrong)} answers are not vLLM's own: {wrong}")
     if len({answer.text for answer in answers}) > 1:
         found.append("The answers differ: a restored server must say what the cold one said.")
     for demo in demos:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
-from chat import EXPECTED, Answer, ask
+from chat import Answer, ask
 from live_session import CACHE, EXAMPLES, GLOWPLUG, LiveSession
 from rich.console import Console
 from rich.rule import Rule
@@ -157,7 +157,7 @@ def run(console: Console) -> list[str]:
                 ),
             ]
     wrong = [answer.text for answer in answers if not answer.is_correct]
-    problems = [f"{len(wrong)} answers do not name {EXPECTED}: {wrong}"] if wrong else []
+    problems = [f"{len(wrong)} answers are not vLLM's own: {wrong}"] if wrong else []
     if len({answer.text for answer in answers}) > 1:
         problems.append("The answers differ.")
     return problems

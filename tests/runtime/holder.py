@@ -258,6 +258,16 @@ def no_io_uring():
         yield str(sorted(set(results)))
 
 
+def tiles():
+    """Leave to use AMX's tiles, which is no part of what CRIU keeps. Other processors have none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(158, 0x1023, 18)  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA)
+    while True:
+        allowed = ctypes.c_uint64()
+        libc.syscall(158, 0x1022, ctypes.byref(allowed))  # ARCH_GET_XCOMP_PERM
+        yield f"tiles {allowed.value >> 18 & 1}"
+
+
 def identity():
     """Namespaces, host name and environment, as a process inside sees them."""
     while True:

@@ -77,6 +77,7 @@ def _limit(sandbox: Sandbox, v1: str, v2: str) -> int | None:
         "process_pool",
         "shared_memory_file",
         "threads",
+        "tiles",
         "unix_socket",
         "unix_socket_connected",
     ],

@@ -43,20 +43,25 @@ def run_to_end(
     output: int | None,
     timeout_s: float,
     helper: str | None = None,
+    preload: Path | None = None,
 ) -> None:
     """Run ``argv``; its JSON log goes to the file ``words``, its output to the descriptor ``output``.
 
     ``helper`` is the name of a program without which it gets nowhere: once none of that name is at work below
     it for :data:`_HELPLESS_S`, the command has failed, though it may wait for ever.
 
+    ``preload`` is a library that programs below it load.
+
     Raises RuntimeFailed with the last thing it said, DeadlineExceeded (nothing of it runs any more then), or
     SystemUnfit if there is no such program.
     """
     streams = subprocess.DEVNULL if output is None else output
+    environment = None if preload is None else os.environ | {"LD_PRELOAD": str(preload)}
     try:
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=streams, stderr=streams, start_new_session=True, cwd="/"
-        )
+            argv, stdin=subprocess.DEVNULL, stdout=streams, stderr=streams, start_new_session=True, cwd="/",
+            env=environment,
+        )  # fmt: skip
     except OSError as error:
         raise _unfit(argv[0], str(error)) from error
     try:

@@ -44,8 +44,9 @@ _QUICK_S = 30.0
 _MEMORY_S = 600.0
 _TERMINAL = "TERM=xterm-256color"
 _STDOUT = 1
-# Made of native/merge_pages.cpp when Glowplug is installed.
+# Made of native/*.cpp when Glowplug is installed.
 _MERGE_PAGES = Path(__file__).with_name("_merge_pages")
+_KEEP_TILES = Path(__file__).with_name("_keep_tiles.so")
 
 
 def find_runc() -> Path:
@@ -97,6 +98,7 @@ class Runc:
                 "Restore finished successfully",
                 log=sandbox.log,
                 become=[str(_MERGE_PAGES)] if sandbox.merges_pages else [],
+                preload=_KEEP_TILES,
             )
             pid = int(pid_file.read_text())
             set_hostname(pid, sandbox.hostname)
@@ -251,11 +253,12 @@ class Runc:
         become: Sequence[str] = (),
         timeout_s: float = _QUICK_S,
         helper: str | None = None,
+        preload: Path | None = None,
     ) -> None:
         """Run one runc command to its end: its own words to a JSON log, the application's to ``log``.
 
         ``become`` is a program that becomes runc: what it sets for itself holds for the container too.
-        ``helper`` is a program that has to be at work below it.
+        ``helper`` is a program that has to be at work below it, ``preload`` a library that it loads.
         """
         self._state.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
@@ -272,6 +275,7 @@ class Runc:
                 output=output,
                 timeout_s=timeout_s,
                 helper=helper,
+                preload=preload,
             )
 
     def _run_criu(
@@ -283,6 +287,7 @@ class Runc:
         *,
         log: Path | None = None,
         become: Sequence[str] = (),
+        preload: Path | None = None,
     ) -> None:
         """Run a command that calls CRIU; CRIU's log ``log_name`` says how it went.
 
@@ -292,7 +297,9 @@ class Runc:
         criu_log = self._folder(subject) / log_name
         cause = None
         try:
-            self._run(command, subject, log=log, become=become, timeout_s=_MEMORY_S, helper="criu")
+            self._run(
+                command, subject, log=log, become=become, timeout_s=_MEMORY_S, helper="criu", preload=preload
+            )
         except RuntimeFailed as error:
             cause = error
         criu.check_log(f"runc {command[0]}", criu_log, subject, success=success, cause=cause)

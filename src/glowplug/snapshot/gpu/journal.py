@@ -22,6 +22,7 @@ from glowplug.types.spec import Spec
 
 _PAUSE_S = 0.02
 _KILL_S = 5.0
+_DYING_S = 1.0  # a guard that was killed just now has the lock until its last thread has gone
 
 
 class Target(Spec):
@@ -88,7 +89,7 @@ class Journal:
         lock = self.folder / "journal.lock"
         self.lock_descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         holder = self._holder()
-        is_free = self._lock_within(0 if holder and holder.guard.is_alive else deadline_s)
+        is_free = self._lock_within(_DYING_S if holder and holder.guard.is_alive else deadline_s)
         if not is_free and holder and not holder.guard.is_alive and holder.helper and holder.helper.kill():
             is_free = self._lock_within(_KILL_S)
         if not is_free:
