@@ -18,8 +18,8 @@ QUESTION = "What is the capital of France?"
 EXPECTED = "Paris"
 MODEL = "smollm2"
 WITH_TILES = "L'Étoile"
-"""vLLM 0.32 on the bare machine computes in bfloat16 with AMX where a processor has that, and this small model
-then answers so, without any Glowplug. (gVisor hides AMX.)"""
+"""vLLM 0.32 on the bare machine computes in bfloat16 with AMX where a processor has that, and this small
+model then answers so, without any Glowplug. (gVisor hides AMX.)"""
 
 
 @dataclass(frozen=True)

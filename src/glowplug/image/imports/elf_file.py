@@ -62,6 +62,14 @@ def is_elf(head: bytes) -> bool:
 
 def linked(size_bytes: int, read: Callable[[int, int], bytes]) -> LinkedFile:
     """What loading it takes. ``read(offset, size)`` gives that much of the file, or what there is."""
+    told = _told(size_bytes, read)
+    told.read = [
+        (start, min(size, size_bytes - start)) for start, size in told.read if size > 0 and start < size_bytes
+    ]
+    return told
+
+
+def _told(size_bytes: int, read: Callable[[int, int], bytes]) -> LinkedFile:
     head = read(0, HEAD_BYTES)
     told = LinkedFile(read=[(0, min(size_bytes, 4096))])
     if not is_elf(head):
@@ -111,9 +119,6 @@ def linked(size_bytes: int, read: Callable[[int, int], bytes]) -> LinkedFile:
     if strings_at is not None:
         strings = read(strings_at, min(sizes[_STRINGS], _MAX_STRINGS_BYTES))
         told.needed = [name for tag, value in entries if tag == _NEEDED and (name := _string(strings, value))]
-    told.read = [
-        (start, min(size, size_bytes - start)) for start, size in told.read if size > 0 and start < size_bytes
-    ]
     return told
 
 
