@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from chat import EXPECTED, Answer, ask
+from chat import Answer, ask, is_right
 from live_session import EXAMPLES, LiveSession, raise_for_error
 
 from glowplug.types.errors import NotFound
@@ -88,15 +88,13 @@ ENGINES = {
             "vllm",
             "chat_vllm.py",
             _chat,
-            lambda text: EXPECTED in text,
+            is_right,
             _EAGER_PROMISE,
             memory_bytes=5 << 30,
         ),
-        Engine(
-            "vllm-compile", "chat_vllm.py", _chat, lambda text: EXPECTED in text, {"p50": 50.0}, _compiled
-        ),
+        Engine("vllm-compile", "chat_vllm.py", _chat, is_right, {"p50": 50.0}, _compiled),
         # Its kernels are stubs on the CPU (PyTorch computes), its weights are real.
-        Engine("sglang", "chat_sglang.py", _chat, lambda text: EXPECTED in text, _EAGER_PROMISE),
+        Engine("sglang", "chat_sglang.py", _chat, is_right, _EAGER_PROMISE),
         Engine("torch", "torch_server.py", _fetch("/"), lambda text: float(text) > 0),
         Engine("light", "runc_server.py", _fetch("/?below=1000000"), lambda text: text.strip() == "78498"),
     )
