@@ -329,6 +329,17 @@ def test_a_failed_restore_leaves_its_id_free(sandboxes: Sandboxes, captured: tup
     assert eventually(lambda: ask(copy))
 
 
+def test_what_a_killed_runc_left_of_its_pid_file_is_in_nobodys_way(
+    sandboxes: Sandboxes, captured: tuple[Sandbox, Path]
+) -> None:
+    original, image = captured
+    copy = sandboxes.describe(*original.args)
+    copy.directory.mkdir(exist_ok=True)
+    (copy.directory / ".sandbox.pid").write_text("12")
+    sandboxes.runtime.restore(copy, image)
+    assert (copy.directory / "sandbox.pid").read_text().isdigit()
+
+
 @pytest.mark.parametrize("deadline_s", [0.01, 0.04, 0.07, 0.1])
 def test_a_restore_that_was_killed_leaves_nothing_and_its_id_free(
     sandboxes: Sandboxes, captured: tuple[Sandbox, Path], monkeypatch: pytest.MonkeyPatch, deadline_s: float

@@ -55,7 +55,7 @@ def test_an_answer_that_differs_is_a_problem(stand_in, command_calls, tmp_path):
 def test_a_wrong_answer_is_a_problem(stand_in, command_calls, tmp_path):
     stand_in.answers = itertools.repeat("The capital of France is Lyon.")
     problems, _shown = run_demo(tmp_path)
-    assert any("do not name Paris" in problem for problem in problems)
+    assert any("are not vLLM's own" in problem for problem in problems)
 
 
 def test_an_answer_of_the_other_node_that_differs_is_a_problem(stand_in, command_calls, tmp_path):

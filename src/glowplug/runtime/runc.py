@@ -73,7 +73,7 @@ class Runc:
     def create(self, sandbox: Sandbox) -> int:
         """``runc create``: the container's first process waits to become the application."""
         with self._prepared(sandbox) as bundle:
-            pid_file = sandbox.directory / "sandbox.pid"
+            pid_file = _pid_file(sandbox)
             command = ["create", "--bundle", str(bundle), "--pid-file", str(pid_file), sandbox.id]
             self._run(command, sandbox.id, log=sandbox.log)
         return int(pid_file.read_text())
@@ -88,7 +88,7 @@ class Runc:
         with self._prepared(sandbox) as bundle:
             self._writable(sandbox.id).load(image / FILES_ARCHIVE)
             self._criu_config(sandbox.id).write_text(criu.restore_options(outside, _STDOUT))
-            pid_file = sandbox.directory / "sandbox.pid"
+            pid_file = _pid_file(sandbox)
             command = ["restore", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file)]
             command += ["--image-path", str(image), "--work-path", str(self._folder(sandbox.id)), sandbox.id]
             self._run_criu(
@@ -307,3 +307,13 @@ class Runc:
 
 def _not_running(sandbox_id: str, pid: int) -> RuntimeFailed:
     return RuntimeFailed(f"Process {pid} is not in {sandbox_id} (any more).", sandbox=sandbox_id, pid=pid)
+
+
+def _pid_file(sandbox: Sandbox) -> Path:
+    """Where runc tells the first process, free for it: a runc that was killed leaves its draft of that file.
+
+    The draft must not exist (createPidFile in runc's utils_linux.go: ``O_EXCL``).
+    """
+    path = sandbox.directory / "sandbox.pid"
+    path.with_name(f".{path.name}").unlink(missing_ok=True)
+    return path
